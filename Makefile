@@ -1,0 +1,37 @@
+# Each goal does all set-up by itself: a virtual environment in .venv with everything installed.
+# Needed beforehand: Python 3.11 or newer, and make.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/installed.stamp
+DEMO   ?= run --backbone random:timm:resnet18 --task voc --protocol smoke --demo --out runs/demo
+CHECKED = $(foreach d,evalsuite pretrain plugins benchmarks tests,$(if $(shell find $(d) -name '*.py' 2>/dev/null),$(d)))
+
+.PHONY: demo test lint bench install
+
+demo: install
+	$(BIN)/evalsuite $(DEMO)
+
+# Two workers of one thread each: the tests are many small jobs, and torch threads would only get in their way.
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict $(CHECKED)
+
+bench: install
+	$(BIN)/python -m benchmarks $(ARGS)
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no python3 found; install Python 3.11 or newer" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "error: $(PYTHON) is older than 3.11; point to a newer one: make PYTHON=..." >&2; exit 2; }
+	@echo "installing into $(VENV) (some gigabytes, some minutes; once) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@touch $@

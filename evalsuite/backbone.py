@@ -1,0 +1,221 @@
+"""What a task sees of a network: pixels in, Features out; and the one file a backbone lives in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from evalsuite.errors import BackboneError
+from evalsuite.files import atomic
+
+if TYPE_CHECKING:
+    from evalsuite.hooks import Registry
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Backbone", "BackboneSpec", "Features", "build", "identity_of"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+HEADER = "evalsuite"  # the key of our entry in a safetensors header
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a backbone says of a batch of images.
+
+    ``pooled`` is one vector an image (B,D); ``maps`` is feature maps by stride, {stride: (B,C,H,W)}; ``tokens``
+    is a set of vectors an image (B,N,D), patches or slots, without class or register tokens.
+    What a backbone does not give is None (``maps``: empty).
+    """
+
+    pooled: Tensor | None = None
+    maps: Mapping[int, Tensor] = field(default_factory=dict)
+    tokens: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """Everything but the weights: enough to build the network again and to feed it rightly.
+
+    ``arch`` is ``scheme:name``; ``options`` go to its builder. ``image_size`` is (height, width) in pixels of the
+    published recipe; other sizes work where the network allows. ``mean`` and ``std`` are per RGB channel for pixels
+    in [0,1]. ``dim`` is the width of ``pooled``; ``strides`` maps each stride to its number of channels.
+    """
+
+    arch: str
+    dim: int
+    strides: Mapping[int, int]
+    gives: frozenset[str]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    image_size: tuple[int, int] = (224, 224)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self) | {
+            "gives": sorted(self.gives),
+            "strides": {str(s): c for s, c in sorted(self.strides.items())},
+            "options": dict(self.options),
+        }
+
+
+Look = Callable[[nn.Module, Tensor], Features]
+Split = Callable[[nn.Module], tuple[nn.Module, nn.Module]]
+
+
+class Backbone(nn.Module):
+    """A network with its spec: ``backbone(pixels)`` takes RGB in [0,1] (B,3,H,W) and returns :class:`Features`.
+
+    Normalisation happens inside. ``net`` is the unmodified module, so its state dict keeps the published names;
+    ``look(net, normalised)`` reads Features off it (default: the module returns Features itself). ``split(net)``,
+    where the architecture allows it, gives the network up to its last stage and that stage, for detectors that run
+    the last stage on regions (Faster R-CNN C4).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, net: nn.Module, spec: BackboneSpec, look: Look | None = None, split: Split | None = None
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.spec = spec
+        self._look, self._split = look, split
+        self._normaliser(spec)
+
+    def _normaliser(self, spec: BackboneSpec) -> None:
+        device = next((p.device for p in self.net.parameters()), torch.device("cpu"))
+        for name, values in (("mean", spec.mean), ("std", spec.std)):
+            self.register_buffer(name, torch.tensor(values, device=device).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Features:
+        return self.look(self.normalise(pixels))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels in [0,1] to what the network was trained on."""
+        return (pixels - self.mean.to(pixels.dtype)) / self.std.to(pixels.dtype)
+
+    def look(self, normalised: Tensor) -> Features:
+        """The features of images that are normalised already (detectors pad with zeros after normalising)."""
+        if self._look is not None:
+            return self._look(self.net, normalised)
+        features = self.net(normalised)
+        assert isinstance(features, Features)
+        return features
+
+    def split(self) -> tuple[nn.Module, nn.Module]:
+        """The network up to its last stage, and that stage: ``tail(trunk(normalised))`` is the coarsest map.
+
+        Raises :class:`BackboneError` where the architecture has no such cut.
+        """
+        if self._split is None:
+            raise BackboneError(
+                f"{self.spec.arch} has no last stage to run on regions",
+                cause="a C4 detector cuts a ResNet before layer4; this architecture is not one",
+                fix="choose a pyramid protocol, for example --protocol fpn",
+            )
+        return self._split(self.net)
+
+    def respec(self, **changes: Any) -> Backbone:
+        """This backbone with fields of its spec replaced (mean, std, image_size), in place."""
+        self.spec = replace(self.spec, **changes)
+        self._normaliser(self.spec)
+        return self
+
+    @property
+    def identity(self) -> str:
+        """sha256 over the names, types, shapes and bytes of all tensors: the same weights, the same identity."""
+        return identity_of(self.net.state_dict())
+
+    def save(self, path: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
+        """Write one safetensors file: the tensors, and in its header the spec and where they come from."""
+        header = {"format": FORMAT, "spec": self.spec.to_json(), "provenance": dict(provenance or {})}
+        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in self.net.state_dict().items()}
+        with atomic(path) as partial:
+            safetensors.torch.save_file(tensors, partial, {HEADER: json.dumps(header, sort_keys=True)})
+
+    @classmethod
+    def load(cls, path: str | Path, registry: Registry) -> Backbone:
+        """Read a file that :meth:`save` wrote.
+
+        Raises :class:`BackboneError` for anything else; foreign files go through
+        :func:`evalsuite.checkpoints.load_backbone`.
+        """
+        header = read_header(path)
+        if header is None:
+            raise BackboneError(
+                f"{path} is not a backbone of this suite",
+                cause="its header carries no spec",
+                fix="evalsuite inspect FILE tells what it is; evalsuite run takes it as it is",
+            )
+        spec = header["spec"]
+        backbone = build(spec["arch"], registry, **spec["options"])
+        backbone.net.load_state_dict(safetensors.torch.load_file(path))
+        return backbone.respec(
+            image_size=tuple(spec["image_size"]), mean=tuple(spec["mean"]), std=tuple(spec["std"])
+        )
+
+
+def read_header(path: str | Path) -> dict[str, Any] | None:
+    """The spec and provenance in a safetensors header, or None where there is none.
+
+    Raises :class:`BackboneError` for a file that is no safetensors file, or of a later format.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(HEADER)
+        header = json.loads(text) if text else None
+    except (safetensors.SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise BackboneError(
+            f"{path} cannot be read", cause=f"not a safetensors file: {error}", fix="check the path or copy it again"
+        ) from error
+    if header is not None and header.get("format") != FORMAT:
+        raise BackboneError(
+            f"{path} is of format {header.get('format')}",
+            cause=f"this version reads format {FORMAT}",
+            fix="pip install -U evalsuite",
+        )
+    return header
+
+
+def identity_of(state: Mapping[str, Tensor]) -> str:
+    """sha256 of a state dict, independent of the order and the device of its tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def build(arch: str, registry: Registry, **options: Any) -> Backbone:
+    """The architecture ``scheme:name`` (or a plugin's bare name) with fresh weights.
+
+    Raises :class:`UsageError` for an unknown scheme and :class:`BackboneError` for an unknown name or option.
+    """
+    scheme, _, name = arch.partition(":")
+    builder = registry.get("backbone", scheme)
+    try:
+        backbone = builder(name, **options) if name else builder(**options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BackboneError(
+            f"{arch} cannot be built",
+            cause=f"{error}" + (f" (options: {options})" if options else ""),
+            fix="evalsuite list backbone shows the schemes; check the name and the options",
+        ) from error
+    if not isinstance(backbone, Backbone):
+        raise BackboneError(
+            f"{arch} is not a backbone", cause=f"its builder returned {type(backbone).__name__}", fix="return a Backbone"
+        )
+    return backbone

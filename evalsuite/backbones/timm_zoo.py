@@ -1,0 +1,80 @@
+"""timm's architectures: feature maps and tokens read off the unmodified module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+from timm.models import is_model_in_modules
+from timm.models.resnet import ResNet
+from torch import Tensor, nn
+
+from evalsuite.backbone import Backbone, BackboneSpec, Features
+
+__all__ = ["build"]
+
+# these families are built for one image size unless told otherwise; neither option changes a parameter
+TOKENS = ["vision_transformer", "deit", "eva", "beit", "vision_transformer_hybrid"]
+WINDOWS = ["swin_transformer", "swin_transformer_v2"]
+
+
+def build(name: str, *, pretrained: bool = False, **options: Any) -> Backbone:
+    """The timm model ``name`` without its classifier; ``options`` go to ``timm.create_model``.
+
+    ``pretrained`` fetches timm's weights (from its cache, else the network). Raises ValueError for a name timm
+    does not know or a model without feature maps.
+    """
+    if not timm.is_model(name):
+        raise ValueError(f"timm {timm.__version__} has no model {name!r}")
+    net = timm.create_model(name, pretrained=pretrained, num_classes=0, **_any_size(name), **options)
+    if not hasattr(net, "forward_intermediates"):
+        raise ValueError(f"timm's {name} gives no feature maps (no forward_intermediates)")
+    tokens = hasattr(net, "patch_embed") and hasattr(net, "num_prefix_tokens") and not is_model_in_modules(name, WINDOWS)
+    config = net.pretrained_cfg
+    spec = BackboneSpec(
+        arch=f"timm:{name}",
+        options=options,
+        image_size=_size(net, config),
+        mean=tuple(config.get("mean", BackboneSpec.mean)),
+        std=tuple(config.get("std", BackboneSpec.std)),
+        dim=int(getattr(net, "head_hidden_size", None) or net.num_features),
+        strides={level["reduction"]: level["num_chs"] for level in net.feature_info},
+        gives=frozenset({"pooled", "maps"} | ({"tokens"} if tokens else set())),
+    )
+    return Backbone(net, spec, _look_tokens if tokens else _look_maps, _split if isinstance(net, ResNet) else None)
+
+
+def _any_size(name: str) -> dict[str, Any]:
+    base = name.split(".")[0]
+    if is_model_in_modules(base, TOKENS):
+        return {"dynamic_img_size": True, "dynamic_img_pad": True}
+    return {"strict_img_size": False} if is_model_in_modules(base, WINDOWS) else {}
+
+
+def _size(net: nn.Module, config: Any) -> tuple[int, int]:
+    built = getattr(getattr(net, "patch_embed", None), "img_size", None)
+    if built is not None:
+        return int(built[0]), int(built[1])
+    _, height, width = config.get("input_size", (3, 224, 224))
+    return int(height), int(width)
+
+
+def _look_maps(net: Any, x: Tensor) -> Features:
+    final, levels = net.forward_intermediates(x)
+    # several levels may share a stride; feature_info runs from fine to coarse, so the last of a stride stays
+    maps = {info["reduction"]: level for info, level in zip(net.feature_info, levels, strict=True)}
+    return Features(net.forward_head(final, pre_logits=True), maps)
+
+
+def _look_tokens(net: Any, x: Tensor) -> Features:
+    every = net.forward_features(x)
+    tokens = every[:, net.num_prefix_tokens :]
+    height, width = net.patch_embed.dynamic_feat_size(x.shape[-2:])
+    stride = net.feature_info[-1]["reduction"]
+    grid = tokens.transpose(1, 2).unflatten(2, (height, width))
+    return Features(net.forward_head(every, pre_logits=True), {stride: grid}, tokens)
+
+
+def _split(net: Any) -> tuple[nn.Module, nn.Module]:
+    trunk = nn.Sequential(net.conv1, net.bn1, net.act1, net.maxpool, net.layer1, net.layer2, net.layer3)
+    return trunk, net.layer4

@@ -1,0 +1,165 @@
+"""torchvision's classifiers: feature maps at every stride, without touching their modules."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from evalsuite.backbone import Backbone, BackboneSpec, Features
+
+__all__ = ["build", "build_small"]
+
+SMALL: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
+    "resnet10": (BasicBlock, [1, 1, 1, 1]),
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+}
+
+
+def build(name: str, *, pretrained: bool = False, **options: Any) -> Backbone:
+    """The torchvision classifier ``name``; ``options`` go to its constructor.
+
+    ``pretrained`` fetches torchvision's default weights. ``pooled`` is the average of the coarsest map (for
+    AlexNet and VGG too, whose published features are a fully connected layer of the classifier), normalised first
+    where the network ends in a norm (ConvNeXt, Swin); of a ViT it is the class token. Raises ValueError for an
+    unknown name or an architecture without stages.
+    """
+    if name not in torchvision.models.list_models(torchvision.models):
+        raise ValueError(f"torchvision {torchvision.__version__} has no classifier {name!r}")
+    weights = "DEFAULT" if pretrained else None
+    net = torchvision.models.get_model(name, weights=weights, **options)
+    if isinstance(net, torchvision.models.VisionTransformer):
+        return Backbone(net, _spec_vit(name, net, options), _look_vit)
+    look = _look_resnet if isinstance(net, ResNet) else _look_features
+    if look is _look_features and not isinstance(getattr(net, "features", None), nn.Sequential):
+        raise ValueError(f"torchvision's {name} has no sequence of stages to read maps from")
+    with torch.no_grad():
+        size = 256
+        shapes = look(copy.deepcopy(net).eval().to("meta"), torch.empty(1, 3, size, size, device="meta"))
+    assert shapes.pooled is not None
+    spec = BackboneSpec(
+        arch=f"torchvision:{name}",
+        options=options,
+        dim=shapes.pooled.shape[1],
+        strides={stride: level.shape[1] for stride, level in shapes.maps.items()},
+        gives=frozenset({"pooled", "maps"}),
+    )
+    return Backbone(net, spec, look, _resnet_split if look is _look_resnet else None)
+
+
+def build_small(name: str, *, width: int = 64, stem_padding: int = 1, image_size: int = 32) -> Backbone:
+    """torchvision's ResNet for small images: a 3x3 stem of stride 1, no pooling after it (SimCLR, appendix B.9).
+
+    The names of the tensors are torchvision's. ``width`` is the number of channels of the first stage (64 in the
+    paper); ``stem_padding=2`` is what solo-learn and with it AdaInf use. Maps come at strides 1, 2, 4 and 8.
+    """
+    if name not in SMALL:
+        raise ValueError(f"no small network {name!r}; there are {', '.join(SMALL)}")
+    net = _SmallResNet(*SMALL[name], width=width, stem_padding=stem_padding)
+    channels = [width * 2**stage * net.expansion for stage in range(4)]
+    spec = BackboneSpec(
+        arch=f"small:{name}",
+        options={"width": width, "stem_padding": stem_padding, "image_size": image_size},
+        image_size=(image_size, image_size),
+        dim=channels[-1],
+        strides={2**stage: c for stage, c in enumerate(channels)},
+        gives=frozenset({"pooled", "maps"}),
+    )
+    return Backbone(net, spec, _look_small, _resnet_split)
+
+
+class _SmallResNet(ResNet):
+    def __init__(self, block: type[BasicBlock | Bottleneck], layers: list[int], width: int, stem_padding: int) -> None:
+        super().__init__(block, layers, num_classes=1)
+        self.expansion, self.inplanes = block.expansion, width
+        self.conv1 = nn.Conv2d(3, width, 3, padding=stem_padding, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = self._make_layer(block, width, layers[0])
+        for stage in (1, 2, 3):
+            setattr(self, f"layer{stage + 1}", self._make_layer(block, width * 2**stage, layers[stage], stride=2))
+        self.maxpool = nn.Identity()  # type: ignore[assignment]
+        self.fc = nn.Identity()  # type: ignore[assignment]
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _resnet_stages(net: Any) -> list[nn.Module]:
+    stem = nn.Sequential(net.conv1, net.bn1, net.relu)
+    return [stem, nn.Sequential(net.maxpool, net.layer1), net.layer2, net.layer3, net.layer4]
+
+
+def _resnet_split(net: nn.Module) -> tuple[nn.Module, nn.Module]:
+    *trunk, tail = _resnet_stages(net)
+    return nn.Sequential(*trunk), tail
+
+
+def _look_resnet(net: nn.Module, x: Tensor) -> Features:
+    return _look_stages(net, x, (2, 4, 8, 16, 32))
+
+
+def _look_small(net: nn.Module, x: Tensor) -> Features:
+    return _look_stages(net, x, (1, 1, 2, 4, 8))
+
+
+def _look_stages(net: nn.Module, x: Tensor, strides: tuple[int, ...]) -> Features:
+    maps: dict[int, Tensor] = {}
+    for stride, module in zip(strides, _resnet_stages(net), strict=True):
+        x = maps[stride] = module(x)
+    return Features(x.mean((2, 3)), maps)
+
+
+def _look_features(net: Any, x: Tensor) -> Features:
+    """Run ``net.features`` child by child and keep the last map of each stride."""
+    width = x.shape[-1]
+    last = isinstance(net, torchvision.models.swin_transformer.SwinTransformer)  # channels last inside
+    maps: dict[int, Tensor] = {}
+    for module in net.features:
+        x = module(x)
+        level = x.permute(0, 3, 1, 2) if last else x
+        maps[2 ** round(math.log2(width / level.shape[-1]))] = level
+    maps.pop(1, None)
+    if last:
+        return Features(net.norm(x).mean((1, 2)), maps)
+    if isinstance(net, torchvision.models.DenseNet):
+        x = F.relu(x)
+    pooled = F.adaptive_avg_pool2d(x, 1)
+    if isinstance(net, torchvision.models.ConvNeXt):
+        pooled = net.classifier[0](pooled)
+    return Features(pooled.flatten(1), maps)
+
+
+def _spec_vit(name: str, net: Any, options: dict[str, Any]) -> BackboneSpec:
+    return BackboneSpec(
+        arch=f"torchvision:{name}",
+        options=options,
+        image_size=(net.image_size, net.image_size),
+        dim=net.hidden_dim,
+        strides={net.patch_size: net.hidden_dim},
+        gives=frozenset({"pooled", "maps", "tokens"}),
+    )
+
+
+def _look_vit(net: Any, x: Tensor) -> Features:
+    """torchvision's ViT at any size: its position grid is resized bicubically, as timm does."""
+    grid = net.conv_proj(x)  # a last strip narrower than a patch is not seen
+    height, width = grid.shape[-2:]
+    tokens = grid.flatten(2).transpose(1, 2)
+    position = net.encoder.pos_embedding
+    side = round(math.sqrt(position.shape[1] - 1))
+    if (height, width) != (side, side):
+        square = position[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        resized = F.interpolate(square, (height, width), mode="bicubic", antialias=True)
+        position = torch.cat([position[:, :1], resized.flatten(2).transpose(1, 2)], 1)
+    tokens = torch.cat([net.class_token.expand(len(x), -1, -1), tokens], 1) + position
+    encoded = net.encoder.ln(net.encoder.layers(net.encoder.dropout(tokens)))
+    patches = encoded[:, 1:]
+    return Features(encoded[:, 0], {net.patch_size: patches.transpose(1, 2).unflatten(2, (height, width))}, patches)

@@ -1,0 +1,48 @@
+"""Any checkpoint to a backbone whose weights are known to be in place, or a refusal.
+
+:mod:`reading` opens files without running them, :mod:`layouts` knows how architectures name their tensors,
+:mod:`origins` which network of a file is meant, :mod:`matching` how much of an architecture is filled, :mod:`loading`
+puts it together, :mod:`sanity` looks at what comes out.
+"""
+
+from evalsuite.checkpoints.layouts import Candidate, Layout
+from evalsuite.checkpoints.loading import Loaded, load_backbone
+from evalsuite.checkpoints.matching import NEEDED, LoadReport
+from evalsuite.checkpoints.reading import File, State
+from evalsuite.checkpoints.sanity import SanityReport, describe, natural_images, sanity
+from evalsuite.hooks import Registry, hookimpl
+
+__all__ = [
+    "NEEDED",
+    "Candidate",
+    "File",
+    "Layout",
+    "LoadReport",
+    "Loaded",
+    "SanityReport",
+    "State",
+    "describe",
+    "load_backbone",
+    "natural_images",
+    "sanity",
+]
+
+
+@hookimpl
+def evalsuite_register(registry: Registry) -> None:
+    here = "evalsuite.checkpoints.layouts"
+    registry.checkpoint(
+        "resnet", f"{here}:resnet", "torchvision's ResNet names, wide, grouped and for small images too"
+    )
+    registry.checkpoint(
+        "resnet-indexed", f"{here}:indexed", "a ResNet's children in a Sequential (lightly, SimCLR ports)"
+    )
+    registry.checkpoint("resnet-obow", f"{here}:obow", "OBoW's blocks of features")
+    registry.checkpoint("resnet-detectron2", f"{here}:detectron2", "detectron2's stem and res2 to res5")
+    registry.checkpoint("vit", f"{here}:vit", "timm's ViT names: DINO, iBOT, MAE, MoCo v3, DINOv2")
+    registry.checkpoint("vit-torchvision", f"{here}:torchvision_vit", "torchvision's ViT names")
+    registry.checkpoint("convnext", f"{here}:convnext", "timm's and the official ConvNeXt names")
+    registry.checkpoint("swin", f"{here}:swin", "timm's and the official Swin names")
+    registry.checkpoint(
+        "features", f"{here}:torchvision_features", "torchvision's networks with a sequence of features"
+    )

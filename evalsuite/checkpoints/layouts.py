@@ -1,0 +1,509 @@
+"""How families of architectures name their tensors, and what the shapes say of the architecture.
+
+A layout is a function from one dict of tensors to candidates: the tensors under the names of an architecture of ours, and
+that architecture. It never sees training frameworks: it looks for the names of its family behind any prefix, so that
+``module.encoder_q.layer1.0.conv1.weight`` and ``backbone.layer1.0.conv1.weight`` are the same to it. Which of several
+candidates is the backbone to judge is decided in :mod:`evalsuite.checkpoints.origins`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torchvision
+from torch import Tensor
+
+from evalsuite.checkpoints.reading import State
+
+__all__ = [
+    "Candidate",
+    "Layout",
+    "convnext",
+    "detectron2",
+    "indexed",
+    "obow",
+    "resnet",
+    "swin",
+    "torchvision_features",
+    "vit",
+]
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One reading of a dict of tensors: ``tensors`` under the names of architecture ``arch`` built with ``options``.
+
+    ``prefix`` is what preceded the names in the file. ``sources`` gives for each name the name in the file where they
+    differ by more than the prefix. ``arch`` is None where the tensors are of the family but no architecture of ours
+    has their shapes; ``note`` then says why. ``mean``, ``std`` and ``image_size`` are given where the layout knows them.
+    """
+
+    tensors: Tensors
+    arch: str | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    prefix: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    image_size: tuple[int, int] | None = None
+
+
+class Layout(Protocol):
+    """What a third party puts on the ``checkpoint`` shelf: a function, yielding nothing for what is not its own."""
+
+    def __call__(self, state: State) -> Iterable[Candidate]: ...
+
+
+def behind(tensors: Tensors, anchor: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every prefix before the name ``anchor``, with the tensors that carry it, under their names without it."""
+    for key in tensors:
+        if key == anchor or key.endswith("." + anchor):
+            prefix = key[: len(key) - len(anchor)]
+            yield prefix, {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def renamed(found: Tensors, rename: Callable[[str], str | None]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """``found`` under new names (None drops one), and for each new name the old one."""
+    names = {k: new for k in found if (new := rename(k)) is not None}
+    return {new: found[k] for k, new in names.items()}, {new: k for k, new in names.items()}
+
+
+def count(names: Iterable[str], pattern: str) -> int:
+    """How many indices 0, 1, 2, ... the one group of ``pattern`` takes among ``names``, without a gap."""
+    seen = {int(m[1]) for k in names if (m := re.match(pattern, k))}
+    return next(i for i in range(len(seen) + 1) if i not in seen)
+
+
+# --------------------------------------------------------------------------------------------------------- ResNets
+
+BASIC: dict[tuple[int, ...], str] = {
+    (1, 1, 1, 1): "resnet10",
+    (2, 2, 2, 2): "resnet18",
+    (3, 4, 6, 3): "resnet34",
+}
+BOTTLENECK: dict[tuple[int, ...], str] = {(3, 4, 6, 3): "50", (3, 4, 23, 3): "101", (3, 8, 36, 3): "152"}
+# (width of the first 3x3 convolution, its groups) -> torchvision's name, where depth has one
+WIDE = {(64, 1): "resnet{}", (128, 1): "wide_resnet{}_2", (128, 32): "resnext{}_32x4d", (256, 32): "resnext{}_32x8d",
+        (256, 64): "resnext{}_64x4d"}  # fmt: skip
+SMALL = ("resnet10", "resnet18", "resnet34", "resnet50")
+
+
+def resnet(state: State) -> Iterator[Candidate]:
+    """torchvision's names: ``conv1``, ``bn1``, ``layer1`` to ``layer4``; timm's, and most training code's, are the same."""
+    for prefix, found in behind(state.tensors, "layer1.0.conv1.weight"):
+        yield _resnet(found, {}, prefix)
+
+
+def indexed(state: State) -> Iterator[Candidate]:
+    """A ResNet's children in a Sequential, named by index (lightly, and ports of SimCLR that name it ``f``)."""
+    for first in (3, 4):  # without and with the pooling after the stem
+        children = {"0": "conv1", "1": "bn1"} | {str(first + i): f"layer{1 + i}" for i in range(4)}
+        for prefix, found in behind(state.tensors, f"{first}.0.conv1.weight"):
+            if "0.weight" in found and f"{first + 3}.0.conv1.weight" in found and "1.running_mean" in found:
+                yield _resnet(*_under(found, children), prefix)
+
+
+def obow(state: State) -> Iterator[Candidate]:
+    """OBoW's feature extractor: block 0 holds Conv and bn, blocks 1 to 4 are torchvision's layers."""
+    children = {"0.Conv": "conv1", "0.bn": "bn1"} | {str(i): f"layer{i}" for i in (1, 2, 3, 4)}
+    for prefix, found in behind(state.tensors, "0.Conv.weight"):
+        if "4.0.conv1.weight" in found:
+            yield _resnet(*_under(found, children), prefix)
+
+
+def detectron2(state: State) -> Iterator[Candidate]:
+    """detectron2's ResNets: ``stem.conv1``, ``res2`` to ``res5``, norms inside convolutions, ``shortcut``.
+
+    The last stage of a C4 detector lies in ``roi_heads.res5``.
+    """
+    for prefix, found in behind(state.tensors, "stem.conv1.weight"):
+        if not any(k.startswith("res5.") for k in found):
+            inner = next((k[: k.index("res5.")] for k in state.tensors if "roi_heads.res5." in k), None)
+            if inner is not None:
+                found |= {
+                    k[len(inner) :]: v for k, v in state.tensors.items() if k.startswith(inner + "res5.")
+                }
+        note = "channels taken as RGB, as in converted torchvision weights; detectron2's own MSRA models expect BGR"
+        yield _resnet(*renamed(found, _from_detectron2), prefix, note)
+
+
+def _from_detectron2(name: str) -> str | None:
+    match = re.fullmatch(r"(?:stem|res([2-5])\.(\d+))\.(conv[123]|shortcut)(\.norm)?\.(\w+)", name)
+    if not match:
+        return None
+    stage, block, part, norm, leaf = match.groups()
+    if part == "shortcut":
+        part = "downsample.1" if norm else "downsample.0"
+    elif norm:
+        part = f"bn{part[-1]}"
+    return f"{part}.{leaf}" if stage is None else f"layer{int(stage) - 1}.{block}.{part}.{leaf}"
+
+
+def _under(found: Tensors, children: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    pattern = re.compile(f"({'|'.join(re.escape(c) for c in children)})\\.(.*)")
+    return renamed(found, lambda k: f"{children[m[1]]}.{m[2]}" if (m := pattern.fullmatch(k)) else None)
+
+
+def _resnet(found: dict[str, Tensor], sources: dict[str, str], prefix: str, note: str = "") -> Candidate:
+    arch, options, odd = _resnet_arch({k: tuple(v.shape) for k, v in found.items()})
+    return Candidate(found, arch, options, prefix, sources, odd or note)
+
+
+def _resnet_arch(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str | None, dict[str, Any], str]:
+    """The architecture of a ResNet, from its shapes; None and the reason where there is none."""
+    depths = tuple(count(shapes, rf"layer{i}\.(\d+)\.conv1\.weight") for i in (1, 2, 3, 4))
+    bottleneck = "layer1.0.conv3.weight" in shapes
+    stem = shapes.get("conv1.weight")
+    if not all(depths):
+        return None, {}, f"a ResNet with {sum(map(bool, depths))} stages; torchvision's and ours have four"
+    if stem is None:
+        return _deep_stem(depths, bottleneck, shapes)
+    width, kernel = stem[0], stem[-1]
+    inner, per_group = shapes.get("layer1.0.conv2.weight", (0, 1))[:2]
+    name = BOTTLENECK.get(depths) if bottleneck else BASIC.get(depths)
+    if kernel == 3:
+        plain = f"resnet{name}" if bottleneck else name
+        if plain not in SMALL or inner != width:
+            return (
+                None,
+                {},
+                f"a ResNet of depths {depths} with a 3x3 stem, which is none of {', '.join(SMALL)}",
+            )
+        return f"small:{plain}", {} if width == 64 else {"width": width}, ""
+    if width != 64:
+        return None, {}, f"a ResNet whose 7x7 stem has {width} channels; torchvision's and timm's have 64"
+    groups = inner // per_group
+    wide = WIDE.get((inner, groups))
+    if (
+        bottleneck
+        and name
+        and wide
+        and wide.format(name) in torchvision.models.list_models(torchvision.models)
+    ):
+        return f"torchvision:{wide.format(name)}", {}, ""
+    if not bottleneck and name in ("resnet18", "resnet34"):
+        return f"torchvision:{name}", {}, ""
+    options: dict[str, Any] = {"layers": list(depths)}
+    if bottleneck and (inner, groups) != (64, 1):
+        options |= {"cardinality": groups, "base_width": inner // groups}
+    return ("timm:resnet50" if bottleneck else "timm:resnet18"), options, ""
+
+
+def _deep_stem(
+    depths: tuple[int, ...], bottleneck: bool, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[str | None, dict[str, Any], str]:
+    """timm's ResNet-D: a stem of three 3x3 convolutions, average pooling in the shortcuts."""
+    if "conv1.6.weight" not in shapes or "layer2.0.downsample.1.weight" not in shapes:
+        return None, {}, "a ResNet without a known stem"
+    return ("timm:resnet50d" if bottleneck else "timm:resnet18d"), {"layers": list(depths)}, ""
+
+
+# ------------------------------------------------------------------------------------------------------------ ViTs
+
+# (width, depth, patch) -> (name, image size); other numbers go through options of vit_base_patch16_224
+VITS = {(192, 12, 16): "vit_tiny_patch16_224", (384, 12, 32): "vit_small_patch32_224",
+        (384, 12, 16): "vit_small_patch16_224", (384, 12, 8): "vit_small_patch8_224",
+        (768, 12, 32): "vit_base_patch32_224", (768, 12, 16): "vit_base_patch16_224",
+        (768, 12, 8): "vit_base_patch8_224", (1024, 24, 32): "vit_large_patch32_224",
+        (1024, 24, 16): "vit_large_patch16_224", (1024, 24, 14): "vit_large_patch14_224",
+        (1280, 32, 14): "vit_huge_patch14_224"}  # fmt: skip
+HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+
+
+def vit(state: State) -> Iterator[Candidate]:
+    """timm's names, which DINO, iBOT, MAE, MoCo v3 and DINOv2 share: ``cls_token``, ``patch_embed``, ``blocks``."""
+    for prefix, found in behind(state.tensors, "patch_embed.proj.weight"):
+        chunked = any(re.match(r"blocks\.\d+\.\d+\.norm1", k) for k in found)  # DINOv2 under FSDP
+        found, sources = renamed(found, functools.partial(_timm_vit_name, chunked=chunked))
+        if "blocks.0.attn.qkv.weight" in found and found["patch_embed.proj.weight"].ndim == 4:
+            yield from _vits(found, sources, prefix, state)
+
+
+def _timm_vit_name(name: str, chunked: bool) -> str | None:
+    if name == "mask_token" or name.startswith("decoder_"):
+        return None
+    if chunked:
+        name = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
+    return name.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2.")
+
+
+def _vits(
+    found: dict[str, Tensor], sources: dict[str, str], prefix: str, state: State
+) -> Iterator[Candidate]:
+    width, channels, patch, wide = found["patch_embed.proj.weight"].shape
+    if channels != 3 or patch != wide or "pos_embed" not in found or found["pos_embed"].ndim != 3:
+        yield Candidate(
+            found, None, {}, prefix, sources, "a ViT without square RGB patches or a table of positions"
+        )
+        return
+    depth = count(found, r"blocks\.(\d+)\.norm1\.weight")
+    name = VITS.get((width, depth, patch), "vit_base_patch16_224")
+    options: dict[str, Any] = {}
+    if (width, depth, patch) not in VITS:
+        options |= {
+            "embed_dim": width,
+            "depth": depth,
+            "patch_size": patch,
+            "num_heads": HEADS.get(width, max(width // 64, 1)),
+        }
+    if "blocks.0.mlp.fc1.weight" in found and "blocks.0.mlp.fc2.weight" in found:
+        out, back = found["blocks.0.mlp.fc1.weight"].shape[0], found["blocks.0.mlp.fc2.weight"].shape[1]
+        if out == 2 * back:
+            name = "vit_giant_patch14_dinov2"
+            options = {k: v for k, v in options.items() if k != "num_heads"} | {
+                "num_heads": max(width // 64, 1)
+            }
+            options |= {"mlp_ratio": out / width, "init_values": None}
+        elif out != 4 * width:
+            options["mlp_ratio"] = out / width
+    if "base_encoder." in prefix or "momentum_encoder." in prefix:
+        options |= (
+            {"num_heads": 12} if width == 384 else {}
+        )  # facebookresearch/moco-v3 vits.py: vit_small has 12
+    grid = _positions(found, sources, options)
+    if grid is None:
+        yield Candidate(
+            found,
+            None,
+            {},
+            prefix,
+            sources,
+            f"a ViT whose {found['pos_embed'].shape[1]} positions are no square",
+        )
+        return
+    if grid * patch != 224 or name == "vit_giant_patch14_dinov2":
+        options["img_size"] = grid * patch
+    _vit_variants(found, options)
+    yield Candidate(found, f"timm:{name}", options, prefix, sources)
+
+
+def _positions(found: dict[str, Tensor], sources: dict[str, str], options: dict[str, Any]) -> int | None:
+    """The side of the grid of positions; sets the options of class and register tokens.
+
+    DINOv2 adds positions before its registers come in; adding the class token's position to the token itself is the
+    same thing under timm's names.
+    """
+    length, classed = found["pos_embed"].shape[1], "cls_token" in found
+    if "register_tokens" in found:
+        found["reg_token"], sources["reg_token"] = (
+            found.pop("register_tokens"),
+            sources.pop("register_tokens"),
+        )
+        if classed and length - 1 == math.isqrt(length - 1) ** 2:
+            found["cls_token"] = found["cls_token"] + found["pos_embed"][:, :1]
+            found["pos_embed"] = found["pos_embed"][:, 1:]
+            length -= 1
+    registers = found["reg_token"].shape[1] if "reg_token" in found else 0
+    if not classed:
+        options |= {"class_token": False, "global_pool": "avg", "fc_norm": False}
+    if registers:
+        options["reg_tokens"] = registers
+    for extra in sorted({0, int(classed) + registers}, reverse=not registers):
+        side = math.isqrt(length - extra) if length > extra else 0
+        if side and side * side == length - extra:
+            if extra == 0 and (classed or registers):
+                options["no_embed_class"] = True
+            return side
+    return None
+
+
+def _vit_variants(found: Tensors, options: dict[str, Any]) -> None:
+    """Options seen from which tensors exist."""
+    if "blocks.0.ls1.gamma" in found:
+        options["init_values"] = 1.0  # its value comes with the weights
+    if "blocks.0.attn.qkv.bias" not in found:
+        options["qkv_bias"] = False
+    if "blocks.0.attn.q_norm.weight" in found:
+        options["qk_norm"] = True
+    if "norm_pre.weight" in found:
+        options["pre_norm"] = True
+    if "fc_norm.weight" in found:
+        options |= {"global_pool": "avg", "fc_norm": True}
+
+
+def torchvision_vit(state: State) -> Iterator[Candidate]:
+    """torchvision's ViT: ``class_token``, ``conv_proj``, ``encoder.layers.encoder_layer_0``."""
+    for prefix, found in behind(state.tensors, "encoder.pos_embedding"):
+        found, sources = renamed(
+            found, lambda k: k.replace(".mlp.linear_1.", ".mlp.0.").replace(".mlp.linear_2.", ".mlp.3.")
+        )
+        if "conv_proj.weight" not in found:
+            continue
+        width, _, patch, _ = found["conv_proj.weight"].shape
+        depth = count(found, r"encoder\.layers\.encoder_layer_(\d+)\.ln_1\.weight")
+        size = {(768, 12): "b", (1024, 24): "l", (1280, 32): "h"}.get((width, depth))
+        side = math.isqrt(found["encoder.pos_embedding"].shape[1] - 1) * patch
+        options = {} if side == 224 else {"image_size": side}
+        name = f"vit_{size}_{patch}"
+        if name in torchvision.models.list_models(torchvision.models):
+            yield Candidate(found, f"torchvision:{name}", options, prefix, sources)
+        else:
+            yield Candidate(
+                found,
+                None,
+                {},
+                prefix,
+                sources,
+                f"a torchvision ViT of width {width}, depth {depth}, patch {patch}",
+            )
+
+
+# ------------------------------------------------------------------------------------------------- ConvNeXt and Swin
+
+CONVNEXTS: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {((2, 2, 6, 2), (40, 80, 160, 320)): "atto", ((2, 2, 6, 2), (48, 96, 192, 384)): "femto",
+             ((2, 2, 6, 2), (64, 128, 256, 512)): "pico", ((2, 2, 8, 2), (80, 160, 320, 640)): "nano",
+             ((3, 3, 9, 3), (96, 192, 384, 768)): "tiny", ((3, 3, 27, 3), (96, 192, 384, 768)): "small",
+             ((3, 3, 27, 3), (128, 256, 512, 1024)): "base", ((3, 3, 27, 3), (192, 384, 768, 1536)): "large",
+             ((3, 3, 27, 3), (256, 512, 1024, 2048)): "xlarge"}  # fmt: skip
+
+
+def convnext(state: State) -> Iterator[Candidate]:
+    """ConvNeXt and its second version under timm's names and under the official ones (torchvision's: by signature)."""
+    for prefix, found in behind(state.tensors, "stages.0.blocks.0.conv_dw.weight"):
+        yield _convnext(found, {}, prefix)
+    for prefix, found in behind(state.tensors, "stages.0.0.dwconv.weight"):
+        tensors, sources = renamed(found, _from_official_convnext)
+        tensors = {k: v.flatten() if ".grn." in k else v for k, v in tensors.items()}
+        yield _convnext(tensors, sources, prefix)
+
+
+def _from_official_convnext(name: str) -> str:
+    for pattern, to in (
+        (r"downsample_layers\.0\.", "stem."),
+        (r"downsample_layers\.(\d)\.", r"stages.\1.downsample."),
+        (r"stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
+        (r"norm\.", "head.norm."),
+    ):
+        if re.match(pattern, name):
+            name = re.sub("^" + pattern, to, name)
+            break
+    for old, new in ((".dwconv.", ".conv_dw."), (".pwconv1.", ".mlp.fc1."), (".pwconv2.", ".mlp.fc2.")):
+        name = name.replace(old, new)
+    return re.sub(
+        r"\.grn\.(gamma|beta)$", lambda m: f".mlp.grn.{'weight' if m[1] == 'gamma' else 'bias'}", name
+    )
+
+
+def _convnext(found: dict[str, Tensor], sources: dict[str, str], prefix: str) -> Candidate:
+    stages = range(4)
+    depths = tuple(count(found, rf"stages\.{i}\.blocks\.(\d+)\.conv_dw\.weight") for i in stages)
+    if not all(depths) or "stem.0.weight" not in found:
+        return Candidate(found, None, {}, prefix, sources, "a ConvNeXt without its stem or a stage")
+    dims = tuple(found[f"stages.{i}.blocks.0.conv_dw.weight"].shape[0] for i in stages)
+    block = "stages.0.blocks.0."
+    options: dict[str, Any] = {}
+    if (depths, dims) not in CONVNEXTS:
+        options |= {"depths": list(depths), "dims": list(dims)}
+    name = CONVNEXTS.get((depths, dims), "tiny")
+    if found["stem.0.weight"].shape[-1] != 4 or "stem.1.weight" not in found:
+        return Candidate(found, None, {}, prefix, sources, "a ConvNeXt with another stem than 4x4 patches")
+    pointwise = found.get(block + "mlp.fc1.weight")
+    options["conv_mlp"] = pointwise is not None and pointwise.ndim == 4
+    if block + "mlp.grn.weight" in found:
+        options["use_grn"] = True
+    if block + "gamma" not in found:
+        options["ls_init_value"] = None
+    if not options["conv_mlp"] and name in ("tiny", "small", "base", "large", "xlarge"):
+        del options["conv_mlp"]  # their default
+    return Candidate(found, f"timm:convnext_{name}", options, prefix, sources)
+
+
+SWINS: dict[tuple[int, tuple[int, ...], int], str] = {(96, (2, 2, 6, 2), 7): "swin_tiny_patch4_window7_224", (96, (2, 2, 18, 2), 7): "swin_small_patch4_window7_224",
+         (128, (2, 2, 18, 2), 7): "swin_base_patch4_window7_224", (128, (2, 2, 18, 2), 12): "swin_base_patch4_window12_384",
+         (192, (2, 2, 18, 2), 7): "swin_large_patch4_window7_224",
+         (192, (2, 2, 18, 2), 12): "swin_large_patch4_window12_384"}  # fmt: skip
+
+
+def swin(state: State) -> Iterator[Candidate]:
+    """Swin under timm's names and under the official ones, which differ in where a stage's downsampling lies."""
+    for prefix, found in behind(state.tensors, "layers.0.blocks.0.attn.relative_position_bias_table"):
+        official = "layers.0.downsample.norm.weight" in found
+        found, sources = renamed(found, functools.partial(_timm_swin_name, official=official))
+        if "patch_embed.proj.weight" not in found:
+            continue
+        width, _, patch, _ = found["patch_embed.proj.weight"].shape
+        depths = tuple(count(found, rf"layers\.{i}\.blocks\.(\d+)\.norm1\.weight") for i in range(4))
+        tables = [found.get(f"layers.{i}.blocks.0.attn.relative_position_bias_table") for i in range(4)]
+        if not all(depths) or any(t is None for t in tables):
+            yield Candidate(
+                found, None, {}, prefix, sources, "a Swin transformer with fewer than four stages"
+            )
+            continue
+        length, _ = tables[0].shape  # type: ignore[union-attr]
+        heads = [t.shape[1] for t in tables if t is not None]
+        window = (math.isqrt(length) + 1) // 2
+        name, options = SWINS.get((width, depths, window)), {}
+        if name is None or heads != [width // 32 * 2**i for i in range(4)]:
+            name = "swin_tiny_patch4_window7_224"
+            options = {"embed_dim": width, "depths": list(depths), "num_heads": heads, "window_size": window}
+            options |= {"patch_size": patch} if patch != 4 else {}
+        yield Candidate(found, f"timm:{name}", options, prefix, sources)
+
+
+def _timm_swin_name(name: str, official: bool) -> str | None:
+    if name.endswith(("relative_position_index", "attn_mask")):
+        return None  # computed, not learnt
+    if official:
+        return re.sub(r"^layers\.(\d)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.", name)
+    return name
+
+
+# --------------------------------------------------------------------------- torchvision's sequences of features
+
+
+# families and a name that only they have
+FAMILIES = {"alexnet": r"features\.0\.weight", "vgg": r"features\.0\.weight", "squeezenet": r"\.squeeze\.weight",
+            "densenet": r"denseblock1\.", "mobilenet_v2": r"\.conv\.0\.0\.", "mobilenet_v3": r"features\.1\.block\.0\.0\.",
+            "efficientnet": r"features\.1\.0\.block\.", "convnext": r"layer_scale", "swin": r"\.attn\.qkv\."}  # fmt: skip
+
+
+def torchvision_features(state: State) -> Iterator[Candidate]:
+    """torchvision's AlexNet, VGG, SqueezeNet, DenseNet, MobileNet, EfficientNet, ConvNeXt and Swin.
+
+    They are told apart by the names and shapes of every tensor under ``features``; the nearest is the candidate.
+    """
+    prefixes = {k[: k.index("features.")] for k in state.tensors if re.search(r"(^|\.)features\.", k)}
+    for prefix in sorted(prefixes):
+        found = {k[len(prefix) :]: v for k, v in state.tensors.items() if k.startswith(prefix)}
+        found, sources = renamed(found, _densenet_name)
+        shapes = {k: tuple(v.shape) for k, v in found.items() if k.startswith("features.")}
+        families = [f for f, mark in FAMILIES.items() if any(re.search(mark, k) for k in shapes)]
+        signatures = {name: signature for f in families for name, signature in _signatures(f).items()}
+        if signatures:
+            name = min(signatures, key=lambda n: _distance(shapes, signatures[n]))
+            yield Candidate(found, f"torchvision:{name}", {}, prefix, sources)
+
+
+def _densenet_name(name: str) -> str:
+    """torchvision's DenseNet weights of 2017 number what the modules since name."""
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name)
+
+
+def _distance(shapes: Mapping[str, tuple[int, ...]], signature: Mapping[str, tuple[int, ...]]) -> int:
+    """How many numbers lie in tensors that one of the two has and the other lacks."""
+    return sum(math.prod(s) for k, s in signature.items() if shapes.get(k) != s) + sum(
+        math.prod(s) for k, s in shapes.items() if signature.get(k) != s
+    )
+
+
+@functools.cache
+def _signatures(family: str) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Names and shapes under ``features`` of torchvision's classifiers of a family."""
+    found = {}
+    with torch.device("meta"):
+        for name in torchvision.models.list_models(torchvision.models):
+            if name.startswith(family):
+                net = torchvision.models.get_model(name, weights=None)
+                found[name] = {
+                    k: tuple(v.shape) for k, v in net.state_dict().items() if k.startswith("features.")
+                }
+    return found

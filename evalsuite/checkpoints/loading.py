@@ -1,0 +1,558 @@
+"""From what a user wrote after ``--backbone`` to a backbone whose weights are known to be in place."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import timm
+import torch
+import torchvision
+
+from evalsuite.backbone import HEADER, IMAGENET_MEAN, IMAGENET_STD, Backbone, build
+from evalsuite.checkpoints import origins, reading
+from evalsuite.checkpoints.layouts import Candidate
+from evalsuite.checkpoints.matching import LoadReport, Match, heads_of, match, prefixes
+from evalsuite.errors import BackboneError, PluginError, Refusal
+
+if TYPE_CHECKING:
+    from evalsuite.hooks import Entry, Registry
+
+__all__ = ["Loaded", "load_backbone"]
+
+INPUTS = ("mean", "std", "image_size")
+ZOOS = ("timm", "torchvision")
+OURS = "evalsuite.checkpoints.layouts:"
+FILES = (".pth", ".pt", ".tar", ".ckpt", ".th", ".bin", ".safetensors", ".pkl")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A backbone, the report of how it was loaded, a name fit for a file, and where it comes from."""
+
+    backbone: Backbone
+    report: LoadReport
+    name: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_backbone(
+    spec: str | Path,
+    registry: Registry,
+    *,
+    arch: str | None = None,
+    allow_partial: bool = False,
+    trust: bool = False,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Loaded:
+    """The backbone that ``spec`` names, with its weights in place.
+
+    ``spec`` is a path to a checkpoint of any known layout or to a directory with a ``backbone.safetensors``;
+    ``timm:NAME`` or ``torchvision:NAME`` for published weights; ``random:ARCH`` for fresh ones drawn from ``seed``; or
+    a plugin's backbone. ``arch`` says the architecture where shapes do not tell it. ``options`` are ``mean``, ``std``,
+    ``image_size`` and options of the architecture's builder. Parameters that no feature depends on (classifiers) are
+    set to zero, so equal features have an equal identity.
+
+    Raises :class:`BackboneError` for a file that is missing, broken or unsafe, and, unless ``allow_partial``, for one
+    that fills less than 98 % of the parameters or holds parts the architecture lacks.
+    """
+    overrides = dict(options or {})
+    inputs: dict[str, Any] = {k: _input(k, overrides.pop(k)) for k in INPUTS if k in overrides}
+    text = str(spec)
+    scheme, _, rest = text.partition(":")
+    if scheme == "random" and rest:
+        return _zoo(
+            text,
+            _seeded(_arch(rest, registry), registry, overrides, seed),
+            inputs,
+            "fresh weights",
+            seed=seed,
+        )
+    if scheme in registry.names("backbone"):
+        return _zoo(text, _published(text, registry, overrides, seed), inputs, "published weights")
+    path = Path(spec)
+    if not path.exists() and not rest and path.suffix not in FILES and path.name == text:
+        raise _neither(text, registry)
+    if path.is_dir() and (path / "backbone.safetensors").is_file():
+        path /= "backbone.safetensors"
+    file = reading.read(path, trust=trust)
+    if HEADER in file.header:
+        return _own(path, file, registry, inputs, arch)
+    found = _find(file, registry, arch, overrides, seed)
+    return _finish(file, found, inputs, allow_partial)
+
+
+def _neither(text: str, registry: Registry) -> BackboneError:
+    return BackboneError(
+        f"{text!r} is neither a file nor a backbone",
+        cause=f"no such file; registered schemes and names: {', '.join(registry.names('backbone')) or 'none'}",
+        fix=f"published weights: timm:{text}; fresh weights: random:timm:{text}; or a path",
+    )
+
+
+# ------------------------------------------------------------------------------------------ backbones by name
+
+
+def _seeded(arch: str, registry: Registry, options: Mapping[str, Any], seed: int) -> Backbone:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(arch, registry, **options).eval()
+
+
+def _published(text: str, registry: Registry, options: Mapping[str, Any], seed: int) -> Backbone:
+    scheme = text.partition(":")[0]
+    if scheme == "small":
+        raise BackboneError(
+            f"{text} has no published weights",
+            cause="it is an architecture only",
+            fix=f"fresh weights: random:{text}",
+        )
+    if scheme not in ZOOS:
+        return _seeded(text, registry, options, seed)
+    try:
+        return build(text, registry, pretrained=True, **options).eval()
+    except Exception as error:  # hubs raise their own, urllib's and the operating system's errors
+        _seeded(text, registry, options, seed)  # an unknown name or option is told as such
+        root = error.__cause__ or error
+        raise BackboneError(
+            f"the weights of {text} cannot be fetched",
+            cause=f"{type(root).__name__}: {' '.join(str(root).split())[:200]}",
+            fix=f"connect to the network, or download the file elsewhere and give its path with --arch {text}",
+        ) from error
+
+
+def _zoo(text: str, backbone: Backbone, inputs: Mapping[str, Any], how: str, **provenance: Any) -> Loaded:
+    backbone.respec(**inputs)
+    heads = heads_of(backbone)
+    _blank(backbone, heads)
+    report = LoadReport(
+        source=text,
+        layout=how if text.partition(":")[0] in (*ZOOS, "random") else "plugin",
+        arch=backbone.spec.arch,
+        options=backbone.spec.options,
+        parameters=sum(p.numel() for k, p in backbone.net.named_parameters() if k not in heads),
+        input=_told(backbone, "given" if inputs else "the architecture's own"),
+        identity=backbone.identity,
+    )
+    return Loaded(backbone, report, _slug(text), {"source": text, **provenance})
+
+
+def _own(
+    path: Path, file: reading.File, registry: Registry, inputs: Mapping[str, Any], arch: str | None
+) -> Loaded:
+    header = json.loads(file.header[HEADER])
+    try:
+        backbone = Backbone.load(path, registry).eval()
+    except RuntimeError as error:
+        raise BackboneError(
+            f"{path} does not fit its own architecture",
+            cause=" ".join(str(error).split())[:300],
+            fix="load it with the version that wrote it, or write it again",
+        ) from error
+    if arch is not None and _arch(arch, registry) != backbone.spec.arch:
+        raise BackboneError(
+            f"{path} is {backbone.spec.arch}, not {arch}", cause="its header says so", fix="leave --arch out"
+        )
+    backbone.respec(**inputs)
+    report = LoadReport(
+        source=str(path),
+        layout="evalsuite",
+        arch=backbone.spec.arch,
+        options=backbone.spec.options,
+        parameters=sum(p.numel() for p in backbone.net.parameters()),
+        input=_told(backbone, "given" if inputs else "the file's header"),
+        sha256=file.sha256,
+        identity=backbone.identity,
+    )
+    provenance = {"source": str(path), "sha256": file.sha256, **header["provenance"]}
+    return Loaded(backbone, report, _name(path), provenance)
+
+
+# --------------------------------------------------------------------------------------------- strangers' files
+
+
+class Read(NamedTuple):
+    """A candidate, the layout that gave it, whether that is a third party's, and what it was read from."""
+
+    candidate: Candidate
+    naming: str
+    theirs: bool
+    state: reading.State
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A candidate held against its architecture."""
+
+    candidate: Candidate
+    naming: str
+    theirs: bool
+    state: reading.State
+    backbone: Backbone
+    heads: frozenset[str]
+    match: Match
+    reason: tuple[str, ...] = ()
+    rival: str = ""
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Best last: whole networks, then third parties' layouts, then the preferred place, then coverage."""
+        rank, _ = origins.choice(self.state.container, self.candidate.prefix)
+        return self.match.whole, self.theirs, rank, self.match.matched, -len(self.match.leftover)
+
+
+class _Builder:
+    """Builds each architecture once for all candidates that want it."""
+
+    def __init__(self, registry: Registry, options: Mapping[str, Any], seed: int) -> None:
+        self.registry, self.options, self.seed = registry, options, seed
+        self._built: dict[str, tuple[Backbone, frozenset[str]]] = {}
+
+    def __call__(self, arch: str, options: Mapping[str, Any]) -> tuple[Backbone, frozenset[str]]:
+        wanted = {**options, **self.options}
+        key = f"{arch} {json.dumps(wanted, sort_keys=True, default=str)}"
+        if key not in self._built:
+            backbone = _seeded(arch, self.registry, wanted, self.seed)
+            self._built[key] = backbone, heads_of(backbone)
+        return self._built[key]
+
+
+def _find(
+    file: reading.File, registry: Registry, arch: str | None, options: Mapping[str, Any], seed: int
+) -> _Found:
+    """The best reading of a file. Raises BackboneError where there is none."""
+    held = reading.states(file)
+    if not held:
+        keys = (
+            ", ".join(map(str, file.tree))[:120]
+            if isinstance(file.tree, Mapping)
+            else type(file.tree).__name__
+        )
+        raise BackboneError(
+            f"{file.path} holds no tensors",
+            cause=f"it holds {keys or 'nothing'}",
+            fix="name a file with a model's weights",
+        )
+    said = arch or file.header.get("arch")
+    if said is not None:
+        why = "given as --arch" if arch else f"the file's header says {said!r}"
+        return _find_as(held, registry, _arch(said, registry), why, options, seed)
+    builder = _Builder(registry, options, seed)
+    read = _candidates(held, registry)
+    best = _best(_measure(read, builder))
+    hinted = file.hint("arch", "model", "model_name", "backbone")
+    if (best is None or not best.match.whole) and hinted and (name := _known(hinted)):
+        by_hint = _best(_forced(held, read, name, builder, f"the file says {hinted!r}"))
+        best = max((b for b in (best, by_hint) if b is not None), key=lambda b: b.order, default=None)
+    if best is None:
+        raise _unknown(file, held, read)
+    return best
+
+
+def _find_as(
+    held: list[reading.State], registry: Registry, arch: str, why: str, options: Mapping[str, Any], seed: int
+) -> _Found:
+    """The best reading of a file as one architecture; what else it looks like, if that is no whole one."""
+    builder = _Builder(registry, options, seed)
+    backbone, heads = builder(arch, {})
+    plain = _best(_behind_prefixes(held, arch, backbone, heads, why))
+    if plain is not None and plain.match.whole:
+        return plain
+    read = _candidates(held, registry)
+    best = _best(_forced(held, read, arch, builder, why))
+    if best is not None and best.match.whole:
+        return best
+    rival = _rival(read, _Builder(registry, {}, seed))
+    if best is None:
+        best = _Found(Candidate({}, arch), "", False, held[0], backbone, heads, match(backbone, heads, {}))
+    return replace(best, rival=rival)
+
+
+def _candidates(held: list[reading.State], registry: Registry) -> list[Read]:
+    """What every layout on the shelf makes of the dicts of tensors, third parties' first."""
+    entries = sorted(registry.entries("checkpoint"), key=lambda e: e.target.startswith(OURS))
+    return [read for state in held for entry in entries for read in _read_as(entry, state, registry)]
+
+
+def _read_as(entry: Entry, state: reading.State, registry: Registry) -> list[Read]:
+    layout = registry.get("checkpoint", entry.name)
+    try:
+        return [Read(c, entry.name, not entry.target.startswith(OURS), state) for c in layout(state)]
+    except Refusal:
+        raise
+    except Exception as error:  # a third party's code may raise anything
+        raise PluginError(
+            f"checkpoint layout {entry.name!r} failed",
+            cause=f"{entry.target} of {entry.owner}: {type(error).__name__}: {error}",
+            fix=f"mend it or leave it out: -p no:{entry.owner}",
+        ) from error
+
+
+def _measure(read: Iterable[Read], builder: _Builder) -> Iterator[_Found]:
+    for candidate, naming, theirs, state in read:
+        if candidate.arch is None:
+            continue
+        extra = dict(candidate.options)
+        if candidate.arch.startswith("small:") and origins.origin(state, candidate.prefix) == "solo-learn":
+            extra.setdefault("stem_padding", 2)  # solo-learn, base.py: the CIFAR stem is padded by 2
+        backbone, heads = builder(candidate.arch, extra)
+        _, why = origins.choice(state.container, candidate.prefix)
+        reason = tuple(r for r in (why, candidate.note) if r)
+        yield _Found(
+            candidate,
+            naming,
+            theirs,
+            state,
+            backbone,
+            heads,
+            match(backbone, heads, candidate.tensors),
+            reason,
+        )
+
+
+def _forced(
+    held: list[reading.State], read: Iterable[Read], arch: str, builder: _Builder, why: str
+) -> Iterator[_Found]:
+    """Readings of a file as one given architecture: as layouts read it, and behind whatever prefix fits."""
+    for candidate, naming, theirs, state in read:
+        options = candidate.options if candidate.arch == arch else {}
+        given = replace(candidate, arch=arch, options=options)
+        for found in _measure([Read(given, naming, theirs, state)], builder):
+            yield replace(found, reason=(why, *found.reason))
+    yield from _behind_prefixes(held, arch, *builder(arch, {}), why)
+
+
+def _behind_prefixes(
+    held: list[reading.State], arch: str, backbone: Backbone, heads: frozenset[str], why: str
+) -> Iterator[_Found]:
+    for state in held:
+        for prefix in prefixes(backbone, heads, state.tensors):
+            tensors = {k[len(prefix) :]: v for k, v in state.tensors.items() if k.startswith(prefix)}
+            _, chosen = origins.choice(state.container, prefix)
+            reason = tuple(r for r in (why, chosen) if r)
+            fit = match(backbone, heads, tensors)
+            yield _Found(
+                Candidate(tensors, arch, {}, prefix),
+                "the architecture's",
+                False,
+                state,
+                backbone,
+                heads,
+                fit,
+                reason,
+            )
+
+
+def _rival(read: Iterable[Read], builder: _Builder) -> str:
+    """The architecture a file fits as a whole by its shapes, for the refusal of another; "" if there is none."""
+    try:
+        inferred = _best(_measure(read, builder))
+    except BackboneError:
+        return ""
+    return inferred.backbone.spec.arch if inferred is not None and inferred.match.whole else ""
+
+
+def _best(found: Iterable[_Found]) -> _Found | None:
+    return max(found, key=lambda f: f.order, default=None)
+
+
+def _unknown(file: reading.File, held: list[reading.State], read: list[Read]) -> BackboneError:
+    notes = [r.candidate.note for r in read if r.candidate.note]
+    largest = max(held, key=lambda s: len(s.tensors))
+    first = ", ".join(f"{k} {tuple(v.shape)}" for k, v in list(largest.tensors.items())[:3])
+    cause = (
+        f"it looks like {notes[0]}"
+        if notes
+        else f"no layout knows its {len(largest.tensors)} tensors: {first}"
+    )
+    return BackboneError(
+        f"the architecture of {file.path} cannot be told from its tensors",
+        cause=cause,
+        fix="name it with --arch SCHEME:NAME, or add a layout (docs/hooks.md, shelf checkpoint)",
+    )
+
+
+def _finish(file: reading.File, found: _Found, inputs: Mapping[str, Any], allow_partial: bool) -> Loaded:
+    """Refuse, or put the weights in place and say how."""
+    fit, backbone = found.match, found.backbone
+    if not fit.whole and not allow_partial:
+        raise _refusal(file, found)
+    if not fit.used:
+        raise _refusal(file, found)
+    every = backbone.net.state_dict()
+    backbone.net.load_state_dict({k: v.to(every[k].dtype) for k, v in fit.used.items()}, strict=False)
+    _blank(backbone, found.heads)
+    values, said_by = _normalisation(file, found, inputs)
+    backbone.respec(**values)
+    candidate = found.candidate
+    used = {candidate.sources.get(k, k) for k in fit.used}
+    inside = {
+        k[len(candidate.prefix) :] if k.startswith(candidate.prefix) else k: k for k in found.state.tensors
+    }
+    report = LoadReport(
+        source=str(file.path),
+        layout=found.naming if found.theirs else origins.origin(found.state, candidate.prefix),
+        arch=backbone.spec.arch,
+        options=backbone.spec.options,
+        container=found.state.container,
+        prefix=candidate.prefix,
+        naming=found.naming,
+        matched=fit.matched,
+        buffers=fit.buffers,
+        parameters=fit.parameters,
+        missing=fit.missing,
+        unexpected=tuple(full for name, full in inside.items() if name not in used),
+        leftover=fit.leftover,
+        mismatched=fit.mismatched,
+        input=_told(backbone, said_by),
+        reason=(*found.reason, *file.notes),
+        sha256=file.sha256,
+        trusted=file.trusted,
+        identity=backbone.identity,
+    )
+    provenance = {
+        "source": str(file.path),
+        "sha256": file.sha256,
+        "layout": report.layout,
+        "trusted": file.trusted,
+    }
+    return Loaded(backbone, report, _name(file.path), provenance)
+
+
+def _refusal(file: reading.File, found: _Found) -> BackboneError:
+    fit, arch = found.match, found.backbone.spec.arch
+    wrong = []
+    if fit.mismatched:
+        name, given, wanted = fit.mismatched[0]
+        wrong.append(
+            f"{len(fit.mismatched)} of another shape, first {name}: {given} in the file, {wanted} wanted"
+        )
+    if fit.missing:
+        wrong.append(f"{len(fit.missing)} missing, first {fit.missing[0]}")
+    if fit.leftover:
+        wrong.append(f"{len(fit.leftover)} inside the network that it does not know, first {fit.leftover[0]}")
+    looks = f"; the file looks like {found.rival}" if found.rival else ""
+    short = f"{fit.matched:.1%} of parameters matched (needs 98%)"
+    if fit.matched >= 0.98:
+        short = f"{fit.matched:.1%} of parameters matched, but it is another network"
+    if fit.buffers < 0.98 <= fit.matched:
+        short = f"{fit.buffers:.1%} of running statistics matched (needs 98%)"
+    fix = (
+        f"--arch {found.rival}, or leave --arch out"
+        if found.rival
+        else "name the right one with --arch SCHEME:NAME"
+    )
+    return BackboneError(
+        f"{file.path} as {arch}: {short}",
+        cause="; ".join(wrong) + looks,
+        fix=f"{fix}; to load it anyway: --allow-partial",
+    )
+
+
+def _blank(backbone: Backbone, heads: frozenset[str]) -> None:
+    """Zero what no feature depends on: a file without it and one with it then give the same tensors."""
+    with torch.no_grad():
+        for name, parameter in backbone.net.named_parameters():
+            if name in heads:
+                parameter.zero_()
+
+
+# ------------------------------------------------------------------------------------------- names and numbers
+
+
+def _known(name: str) -> str | None:
+    """``scheme:name`` of an architecture that torchvision or timm has under that bare name."""
+    if name in torchvision.models.list_models(torchvision.models):
+        return f"torchvision:{name}"
+    return f"timm:{name}" if timm.is_model(name) else None
+
+
+def _arch(text: str, registry: Registry) -> str:
+    """What a person wrote for an architecture as ``scheme:name``: a blank for the colon or no scheme will do."""
+    text = re.sub(r"^(\w+) (\S+)$", r"\1:\2", text.strip())
+    if ":" in text or text in registry.names("backbone"):
+        return text
+    return _known(text) or text
+
+
+def _normalisation(
+    file: reading.File, found: _Found, inputs: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """mean, std and image size, and whose word it is: the user's, the layout's, the header's, or the custom."""
+    spec, candidate = found.backbone.spec, found.candidate
+    scheme, _, name = spec.arch.partition(":")
+    values: dict[str, Any] = {"mean": spec.mean, "std": spec.std, "image_size": spec.image_size}
+    said_by = "the architecture's own"
+    if scheme in (*ZOOS, "small") and "." not in name:
+        values |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        said_by = "ImageNet's, as nothing says otherwise"
+    for told, who in (
+        (_noted(file.header), "the file's header"),
+        (_of_layout(candidate), "the layout"),
+        (inputs, "given"),
+    ):
+        if told:
+            values |= told
+            said_by = who
+    return values, said_by
+
+
+def _of_layout(candidate: Candidate) -> dict[str, Any]:
+    told = {"mean": candidate.mean, "std": candidate.std, "image_size": candidate.image_size}
+    return {k: v for k, v in told.items() if v is not None}
+
+
+def _noted(header: Mapping[str, str]) -> dict[str, Any]:
+    """mean, std and image_size from a safetensors header: JSON under these names, or a note in words.
+
+    A note reads like ``RGB in [0,1], mean (123/255, 117/255, 104/255), std (1/255, 1/255, 1/255), 227x227``.
+    """
+    told = {k: _input(k, json.loads(header[k])) for k in INPUTS if k in header}
+    for note in header.values():
+        if not re.search(r"RGB in \[0, ?1\]", note):
+            continue
+        for name in ("mean", "std"):
+            if name not in told and (found := re.search(rf"{name} \(([\d./, ]+)\)", note)):
+                told[name] = tuple(float(Fraction(v.strip())) for v in found[1].split(","))
+        if "image_size" not in told and (size := re.search(r"\b(\d+)x(\d+)\b", note)):
+            told["image_size"] = (int(size[1]), int(size[2]))
+    return told
+
+
+def _input(name: str, value: Any) -> tuple[Any, ...]:
+    """mean or std as three numbers, image_size as (height, width)."""
+    length, kind = (2, int) if name == "image_size" else (3, float)
+    values = tuple(value) if isinstance(value, list | tuple) else (value,) * length
+    if len(values) != length or not all(
+        isinstance(v, int | float) and (v > 0 or name == "mean") for v in values
+    ):
+        raise BackboneError(
+            f"{name} {value!r} makes no sense",
+            cause="mean and std are three numbers for RGB in [0,1], image_size is height and width in pixels",
+            fix="for example mean=[0.485,0.456,0.406] or image_size=224",
+        )
+    return tuple(kind(v) for v in values)
+
+
+def _told(backbone: Backbone, said_by: str) -> dict[str, Any]:
+    spec = backbone.spec
+    numbers = {"mean": [round(v, 6) for v in spec.mean], "std": [round(v, 6) for v in spec.std]}
+    return {**numbers, "image_size": list(spec.image_size), "source": said_by}
+
+
+def _name(path: Path) -> str:
+    """A file's name without its endings; the directory's for our own fixed file name."""
+    stem = path.resolve().parent.name if path.name == "backbone.safetensors" else path.name
+    while Path(stem).suffix in FILES:
+        stem = Path(stem).stem
+    return _slug(stem)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "backbone"

@@ -1,0 +1,216 @@
+"""How much of an architecture a dict of tensors fills, and the report of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from evalsuite.backbone import Backbone, Features
+
+__all__ = ["NEEDED", "LoadReport", "Match", "heads_of", "look_meta", "match", "prefixes"]
+
+NEEDED = 0.98  # of the parameters; what less than this gives is another network
+HEAD_WORDS = ("fc", "head", "heads", "classifier", "last_linear")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a file's tensors.
+
+    ``matched`` is the fraction of the backbone's parameters (those its Features depend on, so no classifier) that the
+    file filled, ``buffers`` that of its running statistics. ``missing`` are names of the architecture; ``unexpected``
+    names in the file that are not used, heads among them; ``leftover`` those of them that lie inside the backbone.
+    ``mismatched`` are (name, shape in the file, shape wanted). ``input`` says how pixels are normalised, and who says so.
+    """
+
+    source: str
+    layout: str
+    arch: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    container: str = ""
+    prefix: str = ""
+    naming: str = ""
+    matched: float = 1.0
+    buffers: float = 1.0
+    parameters: int = 0
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    leftover: tuple[str, ...] = ()
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
+    input: Mapping[str, Any] = field(default_factory=dict)
+    reason: tuple[str, ...] = ()
+    sha256: str = ""
+    trusted: bool = False
+    identity: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
+
+    def __str__(self) -> str:
+        place = (
+            f"{self.container or 'top level'}, prefix {self.prefix!r}" if self.sha256 and self.naming else ""
+        )
+        options = ", ".join(f"{k}={v}" for k, v in self.options.items())
+        rows = [
+            ("source", self.source),
+            ("layout", f"{self.layout}" + (f" ({self.naming} names; {place})" if place else "")),
+            ("architecture", self.arch + (f" ({options})" if options else "")),
+            (
+                "matched",
+                f"{self.matched:.1%} of {self.parameters:,} parameters, {self.buffers:.1%} of running statistics",
+            ),
+            ("input", ", ".join(f"{k} {v}" for k, v in self.input.items())),
+            ("missing", _some(self.missing)),
+            ("mismatched", _some(f"{n} {a} in the file, {b} wanted" for n, a, b in self.mismatched)),
+            ("leftover", _some(self.leftover)),
+            ("not used", _some(self.unexpected)),
+            ("because", "; ".join(self.reason)),
+            ("sha256", self.sha256),
+            ("identity", self.identity),
+            ("trusted", "yes: the file was allowed to run code" if self.trusted else ""),
+        ]
+        return "\n".join(f"{name:<13} {value}" for name, value in rows if value)
+
+
+def _some(names: Iterable[str], limit: int = 5) -> str:
+    names = list(names)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{len(names)}: {', '.join(names[:limit])}{rest}" if names else ""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A dict of tensors held against a backbone. ``used`` are those to load, by the backbone's names."""
+
+    used: Mapping[str, Tensor]
+    matched: float
+    buffers: float
+    parameters: int
+    missing: tuple[str, ...]
+    leftover: tuple[str, ...]
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether this is the network and not merely something like it."""
+        enough = self.matched >= NEEDED and self.buffers >= NEEDED
+        return enough and not self.mismatched and not self.leftover
+
+
+def match(backbone: Backbone, heads: frozenset[str], tensors: Mapping[str, Tensor]) -> Match:
+    """Hold ``tensors`` against what ``backbone`` wants; ``heads`` are names of its parameters that do not matter."""
+    parameters = {k: v for k, v in backbone.net.named_parameters() if k not in heads}
+    every = backbone.net.state_dict()
+    statistics = {
+        k: v for k, v in every.items() if k not in parameters and k not in heads and v.is_floating_point()
+    }
+    wanted = parameters | statistics
+    fits = {k: tensors[k] for k, v in wanted.items() if k in tensors and _fits(tensors[k], v)}
+    odd = [
+        (k, tuple(tensors[k].shape), tuple(v.shape))
+        for k, v in wanted.items()
+        if k in tensors and k not in fits
+    ]
+    counted = {k: tensors[k] for k in every if k.endswith("num_batches_tracked") and k in tensors}
+    return Match(
+        used=fits | {k: v for k, v in counted.items() if v.shape == every[k].shape},
+        matched=_share(fits, parameters),
+        buffers=_share(fits, statistics),
+        parameters=sum(v.numel() for v in parameters.values()),
+        missing=tuple(k for k in wanted if k not in tensors),
+        leftover=_leftover(tensors, every, parameters),
+        mismatched=tuple(odd),
+    )
+
+
+def _fits(given: Tensor, wanted: Tensor) -> bool:
+    return given.shape == wanted.shape and given.is_floating_point()
+
+
+def _share(fits: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
+    total = sum(v.numel() for v in wanted.values())
+    return sum(v.numel() for k, v in wanted.items() if k in fits) / total if total else 1.0
+
+
+def _leftover(
+    tensors: Mapping[str, Tensor], every: Mapping[str, Tensor], parameters: Iterable[str]
+) -> tuple[str, ...]:
+    """Floating tensors that lie in a part the backbone owns but that it does not know.
+
+    Blocks of a deeper network and relative positions in attention are such; without them features would be wrong.
+    """
+    owned = {_part(k) for k in parameters} - set(HEAD_WORDS)
+    return tuple(
+        k for k, v in tensors.items() if k not in every and v.is_floating_point() and _part(k) in owned
+    )
+
+
+def _part(name: str) -> str:
+    """The first component, numbers masked: layer1 and layer5 are the same kind of part. A bare tensor is its own."""
+    first, dot, _ = name.partition(".")
+    return re.sub(r"\d+", "#", first) if dot else ""
+
+
+def prefixes(backbone: Backbone, heads: frozenset[str], names: Iterable[str]) -> list[str]:
+    """Prefixes behind which the parameters of ``backbone`` may lie among ``names``, the likeliest first."""
+    parameters = [k for k, _ in backbone.net.named_parameters() if k not in heads]
+    anchors = parameters[:: max(1, len(parameters) // 16)]
+    votes: dict[str, int] = {}
+    for name in names:
+        for anchor in anchors:
+            if name == anchor or name.endswith("." + anchor):
+                prefix = name[: len(name) - len(anchor)]
+                votes[prefix] = votes.get(prefix, 0) + 1
+    return sorted(votes, key=lambda p: (-votes[p], p))[:8]
+
+
+def look_meta(backbone: Backbone, batch: int = 1) -> tuple[Features, dict[str, Tensor]]:
+    """Features of shape only, computed without data or arithmetic, and the parameters they came from.
+
+    Falls back on a real forward pass for networks that look at values.
+    """
+    height, width = backbone.spec.image_size
+    device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        for place in (torch.device("meta"), device):
+            moved = {
+                k: v.detach().to(place).requires_grad_(v.is_floating_point())
+                for k, v in backbone.named_parameters()
+            }
+            buffers = {k: v.to(place) for k, v in backbone.named_buffers()}
+            pixels = torch.zeros(batch, 3, height, width, device=place)
+            try:
+                return functional_call(backbone, {**moved, **buffers}, (pixels,)), moved
+            except (RuntimeError, NotImplementedError):
+                if place == device:
+                    raise
+    finally:
+        backbone.train(was_training)
+    raise AssertionError("unreachable: the last place returns or raises")
+
+
+def heads_of(backbone: Backbone) -> frozenset[str]:
+    """Names in ``backbone.net`` of the parameters that no feature depends on: a classifier, a projection head."""
+    features, parameters = look_meta(backbone)
+    outputs = [
+        t
+        for t in (features.pooled, features.tokens, *features.maps.values())
+        if t is not None and t.requires_grad
+    ]
+    if not outputs:
+        return frozenset()
+    leaves = {k: v for k, v in parameters.items() if v.requires_grad}
+    gradients = torch.autograd.grad([o.sum() for o in outputs], list(leaves.values()), allow_unused=True)
+    unused = [k for k, g in zip(leaves, gradients, strict=True) if g is None]
+    return frozenset(k.removeprefix("net.") for k in unused)

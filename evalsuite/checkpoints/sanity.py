@@ -1,0 +1,238 @@
+"""What a loaded backbone does with images: a gate before hours are spent on it, and the facts that inspect prints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from evalsuite.backbone import Backbone, Features, build
+from evalsuite.checkpoints.loading import Loaded
+from evalsuite.checkpoints.matching import heads_of, look_meta
+
+if TYPE_CHECKING:
+    from evalsuite.hooks import Registry
+
+__all__ = ["SanityReport", "describe", "natural_images", "sanity"]
+
+VARIATION = (
+    1e-4  # images whose features differ by less than this, relative to their length, are not told apart
+)
+RANK = 2.0  # the least effective rank of the features of a batch (RankMe, Garrido et al., 2023, equation 1)
+DEAD = 0.5  # the fraction of channels that may be the same everywhere before it is worth a warning
+
+
+@dataclass(frozen=True)
+class SanityReport:
+    """Faults make a backbone useless for any task; warnings are worth knowing; numbers are what was measured.
+
+    ``variation`` is the mean distance of an image's features from the batch's mean, relative to their mean length.
+    ``effective_rank`` is the exponential of the entropy of the normalised singular values of the centred features.
+    ``dead`` is the fraction of channels, by output, with the same value for all images and places.
+    ``like_fresh`` is the fraction of tensors that are as the architecture's initialisation draws them.
+    """
+
+    faults: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults
+
+    def __str__(self) -> str:
+        lines = [f"fault         {f}" for f in self.faults] + [f"warning       {w}" for w in self.warnings]
+        numbers = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in self.numbers.items())
+        return "\n".join([*lines, f"features      {numbers}"])
+
+
+def natural_images(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
+    """Images in [0,1] (count,3,H,W) with the statistics of photographs: 1/f noise, shading, and a few flat shapes."""
+    rng = torch.Generator().manual_seed(seed)
+    height, width = size
+    radius = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]).clamp_min(
+        1 / max(size)
+    )
+    spectrum = torch.fft.rfft2(torch.randn(count, 3, height, width, generator=rng)) / radius
+    noise: Tensor = torch.fft.irfft2(spectrum, s=size)
+    noise = noise / noise.std((2, 3), keepdim=True).clamp_min(1e-6)
+    ys, xs = torch.linspace(-1, 1, height)[:, None], torch.linspace(-1, 1, width)[None]
+    slope = torch.randn(count, 3, 2, generator=rng)
+    shading = slope[..., :1, None] * ys + slope[..., 1:, None] * xs
+    images: Tensor = 0.5 + 0.15 * noise + 0.15 * shading
+    for _ in range(3):
+        cy, cx, side = (torch.rand(count, 1, 1, 1, generator=rng) * 2 - 1 for _ in range(3))
+        colour = torch.rand(count, 3, 1, 1, generator=rng)
+        half = 0.1 + 0.2 * side.abs()
+        inside = ((ys - cy).abs() < half) & ((xs - cx).abs() < half)
+        images = torch.where(inside, colour, images)
+    return images.clamp_(0, 1)
+
+
+def sanity(
+    backbone: Backbone, registry: Registry | None = None, *, count: int = 32, seed: int = 0
+) -> SanityReport:
+    """Look at ``count`` images and say whether the features can be of any use.
+
+    With ``registry`` the weights are also compared with a fresh network of the same architecture. The backbone
+    comes back in the mode it was in.
+    """
+    gathered = _gather(backbone, natural_images(count, backbone.spec.image_size, seed))
+    faults: list[str] = []
+    warnings: list[str] = []
+    numbers: dict[str, float] = {}
+    broken = [name for name, values in gathered.items() if not torch.isfinite(values).all()]
+    if broken:
+        faults.append(f"NaN or infinite values in {', '.join(broken)}")
+    else:
+        _spread(next(iter(gathered.values())), faults, numbers)
+        _dead(gathered, faults, warnings, numbers)
+    if registry is not None:
+        numbers["like_fresh"] = like = _like_fresh(backbone, registry)
+        if like > 0.95:
+            warnings.append(f"it looks untrained: {like:.0%} of its tensors are as a fresh network has them")
+    return SanityReport(tuple(faults), tuple(warnings), numbers)
+
+
+def _gather(backbone: Backbone, images: Tensor) -> dict[str, Tensor]:
+    """What the backbone gives, by output, as (N,D) per image; maps as their means and spreads over places."""
+    device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
+    was_training = backbone.training
+    backbone.eval()
+    parts: dict[str, list[Tensor]] = {}
+    try:
+        with torch.no_grad():
+            for chunk in images.split(8):
+                for name, values in _outputs(backbone(chunk.to(device))):
+                    parts.setdefault(name, []).append(values.float().cpu())
+    finally:
+        backbone.train(was_training)
+    return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def _outputs(features: Features) -> Iterator[tuple[str, Tensor]]:
+    if features.pooled is not None:
+        yield "pooled", features.pooled
+    if features.tokens is not None:
+        yield "tokens", torch.cat([features.tokens.mean(1), features.tokens.std(1, correction=0)], 1)
+    for stride, level in sorted(features.maps.items(), reverse=True):
+        yield f"map of stride {stride}", torch.cat([level.mean((2, 3)), level.std((2, 3), correction=0)], 1)
+
+
+def _spread(features: Tensor, faults: list[str], numbers: dict[str, float]) -> None:
+    features = features.double()
+    centred = features - features.mean(0)
+    length = features.norm(dim=1).mean()
+    variation = float(centred.norm(dim=1).mean() / length) if length > 0 else 0.0
+    rank = _effective_rank(centred)
+    numbers |= {"variation": variation, "effective_rank": rank, "std": float(centred.pow(2).mean().sqrt())}
+    if variation == 0:
+        faults.append("constant features: all images give the very same vector")
+    elif variation < VARIATION:
+        faults.append(
+            f"insensitive to the input: features vary by {variation:.1e} of their length between images"
+        )
+    elif rank < RANK:
+        faults.append(f"collapsed features: their effective rank over {len(features)} images is {rank:.2f}")
+
+
+def _effective_rank(centred: Tensor) -> float:
+    values = torch.linalg.svdvals(centred)
+    total = values.sum()
+    if total == 0:
+        return 0.0
+    p = values / total
+    return math.exp(float(torch.special.entr(p).sum()))
+
+
+def _dead(
+    gathered: Mapping[str, Tensor], faults: list[str], warnings: list[str], numbers: dict[str, float]
+) -> None:
+    for name, values in gathered.items():
+        same = (values - values[0]).abs().amax(0) <= 1e-7 * values.abs().amax().clamp_min(1e-30)
+        if (
+            name != "pooled"
+        ):  # means and spreads: a channel is dead where it never varies, over images or places
+            mean, spread = same.chunk(2)
+            flat = values.chunk(2, 1)[1].amax(0) <= 1e-7 * values.abs().amax().clamp_min(1e-30)
+            same = mean & spread & flat
+        share = float(same.float().mean())
+        numbers[f"dead_{name.replace(' ', '_')}"] = share
+        if share == 1 and name != "pooled":
+            faults.append(f"dead output: the {name} is the same everywhere for every image")
+        elif DEAD < share < 1:
+            warnings.append(f"{share:.0%} of the channels of {name} are dead")
+
+
+def _like_fresh(backbone: Backbone, registry: Registry) -> float:
+    """The fraction of parameters and statistics (by tensor) that a fresh network has alike.
+
+    Constant tensors (norms, zero biases, running statistics) must be equal; random ones of some size must have the
+    same mean and spread within five standard errors. Training moves nearly all constants, so even a network trained
+    for a few steps is far from 1.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(20_26)
+        fresh = build(backbone.spec.arch, registry, **backbone.spec.options)
+    heads = heads_of(backbone)
+    ours, theirs = backbone.net.state_dict(), fresh.net.state_dict()
+    judged = {
+        k: _alike(ours[k].float().cpu(), theirs[k].float())
+        for k in ours.keys() & theirs.keys()
+        if k not in heads and ours[k].is_floating_point() and ours[k].numel() > 1
+    }
+    verdicts = [v for v in judged.values() if v is not None]
+    return sum(verdicts) / len(verdicts) if verdicts else 0.0
+
+
+def _alike(ours: Tensor, fresh: Tensor) -> bool | None:
+    spread = float(fresh.std(correction=0))
+    if spread == 0:
+        return bool(torch.equal(ours, fresh))
+    if fresh.numel() < 512:
+        return None  # too few numbers to tell
+    error = 5 * spread / math.sqrt(fresh.numel())
+    return (
+        abs(float(ours.mean() - fresh.mean())) < 2 * error
+        and abs(float(ours.std(correction=0)) - spread) < 2 * error
+    )
+
+
+def describe(loaded: Loaded, registry: Registry, *, check: bool = True) -> dict[str, Any]:
+    """Everything ``evalsuite inspect`` tells, as plain JSON values.
+
+    ``flops`` counts one image of the spec's size, a multiplication and an addition as two. ``parameters`` counts those
+    that features depend on; ``heads`` those of classifiers. ``sanity`` is None where ``check`` is off.
+    """
+    backbone = loaded.backbone
+    with FlopCounterMode(display=False) as counter:
+        features, _ = look_meta(backbone)
+    heads = heads_of(backbone)
+    counts = {k: p.numel() for k, p in backbone.net.named_parameters()}
+    shapes: dict[str, Any] = {"maps": {str(s): list(m.shape[1:]) for s, m in sorted(features.maps.items())}}
+    shapes["pooled"] = None if features.pooled is None else list(features.pooled.shape[1:])
+    shapes["tokens"] = None if features.tokens is None else list(features.tokens.shape[1:])
+    report = sanity(backbone, registry) if check else None
+    return {
+        "name": loaded.name,
+        "report": loaded.report.to_json(),
+        "spec": backbone.spec.to_json(),
+        "parameters": sum(n for k, n in counts.items() if k not in heads),
+        "heads": sum(n for k, n in counts.items() if k in heads),
+        "flops": int(counter.get_total_flops()),
+        "shapes": shapes,
+        "sanity": None
+        if report is None
+        else {
+            "ok": report.ok,
+            "faults": list(report.faults),
+            "warnings": list(report.warnings),
+            "numbers": dict(report.numbers),
+        },
+        "provenance": dict(loaded.provenance),
+    }

@@ -1,0 +1,387 @@
+"""The command line: parse, call one function, print. What is heavy is imported inside."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from evalsuite.errors import Refusal, UsageError
+
+if TYPE_CHECKING:
+    from evalsuite.hooks import Loaded
+    from evalsuite.results import Result
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="What a visual backbone is worth on real downstream work.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+plugins_app = typer.Typer(no_args_is_help=True, help="What plugins there are, and what is wrong with them.")
+data_app = typer.Typer(no_args_is_help=True, help="Data sets: which there are, where they lie, whether they are whole.")
+app.add_typer(plugins_app, name="plugins")
+app.add_typer(data_app, name="data")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Root = Annotated[
+    Path | None, typer.Option("--data-root", envvar="EVALSUITE_DATA", help="Where the data sets lie.", show_default=False)
+]
+_requests: list[str] = []
+
+
+@app.callback()
+def options(
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--plugin", help="Load a plugin or module besides, or leave one out: no:NAME. Repeatable."),
+    ] = None,
+) -> None:
+    _requests[:] = plugin or []
+
+
+@app.command()
+def run(
+    backbone: Annotated[
+        list[str],
+        typer.Option(
+            "-b", "--backbone", help="A checkpoint file, timm:NAME, torchvision:NAME, random:ARCH, or a plugin's name."
+        ),
+    ],
+    task: Annotated[list[str], typer.Option("-t", "--task", help="Tasks, repeated or separated by commas.")],
+    protocol: Annotated[str | None, typer.Option(help="The recipe; each task has a default one.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Who trains the head; each task has a default one.")] = None,
+    seeds: Annotated[str, typer.Option(help="A number of seeds (0, 1, ...) or a list: 3 or 0,7.")] = "1",
+    data_root: Root = None,
+    data: Annotated[str | None, typer.Option(help="Data of a generic task: voc:PATH, coco:PATH.")] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Use a generated world; marked, never ranked.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    devices: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
+    precision: Annotated[str, typer.Option(help="auto, 32-true, bf16-mixed, 16-mixed.")] = "auto",
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode images; default by device.")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a field of the protocol: iterations=500. The result is marked. Repeatable."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use that many images of each split; marked, never ranked.")] = None,
+    arch: Annotated[str | None, typer.Option(help="The architecture, where the file leaves it open.")] = None,
+    backbone_arg: Annotated[
+        list[str] | None, typer.Option(help="An option of the backbone: mean=[0.5,0.5,0.5]. Repeatable.")
+    ] = None,
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Take a checkpoint that fills less than 98 %; marked.")
+    ] = False,
+    trust_checkpoint: Annotated[
+        bool, typer.Option("--trust-checkpoint", help="Unpickle code from the file. Only for files of your own; marked.")
+    ] = False,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder of results.")] = Path("runs/evalsuite"),
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
+) -> None:
+    """Evaluate backbones on tasks. The same command again does only what is missing."""
+    from evalsuite import runner
+    from evalsuite.progress import Progress
+
+    request = runner.Request(
+        backbones=backbone, tasks=[t.strip() for value in task for t in value.split(",") if t.strip()],
+        protocol=protocol, engine=engine,
+        seeds=_seeds(seeds), data_root=data_root, data=data, demo=demo, device=device, devices=devices,
+        precision=precision, workers=workers, settings=_pairs(setting, "--set"), limit=limit, arch=arch,
+        backbone_options={k: _value(v) for k, v in _pairs(backbone_arg, "--backbone-arg").items()},
+        allow_partial=allow_partial, trust=trust_checkpoint, out=out, command=_command(),
+    )  # fmt: skip
+    cells = runner.execute(request, _load().registry, Progress(quiet=quiet))
+    if as_json:
+        _print_json([result.model_dump(mode="json") | {"path": str(path)} for path, result in cells])
+    else:
+        _table(cells)
+    failed = {result.error_code for _, result in cells if result.status == "failed"}
+    if failed:
+        raise typer.Exit(failed.pop() if len(failed) == 1 else 1)
+
+
+@app.command("list")
+def list_names(
+    shelf: Annotated[str | None, typer.Argument(help="task, method, modifier, backbone, engine, dataset, checkpoint.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What can be named: tasks, methods, backbones, engines, data sets, and who brings them."""
+    loaded = _load()
+    entries = loaded.registry.entries(shelf)
+    if as_json:
+        _print_json([entry._asdict() for entry in entries])
+        return
+    brought = {p.name: f"{p.distribution} {p.version}".strip() or p.module for p in loaded.plugins}
+    _columns([(e.shelf, e.name, e.summary, brought.get(e.owner, e.owner)) for e in entries])
+
+
+@plugins_app.command("list")
+def plugins_list(as_json: Json = False) -> None:
+    """Plugins in use, left out and broken."""
+    loaded = _load(warn=False)
+    registry = loaded.registry
+    rows = [
+        {
+            "name": p.name, "status": "loaded", "distribution": p.distribution, "version": p.version, "module": p.module,
+            "registers": [f"{e.shelf} {e.name}" for e in registry.entries() if e.owner == p.name], "reason": "",
+        }
+        for p in loaded.plugins
+    ]  # fmt: skip
+    rest = [(p, "blocked", "") for p in loaded.blocked] + [(f.plugin, "broken", f.reason) for f in loaded.faults]
+    rows += [
+        {
+            "name": p.name, "status": status, "distribution": p.distribution, "version": p.version, "module": p.module,
+            "registers": [], "reason": reason,
+        }
+        for p, status, reason in rest
+    ]  # fmt: skip
+    if as_json:
+        _print_json(rows)
+        return
+    _columns(
+        [(r["name"], r["status"], f"{r['distribution']} {r['version']}".strip(), r["reason"] or ", ".join(r["registers"])) for r in rows]
+    )
+
+
+@data_app.command("list")
+def data_list(as_json: Json = False) -> None:
+    """The data sets the suite can read."""
+    registry = _load().registry
+    entries = registry.entries("dataset")
+    if as_json:
+        _print_json([entry._asdict() for entry in entries])
+    else:
+        _columns([(e.name, e.summary) for e in entries])
+
+
+@data_app.command("where")
+def data_where(name: Annotated[str | None, typer.Argument()] = None, data_root: Root = None) -> None:
+    """Where a data set lies, or what tree is expected where it does not. Exit 3 if one that was named is missing."""
+    from evalsuite.data import source
+    from evalsuite.errors import DataError
+
+    registry = _load().registry
+    for each in [name] if name else registry.names("dataset"):
+        try:
+            typer.echo(f"{each}: {source(registry, each).locate(data_root)}")
+        except DataError as missing:
+            if name:
+                raise
+            typer.echo(f"{each}: not found ({missing.cause})")
+
+
+@data_app.command("verify")
+def data_verify(
+    name: Annotated[str, typer.Argument(help="A data set's name, or scheme:PATH for your own.")],
+    data_root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """Decode every image, check every box, look for images that are in two splits. Exit 3 if anything is wrong."""
+    from dataclasses import asdict
+
+    from evalsuite.data import parse, source
+    from evalsuite.errors import DataError
+    from evalsuite.progress import Progress
+
+    registry = _load().registry
+    if ":" in name:
+        layout, path = parse(name, registry)
+    else:
+        layout = source(registry, name)
+        path = layout.locate(data_root)
+    report = layout.verify(path, progress=Progress())
+    found = asdict(report) | {"path": str(report.path)}
+    if as_json:
+        _print_json(found)
+    else:
+        typer.echo(_nested(found))
+    if report.faults:
+        raise typer.Exit(DataError.code)
+
+
+@app.command()
+def inspect(
+    checkpoint: Annotated[str, typer.Argument(help="What --backbone would take.")],
+    arch: Annotated[str | None, typer.Option(help="The architecture, where the file leaves it open.")] = None,
+    allow_partial: Annotated[bool, typer.Option("--allow-partial")] = False,
+    trust_checkpoint: Annotated[bool, typer.Option("--trust-checkpoint")] = False,
+    as_json: Json = False,
+) -> None:
+    """What a checkpoint is: layout, architecture, what matched, parameters, FLOPs, and whether its features live.
+
+    Exit 4 if it does not load or its features are unusable.
+    """
+    from evalsuite import checkpoints
+    from evalsuite.errors import BackboneError
+
+    registry = _load().registry
+    loaded = checkpoints.load_backbone(
+        checkpoint, registry, arch=arch, allow_partial=allow_partial, trust=trust_checkpoint
+    )
+    description = checkpoints.describe(loaded, registry)
+    if as_json:
+        _print_json(description)
+    else:
+        typer.echo(f"{loaded.report}\n{_nested({k: v for k, v in description.items() if k not in ('report', 'provenance')})}")
+    if description["sanity"]["faults"]:
+        raise typer.Exit(BackboneError.code)
+
+
+@app.command()
+def doctor(data_root: Root = None, as_json: Json = False) -> None:
+    """What this machine has: python, torch, devices, extras, engines, data sets, plugin faults."""
+    from evalsuite.doctor import examine
+
+    findings = examine(_load(warn=False), data_root)
+    if as_json:
+        _print_json(findings)
+    else:
+        typer.echo(_nested(findings))
+
+
+def main() -> NoReturn:
+    """The entry point: a refusal is three lines on standard error and its exit code."""
+    try:
+        code = app(standalone_mode=False) or 0  # without standalone mode, the code of typer.Exit is returned
+    except Refusal as refusal:
+        typer.echo(str(refusal), err=True)
+        code = refusal.code
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130
+    except BrokenPipeError:  # the reader of our output left, as in: evalsuite list | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not one of click's own, which is a wrong flag
+            raise
+        typer.echo(str(_usage(error)), err=True)
+        code = UsageError.code
+    sys.exit(code)
+
+
+def _usage(error: Any) -> UsageError:
+    """A wrong flag in three lines, like any other refusal."""
+    context = getattr(error, "ctx", None)
+    place = context.command_path if context else "evalsuite"
+    return UsageError(error.format_message().strip(), cause=f"the request was: {_command()}", fix=f"see: {place} --help")
+
+
+def _load(warn: bool = True) -> Loaded:
+    from evalsuite.hooks import load
+
+    loaded = load(_requests)
+    if not loaded.registry.entries():
+        raise UsageError(
+            "no plugin is installed, not even the suite's own",
+            cause="the package's metadata are missing: a checkout that was not installed",
+            fix="pip install -e .",
+        )
+    if warn:
+        for fault in loaded.faults:
+            typer.echo(f"warning: {fault}", err=True)
+    return loaded
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+        if min(numbers) < 0 or (len(numbers) == 1 and "," not in text and numbers[0] < 1):
+            raise ValueError
+    except ValueError:
+        raise UsageError(f"--seeds {text} makes no sense", cause="it is a count or a list", fix="--seeds 3 or --seeds 0,7") from None
+    return numbers if "," in text else list(range(numbers[0]))
+
+
+def _pairs(items: list[str] | None, flag: str) -> dict[str, str]:
+    pairs = {}
+    for item in items or []:
+        key, equals, value = item.partition("=")
+        if not (key and equals):
+            raise UsageError(f"{flag} {item} is no setting", cause="it has no '='", fix=f"{flag} name=value")
+        pairs[key.strip()] = value.strip()
+    return pairs
+
+
+def _value(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _command() -> str:
+    return shlex.join(["evalsuite", *sys.argv[1:]])
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, sort_keys=True))
+
+
+def _columns(rows: list[tuple[str, ...]]) -> None:
+    if not rows:
+        typer.echo("nothing")
+        return
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    for row in rows:
+        typer.echo("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]).rstrip())
+
+
+def _nested(value: Any, indent: int = 0) -> str:
+    """A nested value as indented lines for people."""
+    pad = "  " * indent
+    if not isinstance(value, dict):
+        return f"{pad}{value}"
+    lines = []
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            lines += [f"{pad}{key}:", _nested(item, indent + 1)]
+        elif isinstance(item, (list, tuple)) and item and any(isinstance(i, (dict, str)) and len(str(i)) > 20 for i in item):
+            lines += [f"{pad}{key}:", *(f"{pad}  - {i}" for i in item)]
+        elif isinstance(item, (list, tuple)):
+            lines.append(f"{pad}{key}: {', '.join(map(str, item)) or 'none'}")
+        else:
+            lines.append(f"{pad}{key}: {item}")
+    return "\n".join(lines)
+
+
+def _table(cells: list[tuple[Path, Result]]) -> None:
+    """Scores with their intervals, and where the results lie."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for path, result in cells:
+        recipe = f"{result.task}@{result.protocol.id}-{result.protocol.version}"
+        if result.status == "failed":
+            console.print(f"{result.backbone.name}  {recipe}  seed {result.seed}: failed", markup=False, highlight=False)
+            continue
+        table = Table("metric", "score", "95 % interval", title=f"{result.backbone.name} on {recipe}, seed {result.seed}")
+        for name, score in result.scores.items():
+            if score.value is not None:
+                spread = f"[{score.low:.4f}, {score.high:.4f}]" if score.low is not None and score.high is not None else ""
+                mark = " *" if name == result.primary else ""
+                table.add_row(name + mark, f"{score.value:.4f}", spread)
+        console.print(table, markup=False)
+        marks = _marks(result)
+        if marks:
+            console.print(f"not for ranking: {', '.join(marks)}", markup=False, highlight=False)
+        typer.echo(f"result: {os.path.relpath(path)}")
+        for name, file in sorted(result.files.items()):
+            if file.endswith(".png"):
+                typer.echo(f"picture of {name}: {os.path.relpath(path.with_name(file))}")
+
+
+def _marks(result: Result) -> list[str]:
+    marks = [name for name in ("demo", "trusted", "partial") if getattr(result, name)]
+    if result.limited is not None:
+        marks.append(f"limited to {result.limited} images")
+    if result.protocol.modified:
+        marks.append(f"modified protocol ({', '.join(result.protocol.modified)})")
+    return marks

@@ -1,0 +1,146 @@
+"""Data sets as people already have them on disk: one reader a layout, and the contract they share.
+
+Nothing is downloaded. A :class:`Source` finds its tree under a data root, reads a split, verifies it, and
+writes a small demo world in the same layout.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
+
+from evalsuite.errors import DataError, UsageError
+from evalsuite.hooks import Registry, hookimpl
+
+if TYPE_CHECKING:
+    from evalsuite.progress import Progress
+
+__all__ = ["Report", "Source", "parse", "source"]
+
+Data = TypeVar("Data", covariant=True)
+
+
+@hookimpl
+def evalsuite_register(registry: Registry) -> None:
+    registry.dataset("coco", "evalsuite.data.coco:Coco", "COCO 2017 detection, or any data in COCO JSON")
+    registry.dataset("voc", "evalsuite.data.voc:Voc", "PASCAL VOC 2007 and 2012, or any data in VOC XML")
+
+
+@dataclass
+class Report:
+    """What verifying a data set found.
+
+    ``faults`` make results wrong or impossible (an image that does not decode, a split that leaks into
+    another). ``notes`` are survived by the reader (a degenerate box is left out). ``counts`` hold numbers per
+    split: ``{split: {"images": n, "boxes": n, ..., "classes": {name: n}}}``.
+    """
+
+    source: str
+    path: Path
+    counts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults
+
+
+class Source(ABC, Generic[Data]):
+    """A layout on disk, and the data set that made it known. Instances hold nothing that was read.
+
+    ``tree`` lists what must be there below the data root, one path a line.
+    """
+
+    name: ClassVar[str]
+    tree: ClassVar[str]
+    homepage: ClassVar[str]
+    licence: ClassVar[str]
+    citation: ClassVar[str]
+
+    def generic(self) -> Source[Data]:
+        """The same layout with anybody's data in it: classes and splits are taken from the data."""
+        return self
+
+    @abstractmethod
+    def locate(self, root: Path | None) -> Path:
+        """The data set's own folder, below ``root`` or ``root`` itself.
+
+        Raises :class:`DataError` with the expected tree where it is not there.
+        """
+
+    @abstractmethod
+    def splits(self, path: Path) -> tuple[str, ...]:
+        """The splits found in ``path``."""
+
+    @abstractmethod
+    def roles(self, path: Path) -> Mapping[str, str]:
+        """Which split to learn from and which to score on: ``train``, ``val``, and ``test`` if there is one.
+
+        Raises :class:`DataError` where that cannot be told.
+        """
+
+    @abstractmethod
+    def load(self, path: Path, split: str) -> Data:
+        """Read the annotations of a split, without decoding an image.
+
+        Raises :class:`DataError` naming the file at fault.
+        """
+
+    @abstractmethod
+    def verify(self, path: Path, progress: Progress | None = None, workers: int | None = None) -> Report:
+        """Read everything, decode every image, and tell what is wrong. Raises nothing for broken data."""
+
+    @abstractmethod
+    def demo(self, root: Path, seed: int = 0, images: int = 64) -> Path:
+        """Write a demo world of ``images`` training images below ``root``; returns its folder, as ``locate``.
+
+        The same world that is there already is left alone. Raises :class:`DataError` rather than replace
+        anything that is no demo world.
+        """
+
+    def missing(self, root: Path | None) -> DataError:
+        """The refusal of a data root that does not hold this data set."""
+        if root is None:
+            cause = "no data root was given"
+        elif not root.is_dir():
+            cause = f"{root} is not a folder"
+        else:
+            cause = f"{root} does not hold its layout"
+        paths = ", ".join(self.tree.split())
+        return DataError(
+            f"data set {self.name!r} was not found",
+            cause=cause,
+            fix=f"point --data-root or EVALSUITE_DATA to a folder that holds {paths}; or try --demo",
+        )
+
+
+def source(registry: Registry, name: str) -> Source[Any]:
+    """The data source of that name. Raises :class:`UsageError` for an unknown one."""
+    return cast("Source[Any]", registry.get("dataset", name)())
+
+
+def parse(text: str, registry: Registry) -> tuple[Source[Any], Path]:
+    """``scheme:path`` as a source for anybody's data and its folder, for example ``voc:~/cells``.
+
+    Raises :class:`UsageError` for an unknown scheme, :class:`DataError` where the path holds no such layout.
+    """
+    scheme, colon, path = text.partition(":")
+    if not (scheme and colon and path):
+        raise UsageError(
+            f"--data {text!r} does not name a layout and a path",
+            cause="it has the form scheme:path",
+            fix=f"one of {', '.join(f'{name}:PATH' for name in registry.names('dataset'))}",
+        )
+    found = source(registry, scheme).generic()
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise DataError(
+            f"--data {text} was not found",
+            cause=f"{folder} is not a folder",
+            fix=f"give the folder that holds {', '.join(found.tree.split())}",
+        )
+    return found, found.locate(folder)

@@ -1,0 +1,335 @@
+"""Detection data in memory: records, sets of them, and what every layout's reader does with boxes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from faster_coco_eval import mask as mask_api  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from evalsuite.data import Report
+from evalsuite.data.images import digest, read_rgb
+from evalsuite.errors import DataError
+from evalsuite.progress import Progress
+
+__all__ = ["Boxes", "DetectionSet", "Image", "Record", "agree", "assemble", "fingerprint", "survey", "union"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+# COCO rounds x and width to two decimals each, so a box may end this far outside without being wrong.
+_ROUNDING = 0.02
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Record:
+    """One image and its objects.
+
+    ``boxes`` (N, 4) float64 are x1, y1, x2, y2 in pixels, continuous and from 0: the whole image is (0, 0,
+    width, height). ``labels`` (N,) int64 index the set's classes. ``crowd`` and ``difficult`` (N,) bool
+    mark objects that scoring ignores. ``area`` (N,) float64 is in square pixels: of the object where the
+    annotation tells, else of its box. ``masks`` are N COCO segmentations (a list of flat x, y polygons, or
+    an RLE dictionary), None where the set has none. ``image_id`` is unique in the set.
+    """
+
+    image_id: int
+    path: Path
+    height: int
+    width: int
+    boxes: Floats
+    labels: Ints
+    crowd: Bools
+    difficult: Bools
+    area: Floats
+    masks: tuple[Any, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class DetectionSet:
+    """A split: its classes and records.
+
+    ``category_ids`` are the classes' ids in the original files, in the order of ``classes``; gaps are fine.
+    ``fingerprint`` is a sha256 over the annotations and the images' names and sizes in bytes.
+    ``degenerate`` names the image of each box that was left out because it has no inside, ``clipped`` of
+    each that was cut to its image.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    records: tuple[Record, ...]
+    fingerprint: str
+    degenerate: tuple[str, ...] = ()
+    clipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every object has a mask."""
+        return bool(self.records) and all(r.masks is not None for r in self.records)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the reader had to mend, in sentences."""
+        told = list(self.notes)
+        if self.degenerate:
+            told.append(f"{self.name}: left out {len(self.degenerate)} boxes without an inside")
+        if self.clipped:
+            told.append(f"{self.name}: cut {len(self.clipped)} boxes to their images")
+        return tuple(told)
+
+    def limit(self, count: int | None) -> DetectionSet:
+        """The first ``count`` records (None: all), with a fingerprint of its own."""
+        if count is None or count >= len(self.records):
+            return self
+        mark = hashlib.sha256(f"{self.fingerprint} limit {count}".encode()).hexdigest()
+        return dataclasses.replace(self, records=self.records[:count], fingerprint=mark)
+
+    def decode(self, record: Record) -> torch.Tensor:
+        """The image as (3, H, W) uint8 RGB, not rotated by EXIF.
+
+        Raises :class:`DataError` naming the file if it does not decode or is not as large as annotated.
+        """
+        pixels = read_rgb(record.path, expect=(record.height, record.width))
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+    def rles(self, record: Record) -> list[dict[str, Any]]:
+        """The masks as N compressed COCO RLE dictionaries ``{"size": [H, W], "counts": bytes}``.
+
+        Raises :class:`DataError` naming the image if one cannot be drawn, :class:`ValueError` if the set
+        has none.
+        """
+        if record.masks is None:
+            raise ValueError(f"{self.name} has no masks")
+        return [_rle(mask, record) for mask in record.masks]
+
+    def masks(self, record: Record) -> NDArray[np.uint8]:
+        """The masks as (N, H, W) uint8 of 0 and 1. Raises as :meth:`rles`."""
+        rles = self.rles(record)
+        if not rles:
+            return np.zeros((0, record.height, record.width), np.uint8)
+        return np.ascontiguousarray(mask_api.decode(rles).transpose(2, 0, 1))
+
+    def counts(self) -> dict[str, Any]:
+        """Images, boxes, boxes set aside, and boxes per class."""
+        labels = np.concatenate([np.zeros(0, np.int64), *(r.labels for r in self.records)])
+        per_class = np.bincount(labels, minlength=len(self.classes))
+        return {
+            "images": len(self.records),
+            "without objects": sum(len(r) == 0 for r in self.records),
+            "boxes": len(labels),
+            "crowd": sum(int(r.crowd.sum()) for r in self.records),
+            "difficult": sum(int(r.difficult.sum()) for r in self.records),
+            "degenerate": len(self.degenerate),
+            "clipped": len(self.clipped),
+            "classes": {name: int(n) for name, n in zip(self.classes, per_class, strict=True)},
+        }
+
+
+class Image(NamedTuple):
+    """An image as a layout's annotation tells it."""
+
+    image_id: int
+    path: Path
+    height: int
+    width: int
+
+
+class Boxes(NamedTuple):
+    """All objects of a split as columns: ``owner`` (N,) is the position of the image each belongs to."""
+
+    owner: Ints
+    boxes: Floats
+    labels: Ints
+    crowd: Bools
+    difficult: Bools
+    area: Floats
+    masks: Sequence[Any] | None = None
+
+
+def assemble(images: Sequence[Image], columns: Boxes, **about: Any) -> DetectionSet:
+    """A set from columns: cuts boxes to their images, leaves out those without an inside, groups by image.
+
+    ``about`` are the other fields of :class:`DetectionSet`. An area that is not a number becomes the box's.
+    """
+    limits = np.array([(i.width, i.height) * 2 for i in images], np.float64).reshape(-1, 4)
+    cut = np.clip(columns.boxes, 0.0, limits[columns.owner])
+    outside: Bools = np.any(np.abs(cut - columns.boxes) > _ROUNDING, axis=1)
+    boxes = np.where(outside[:, None], cut, columns.boxes)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    inside: Bools = np.all(sides > 0, axis=1)
+    area = np.where(np.isnan(columns.area), sides.prod(axis=1), columns.area)
+    order = np.argsort(columns.owner, kind="stable")
+    order = order[inside[order]]
+    ends = np.cumsum(np.bincount(columns.owner[order], minlength=len(images)))
+    by_image = [c[order] for c in (boxes, columns.labels, columns.crowd, columns.difficult, area)]
+    masks = None if columns.masks is None else [columns.masks[i] for i in order.tolist()]
+    records = []
+    start = 0
+    for image, end in zip(images, ends.tolist(), strict=True):
+        part: list[Any] = [column[start:end] for column in by_image]
+        part.append(None if masks is None else tuple(masks[start:end]))
+        records.append(Record(image.image_id, image.path, image.height, image.width, *part))
+        start = end
+    named = [[images[i].path.name for i in columns.owner[which]] for which in (~inside, outside & inside)]
+    return DetectionSet(records=tuple(records), degenerate=tuple(named[0]), clipped=tuple(named[1]), **about)
+
+
+def fingerprint(contents: Iterable[str], files: Iterable[tuple[str, int]]) -> str:
+    """sha256 over digests of annotation files and the (name, bytes) of images, in the order given."""
+    state = hashlib.sha256()
+    for content in contents:
+        state.update(f"{content}\n".encode())
+    for name, length in files:
+        state.update(f"{name} {length}\n".encode("utf-8", "surrogateescape"))
+    return state.hexdigest()
+
+
+def agree(*sets: DetectionSet) -> None:
+    """Raise :class:`DataError` unless all sets have the same classes in the same order."""
+    first = sets[0]
+    for other in sets[1:]:
+        if (other.classes, other.category_ids) != (first.classes, first.category_ids):
+            odd = sorted(set(first.classes) ^ set(other.classes)) or ["order or ids of the same names"]
+            raise DataError(
+                f"{first.name} and {other.name} do not have the same classes",
+                cause=f"they differ in {', '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}",
+                fix="write the same categories into both",
+            )
+
+
+def union(name: str, sets: Sequence[DetectionSet]) -> DetectionSet:
+    """All records of several sets with the same classes, in order.
+
+    Image ids are kept where they are unique over all sets, else numbered from 1. Raises :class:`DataError` as
+    :func:`agree`.
+    """
+    if len(sets) == 1:
+        return dataclasses.replace(sets[0], name=name)
+    agree(*sets)
+    records = [record for part in sets for record in part.records]
+    if len({r.image_id for r in records}) < len(records):
+        records = [dataclasses.replace(r, image_id=i) for i, r in enumerate(records, 1)]
+    return dataclasses.replace(
+        sets[0],
+        name=name,
+        records=tuple(records),
+        fingerprint=fingerprint([part.fingerprint for part in sets], []),
+        degenerate=tuple(chain.from_iterable(part.degenerate for part in sets)),
+        clipped=tuple(chain.from_iterable(part.clipped for part in sets)),
+        notes=tuple(chain.from_iterable(part.notes for part in sets)),
+    )
+
+
+def survey(
+    report: Report,
+    sets: Mapping[str, DetectionSet],
+    leaks: Callable[[str, str], bool],
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> Report:
+    """Decode every image and draw every mask of ``sets``; add counts, faults and notes to ``report``.
+
+    The same file in two splits is a fault if ``leaks(split, other)`` says so. Decoding releases the
+    interpreter lock, so threads keep all cores busy.
+    """
+    for split, part in sets.items():
+        report.counts[split] = part.counts()
+        report.notes += [f"{split}: {name}: a box has no inside and is left out" for name in part.degenerate]
+        report.notes += [f"{split}: {name}: a box leaves its image and is cut" for name in part.clipped]
+        report.notes += part.notes
+    unique = {record.path: (part, record) for part in sets.values() for record in part.records}
+    digests: dict[Path, str] = {}
+    progress = progress or Progress(quiet=True)
+    with ThreadPoolExecutor(workers) as pool, progress.track("decode", len(unique)) as meter:
+        examined = pool.map(_examine, unique.values())
+        for done, (path, (found, faults)) in enumerate(zip(unique, examined, strict=True), 1):
+            report.faults += faults
+            if found:
+                digests[path] = found
+            meter.update(done)
+    paths = {split: [record.path for record in part.records] for split, part in sets.items()}
+    _duplicates(report, paths, digests, leaks)
+    return report
+
+
+def _examine(item: tuple[DetectionSet, Record]) -> tuple[str, list[str]]:
+    """The file's digest ("" where it cannot be read) and what is wrong with the image and its masks."""
+    part, record = item
+    faults = []
+    found = ""
+    try:
+        read_rgb(record.path, expect=(record.height, record.width))
+        found = digest(record.path)
+    except DataError as error:
+        faults.append(f"{error.problem}: {error.cause}")
+    try:
+        if record.masks is not None:
+            part.rles(record)
+    except DataError as error:
+        faults.append(f"{error.problem}: {error.cause}")
+    return found, faults
+
+
+def _duplicates(
+    report: Report,
+    splits: Mapping[str, list[Path]],
+    digests: Mapping[Path, str],
+    leaks: Callable[[str, str], bool],
+) -> None:
+    places: defaultdict[str, dict[tuple[str, Path], None]] = defaultdict(dict)
+    for split, paths in splits.items():
+        listed: set[Path] = set()
+        for path in paths:
+            if path in listed:
+                report.faults.append(f"{split} lists {path.name} twice")
+            listed.add(path)
+            if path in digests:
+                places[digests[path]][split, path] = None
+    for copies in places.values():
+        told = ", ".join(f"{split}/{path.name}" for split, path in copies)
+        if any(leaks(a, b) for (a, _), (b, _) in combinations(copies, 2)):
+            report.faults.append(f"the same image is in several splits: {told}")
+        elif len({path for _, path in copies}) > 1:
+            report.notes.append(f"the same image is there under several names: {told}")
+
+
+def _rle(mask: Any, record: Record) -> dict[str, Any]:
+    """One segmentation as compressed RLE; refuses polygons so long that drawing them would exhaust memory."""
+    height, width = record.height, record.width
+    try:
+        if isinstance(mask, list):
+            flat = np.concatenate(mask)
+            if not (np.isfinite(flat).all() and np.abs(flat).max() <= 10 * max(height, width)):
+                raise ValueError("a polygon lies far outside")
+            rle = mask_api.merge(mask_api.frPyObjects(mask, height, width))
+        elif isinstance(mask["counts"], list):
+            rle = mask_api.frPyObjects(mask, height, width)
+            mask_api.decode(rle)  # this is where runs that leave the image are refused
+        else:
+            rle = {"size": [height, width], "counts": mask["counts"].encode("ascii")}
+            mask_api.decode(rle)
+    except (ValueError, RuntimeError, TypeError, OverflowError) as error:
+        raise DataError(
+            f"a mask of image {record.path} cannot be drawn",
+            cause=str(error),
+            fix="correct or remove its segmentation",
+        ) from error
+    return {"size": [height, width], "counts": rle["counts"]}

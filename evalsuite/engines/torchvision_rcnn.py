@@ -1,0 +1,372 @@
+"""Faster and Mask R-CNN on torchvision's parts: any backbone, nothing to compile."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from faster_coco_eval.core import mask as rle
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import roi_align
+from torchvision.ops._utils import split_normalization_params
+from torchvision.transforms.v2 import functional as vision
+
+from evalsuite.backbone import Backbone
+from evalsuite.data.detection import DetectionSet, Record
+from evalsuite.fit import Fit, Steps, fit
+from evalsuite.metrics.detection import Detections
+from evalsuite.protocols import Detected, DetectionProtocol
+from evalsuite.pyramid import Pyramid
+from evalsuite.task import Setup
+
+__all__ = ["RCNN", "TorchvisionRCNN", "build_model", "training_sample"]
+
+Sample = tuple[Tensor, dict[str, Tensor]]
+
+
+class TorchvisionRCNN:
+    """The default engine. Where it departs from detectron2's recipes:
+
+    box regression uses smooth L1 with beta 1/9 in the RPN and 1/9 in the head (detectron2: plain L1); region
+    features of the pyramid come from RoIAlign without the half-pixel shift and with 2x2 samples a bin; batches are
+    not grouped by aspect ratio.
+    """
+
+    name = "torchvision"
+
+    def version(self) -> str:
+        return f"torchvision {torchvision.__version__}"
+
+    def detect(
+        self, backbone: Backbone, protocol: DetectionProtocol, train: DetectionSet, test: DetectionSet, setup: Setup
+    ) -> Detected:
+        """Train on ``train`` as the protocol says, then detect on every image of ``test``."""
+        fabric = Fabric(
+            accelerator=setup.device.type,
+            devices=setup.devices if setup.devices > 1 or setup.device.index is None else [setup.device.index],
+            # heads a backbone file carries take no part in detection
+            strategy="ddp_find_unused_parameters_true" if setup.devices > 1 else "auto",
+            precision=setup.precision,  # type: ignore[arg-type]  # the CLI holds it to Fabric's list
+        )
+        fabric.launch()
+        model = build_model(backbone, protocol, len(train.classes), setup.seed)
+        if fabric.world_size > 1 and fabric.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if fabric.device.type == "cuda":
+            model = model.to(memory_format=torch.channels_last)
+        records = [record for record in train.records if (~record.crowd).any()]
+        run = Fit(
+            model=model,
+            optimizer=_optimizer(model, protocol),
+            rate=protocol.rate,
+            iterations=protocol.iterations,
+            sample=partial(training_sample, train, records, protocol),
+            length=len(records),
+            batch_size=protocol.batch_size,
+            seed=setup.seed,
+            key=f"{backbone.identity} {protocol.hash} {train.fingerprint} {setup.seed} {self.version()}",
+            state=setup.work / "state.pt",
+            clip_gradient=protocol.clip_gradient,
+            workers=setup.workers,
+        )
+        began = time.monotonic()
+        fit(run, fabric, setup.progress)
+        if protocol.precise_bn:
+            _precise_statistics(model, run, protocol.precise_bn, setup.workers)
+        trained = time.monotonic()
+        detections = list(_detect(model, protocol, test, setup, fabric))
+        timings = {"train": trained - began, "detect": time.monotonic() - trained}
+        parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return Detected(detections, run.log, timings, {"trained_parameters": parameters, "images": len(records)})
+
+
+class RCNN(nn.Module):
+    """torchvision's detector on images that are sized already, with detections in pixels of the original images.
+
+    Training: ``model(batch)`` of samples from :func:`training_sample` gives named losses. Evaluating: images
+    (3,h,w) uint8 and their original (height, width) give torchvision's dictionaries.
+    """
+
+    def __init__(self, detector: FasterRCNN, frozen: tuple[nn.Module, ...], frozen_norm: tuple[nn.Module, ...]) -> None:
+        super().__init__()
+        self.detector = detector
+        self._still = frozen + frozen_norm
+        for module in frozen:
+            module.requires_grad_(False)
+        for module in frozen_norm:
+            module.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> RCNN:
+        super().train(mode)
+        for module in self._still:
+            module.eval()
+        return self
+
+    def forward(self, batch: list[Any]) -> Any:
+        device = next(self.parameters()).device
+        images = [image.to(device, non_blocking=True).float().div_(255) for image, _ in batch]
+        if self.training:
+            targets = [{k: v.to(device, non_blocking=True) for k, v in target.items()} for _, target in batch]
+            return self.detector(images, targets)
+        d = self.detector
+        sized, _ = d.transform(images)
+        features = d.backbone(sized.tensors)
+        proposals, _ = d.rpn(sized, features)
+        found, _ = d.roi_heads(features, proposals, sized.image_sizes)
+        return d.transform.postprocess(found, sized.image_sizes, [size for _, size in batch])
+
+
+def build_model(backbone: Backbone, protocol: DetectionProtocol, classes: int, seed: int) -> RCNN:
+    """The detector on a copy of ``backbone``, its new parts initialised from ``seed``.
+
+    Raises :class:`BackboneError` where the protocol is C4 and the backbone cannot be cut.
+    """
+    body = copy.deepcopy(backbone)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts = _c4(body, protocol, classes) if protocol.model == "c4" else _fpn(body, protocol, classes)
+        detector = (MaskRCNN if protocol.masks else FasterRCNN)(
+            **parts,
+            rpn_pre_nms_top_n_train=protocol.rpn_pre_nms_train,
+            rpn_pre_nms_top_n_test=protocol.rpn_pre_nms_test,
+            rpn_post_nms_top_n_train=protocol.rpn_post_nms_train,
+            rpn_post_nms_top_n_test=protocol.rpn_post_nms_test,
+            rpn_nms_thresh=protocol.rpn_nms,
+            rpn_batch_size_per_image=protocol.rpn_batch,
+            box_batch_size_per_image=protocol.roi_batch,
+            box_positive_fraction=protocol.roi_positive,
+            box_score_thresh=protocol.score_threshold,
+            box_nms_thresh=protocol.nms,
+            box_detections_per_img=protocol.detections,
+        )
+    detector.transform = GeneralizedRCNNTransform(
+        protocol.test_min_size, protocol.test_max_size, list(body.spec.mean), list(body.spec.std), _skip_resize=True
+    )
+    norms = tuple(m for m in body.modules() if isinstance(m, _BatchNorm)) if protocol.backbone_norm == "frozen" else ()
+    return RCNN(detector, (body,) if protocol.freeze_backbone else (), norms)
+
+
+class _PyramidBody(nn.Module):
+    """Images to the five levels of Lin et al. (2017): strides 4 to 32, and 64 by subsampling."""
+
+    def __init__(self, body: Backbone, protocol: DetectionProtocol) -> None:
+        super().__init__()
+        self.body, self.frozen = body, protocol.freeze_backbone
+        self.pyramid = Pyramid(body.spec.strides, protocol.pyramid_width, protocol.pyramid_norm)
+        self.out_channels = protocol.pyramid_width
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            maps = self.body.look(x).maps
+        levels = self.pyramid(maps)
+        named = OrderedDict((str(stride), level) for stride, level in levels.items())
+        named["64"] = F.max_pool2d(levels[32], 1, 2)
+        return named
+
+
+def _fpn(body: Backbone, protocol: DetectionProtocol, classes: int) -> dict[str, Any]:
+    levels = ["4", "8", "16", "32"]
+    pool = partial(torchvision.ops.MultiScaleRoIAlign, levels, sampling_ratio=2)
+    anchors = AnchorGenerator(tuple((size,) for size in protocol.anchor_sizes), (protocol.anchor_ratios,) * 5)
+    parts = {
+        "backbone": _PyramidBody(body, protocol),
+        "rpn_anchor_generator": anchors,
+        "box_roi_pool": pool(protocol.roi_size),
+        "box_head": TwoMLPHead(protocol.pyramid_width * protocol.roi_size**2, protocol.box_head_width),
+        "box_predictor": FastRCNNPredictor(protocol.box_head_width, classes + 1),
+    }
+    if protocol.masks:
+        parts["mask_roi_pool"] = pool(14)
+        parts["mask_predictor"] = MaskRCNNPredictor(256, 256, classes + 1)
+    return parts
+
+
+class _Trunk(nn.Module):
+    """A ResNet up to stride 16."""
+
+    def __init__(self, trunk: nn.Module, channels: int, frozen: bool) -> None:
+        super().__init__()
+        self.trunk, self.out_channels, self.frozen = trunk, channels, frozen
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return {"16": self.trunk(x)}
+
+
+class _AlignedRegions(nn.Module):
+    """RoIAlign on the only map, aligned and densely sampled as in detectron2 (ROIAlignV2)."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, features: Mapping[str, Tensor], boxes: list[Tensor], image_shapes: Any) -> Tensor:
+        return roi_align(features["16"], boxes, self.size, 1 / 16, sampling_ratio=-1, aligned=True)
+
+
+class _Res5(nn.Module):
+    """The last stage on regions; with the extra norm after it of MoCo's transfer (Res5ROIHeadsExtraNorm)."""
+
+    def __init__(self, tail: nn.Module, channels: int, norm: bool) -> None:
+        super().__init__()
+        self.tail = tail
+        self.norm = nn.BatchNorm2d(channels) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.tail(x))
+        return x
+
+
+class _Res5Pooled(nn.Module):
+    def __init__(self, res5: _Res5) -> None:
+        super().__init__()
+        self.res5 = res5
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled: Tensor = self.res5(x).mean((2, 3))
+        return pooled
+
+
+def _c4(body: Backbone, protocol: DetectionProtocol, classes: int) -> dict[str, Any]:
+    trunk, tail = body.split()
+    width = body.spec.strides[max(body.spec.strides)]
+    res5 = _Res5(tail, width, protocol.res5_norm)
+    parts = {
+        "backbone": _Trunk(trunk, body.spec.strides[16], protocol.freeze_backbone),
+        "rpn_anchor_generator": AnchorGenerator((protocol.anchor_sizes,), (protocol.anchor_ratios,)),
+        "box_roi_pool": _AlignedRegions(protocol.roi_size),
+        "box_head": _Res5Pooled(res5),
+        "box_predictor": FastRCNNPredictor(width, classes + 1),
+    }
+    if protocol.masks:
+        parts |= {
+            "mask_roi_pool": _AlignedRegions(protocol.roi_size),
+            "mask_head": res5,
+            "mask_predictor": MaskRCNNPredictor(width, 256, classes + 1),
+        }
+    return parts
+
+
+def _optimizer(model: nn.Module, protocol: DetectionProtocol) -> torch.optim.Optimizer:
+    """SGD without weight decay on norms (detectron2's SOLVER.WEIGHT_DECAY_NORM = 0)."""
+    norms, others = split_normalization_params(model)
+    groups = [{"params": others}, {"params": norms, "weight_decay": 0.0}]
+    return torch.optim.SGD(
+        [g for g in groups if g["params"]], protocol.lr, protocol.momentum, weight_decay=protocol.weight_decay
+    )
+
+
+def training_sample(
+    data: DetectionSet, records: list[Record], protocol: DetectionProtocol, index: int, seed: int
+) -> Sample:
+    """Image ``index`` sized and perhaps flipped as ``seed`` draws it: (3,h,w) uint8, and its targets.
+
+    Targets are ``boxes`` (N,4) in pixels of the sized image, ``labels`` (N,) from 1, and ``masks`` (N,h,w) where
+    the protocol trains them. Crowds are left out, difficult objects are kept, as in detectron2.
+    """
+    record, rng = records[index], np.random.default_rng(seed)
+    image, (sy, sx) = _sized(data.decode(record), int(rng.choice(protocol.min_sizes)), protocol.max_size)
+    keep = ~record.crowd
+    target = {
+        "boxes": torch.from_numpy(record.boxes[keep] * (sx, sy, sx, sy)).float(),
+        "labels": torch.from_numpy(record.labels[keep]) + 1,
+    }
+    if protocol.masks:
+        masks = torch.as_tensor(data.masks(record))[torch.from_numpy(keep)]
+        target["masks"] = F.interpolate(masks[None].float(), image.shape[1:], mode="nearest-exact")[0].to(torch.uint8)
+    if rng.random() < protocol.flip:
+        image = image.flip(-1)
+        x0, y0, x1, y1 = target["boxes"].unbind(1)
+        target["boxes"] = torch.stack([image.shape[2] - x1, y0, image.shape[2] - x0, y1], 1)
+        if protocol.masks:
+            target["masks"] = target["masks"].flip(-1)
+    return image, target
+
+
+def _sized(image: Tensor, shorter: int, longest: int) -> tuple[Tensor, tuple[float, float]]:
+    """The image with its shorter side at ``shorter``, or its longer at ``longest`` if that is less; and (sy, sx)."""
+    height, width = image.shape[1:]
+    scale = min(shorter / min(height, width), longest / max(height, width))
+    new = round(height * scale), round(width * scale)
+    return vision.resize(image, list(new), antialias=True), (new[0] / height, new[1] / width)
+
+
+def _precise_statistics(model: RCNN, run: Fit, batches: int, workers: int) -> None:
+    """Batch-norm statistics averaged over many training batches with the final weights (PreciseBN)."""
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a cumulative average
+    steps = Steps(run.sample, run.length, run.batch_size, run.seed + 1)
+    with torch.no_grad():
+        for batch in DataLoader(steps, batch_size=None, sampler=range(batches), num_workers=workers):
+            model(batch)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+
+
+class _Images(torch.utils.data.Dataset[tuple[Tensor, tuple[int, int]]]):
+    def __init__(self, data: DetectionSet, records: list[Record], protocol: DetectionProtocol) -> None:
+        self.data, self.records, self.protocol = data, records, protocol
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, tuple[int, int]]:
+        image = self.data.decode(self.records[index])
+        size = (image.shape[1], image.shape[2])
+        return _sized(image, self.protocol.test_min_size, self.protocol.test_max_size)[0], size
+
+
+def _detect(
+    model: RCNN, protocol: DetectionProtocol, test: DetectionSet, setup: Setup, fabric: Fabric
+) -> Iterator[Detections]:
+    """Detections of every test image, one image at a time as the recipes do, shared among processes."""
+    mine = list(test.records)[fabric.global_rank :: fabric.world_size]
+    loader = DataLoader(_Images(test, mine, protocol), batch_size=None, num_workers=setup.workers)
+    model.eval()
+    found: list[Detections] = []
+    with torch.inference_mode(), fabric.autocast(), setup.progress.track("detect", len(mine)) as meter:
+        for done, (record, sample) in enumerate(zip(mine, loader, strict=True), 1):
+            torch.manual_seed(setup.seed)
+            (output,) = model([sample])
+            found.append(_detections(record, output))
+            meter.update(done)
+    if fabric.world_size == 1:
+        return iter(found)
+    gathered: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(gathered, found)
+    by_id = {d.image_id: d for part in gathered for d in part}
+    return iter([by_id[record.image_id] for record in test.records])
+
+
+def _detections(record: Record, output: Mapping[str, Tensor]) -> Detections:
+    masks = None
+    if "masks" in output:
+        binary = (output["masks"][:, 0] > 0.5).to(torch.uint8).cpu().numpy()
+        masks = tuple(rle.encode(np.asfortranarray(mask)) for mask in binary)
+    return Detections(
+        image_id=record.image_id,
+        boxes=output["boxes"].double().cpu().numpy(),
+        scores=output["scores"].double().cpu().numpy(),
+        labels=(output["labels"] - 1).cpu().numpy(),
+        masks=masks,
+    )

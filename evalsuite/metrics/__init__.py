@@ -1,0 +1,1 @@
+"""Scores as pure functions of truth and prediction: no files, no models, no state."""

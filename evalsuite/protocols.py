@@ -1,0 +1,112 @@
+"""The shapes of recipes: which numbers a family of evaluations is made of. The recipes themselves stand in the tasks."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from evalsuite.backbone import Backbone
+from evalsuite.data.detection import DetectionSet
+from evalsuite.metrics.detection import Detections
+from evalsuite.task import Protocol, Setup
+
+__all__ = ["Detected", "DetectionEngine", "DetectionProtocol", "Training"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Protocol):
+    """How a dense head, and with it perhaps the backbone, is trained: SGD over a number of iterations.
+
+    ``batch_size`` counts images over all devices. The learning rate rises linearly from ``lr * warmup_factor`` to
+    ``lr`` over ``warmup_iterations``, then is multiplied by ``gamma`` at each of ``milestones`` (iterations).
+    """
+
+    iterations: int
+    batch_size: int
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    warmup_iterations: int = 0
+    warmup_factor: float = 0.001
+    clip_gradient: float | None = None
+    freeze_backbone: bool = False
+    backbone_norm: Literal["train", "frozen"] = "train"
+    precise_bn: int = 0
+
+    def rate(self, iteration: int) -> float:
+        """The factor on the learning rate at an iteration counted from 0."""
+        factor = self.gamma ** sum(iteration >= m for m in self.milestones)
+        if iteration < self.warmup_iterations:
+            alpha = iteration / self.warmup_iterations
+            factor *= self.warmup_factor * (1 - alpha) + alpha
+        return factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionProtocol(Training):
+    """Faster or Mask R-CNN on a backbone.
+
+    ``model`` is ``"fpn"`` (a pyramid of any backbone, Lin et al. 2017) or ``"c4"`` (a ResNet cut before its last
+    stage, which becomes the head on regions, Ren et al. 2015). Sizes are in pixels: a training image's shorter side
+    is drawn from ``min_sizes``, its longer side is at most ``max_size``. ``anchor_sizes`` are side lengths; ``fpn``
+    puts one on each of its five levels (strides 4 to 64), ``c4`` all on its only one. ``roi_batch`` regions an image are sampled, ``roi_positive`` of
+    them positive. ``metric`` says which family of average precision is computed.
+    """
+
+    model: Literal["fpn", "c4"]
+    metric: Literal["coco", "voc"]
+    train_split: str
+    test_split: str
+    masks: bool = False
+    min_sizes: tuple[int, ...] = (800,)
+    max_size: int = 1333
+    test_min_size: int = 800
+    test_max_size: int = 1333
+    flip: float = 0.5
+    pyramid_width: int = 256
+    pyramid_norm: Literal["BN"] | None = None
+    res5_norm: bool = False
+    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    rpn_pre_nms_train: int = 2000
+    rpn_pre_nms_test: int = 1000
+    rpn_post_nms_train: int = 1000
+    rpn_post_nms_test: int = 1000
+    rpn_nms: float = 0.7
+    rpn_batch: int = 256
+    roi_batch: int = 512
+    roi_positive: float = 0.25
+    roi_size: int = 7
+    box_head_width: int = 1024
+    score_threshold: float = 0.05
+    nms: float = 0.5
+    detections: int = 100
+
+
+@dataclass(frozen=True)
+class Detected:
+    """What an engine brings back: detections of every test image, the training log and how long things took."""
+
+    detections: list[Detections]
+    log: list[dict[str, float]]
+    timings: dict[str, float]
+    details: dict[str, Any]
+
+
+class DetectionEngine(typing.Protocol):
+    """Who trains a detector. The same data in and the same detections out, whoever does it.
+
+    ``detect`` leaves the backbone as it was and keeps what it needs to resume in ``setup.work``.
+    ``version()`` is what a result records of it.
+    """
+
+    name: str
+
+    def version(self) -> str: ...
+
+    def detect(
+        self, backbone: Backbone, protocol: DetectionProtocol, train: DetectionSet, test: DetectionSet, setup: Setup
+    ) -> Detected: ...

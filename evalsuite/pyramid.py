@@ -1,0 +1,86 @@
+"""Any backbone to maps of strides 4, 8, 16 and 32, for dense heads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+
+__all__ = ["Pyramid"]
+
+LEVELS = (4, 8, 16, 32)
+
+
+class Pyramid(nn.Module):
+    """Maps of a backbone {stride: (B,C,H,W)} to maps of one width at strides 4, 8, 16 and 32.
+
+    A backbone with several strides gets a feature pyramid network (Lin et al., 2017, section 3; 1x1 laterals,
+    nearest-neighbour top-down sums, 3x3 outputs). One with a single stride, such as a ViT, gets the simple feature
+    pyramid of ViTDet (Li et al., 2022, section 3): transposed convolutions up, max-pooling down, then at each level
+    1x1 and 3x3 convolutions with layer norms. Strides a hierarchical backbone lacks are made the same two ways
+    from its nearest map, so that SqueezeNet (to 16) or a CIFAR ResNet (to 8) serve every head.
+
+    ``norm`` is the normalisation of the FPN's convolutions ("BN", or None as in the paper; a synchronised one is
+    made of it by the engine); ``strides`` is {stride: channels} of the maps that will come.
+    """
+
+    def __init__(self, strides: Mapping[int, int], width: int = 256, norm: Literal["BN"] | None = None) -> None:
+        super().__init__()
+        usable = {s: c for s, c in strides.items() if s in LEVELS}
+        if not usable:
+            finest = min(strides, key=lambda s: (abs(math.log2(s / 16)), s))
+            usable = {finest: strides[finest]}
+        self.single = len(usable) == 1
+        sources = {level: min(usable, key=lambda s: abs(math.log2(s / level))) for level in LEVELS}
+        self.sources = sources
+        resized = {level: _Resize(source, level, usable[source]) for level, source in sources.items()}
+        self.resize = nn.ModuleDict({str(level): module for level, module in resized.items()})
+        channels = [resized[level].channels for level in LEVELS]
+        self.channels = width
+        if self.single:
+            self.outputs = nn.ModuleList(_simple_output(c, width) for c in channels)
+        else:
+            self.fpn = FeaturePyramidNetwork(channels, width, norm_layer=nn.BatchNorm2d if norm == "BN" else None)
+
+    def forward(self, maps: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        levels = {str(level): self.resize[str(level)](maps[source]) for level, source in self.sources.items()}
+        if self.single:
+            return {level: out(levels[str(level)]) for level, out in zip(LEVELS, self.outputs, strict=True)}
+        merged: dict[str, Tensor] = self.fpn(levels)
+        return {int(level): merged[level] for level in merged}
+
+
+class _Resize(nn.Sequential):
+    """A map of one stride to another: doublings by transposed convolution, halvings by max-pooling."""
+
+    def __init__(self, source: int, target: int, channels: int) -> None:
+        steps: list[nn.Module] = []
+        doublings = round(math.log2(source / target))
+        for step in range(doublings):
+            halved = max(channels // 2, 1)
+            steps += [nn.ConvTranspose2d(channels, halved, 2, stride=2)]
+            if step + 1 < doublings:
+                steps += [_ChannelNorm(halved), nn.GELU()]
+            channels = halved
+        steps += [nn.MaxPool2d(2) for _ in range(-doublings)]
+        super().__init__(*steps)
+        self.channels = channels
+
+
+class _ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of a map (B,C,H,W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _simple_output(channels: int, width: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 1, bias=False),
+        _ChannelNorm(width),
+        nn.Conv2d(width, width, 3, padding=1, bias=False),
+        _ChannelNorm(width),
+    )

@@ -1,0 +1,349 @@
+"""From a request to result cells: what to run, what is there already, what failed and why."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import platform
+import resource
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from evalsuite import statistics
+from evalsuite.checkpoints import NEEDED, Loaded, load_backbone
+from evalsuite.data import source
+from evalsuite.errors import Refusal, ResourceError, UsageError
+from evalsuite.files import atomic
+from evalsuite.hooks import Registry, load
+from evalsuite.progress import Progress
+from evalsuite.results import BackboneRecord, ProtocolRecord, Result, Score, cell_path, read
+from evalsuite.task import Outcome, Protocol, Setup, Task, evaluate
+
+__all__ = ["Cell", "Request", "demo_root", "execute", "plan", "run", "versions"]
+
+PACKAGES = ("evalsuite", "torch", "torchvision", "timm", "numpy", "faster-coco-eval", "lightning-fabric", "detectron2")
+DEMO_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asks for; the fields are the flags of ``evalsuite run``."""
+
+    backbones: Sequence[str]
+    tasks: Sequence[str]
+    protocol: str | None = None
+    engine: str | None = None
+    seeds: Sequence[int] = (0,)
+    data_root: Path | None = None
+    data: str | None = None
+    demo: bool = False
+    device: str = "auto"
+    devices: int = 1
+    precision: str = "auto"
+    workers: int | None = None
+    settings: Mapping[str, str] | None = None
+    limit: int | None = None
+    out: Path = Path("runs/evalsuite")
+    arch: str | None = None
+    backbone_options: Mapping[str, Any] | None = None
+    allow_partial: bool = False
+    trust: bool = False
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing to run: a backbone on a task, by a protocol, from a seed."""
+
+    loaded: Loaded
+    task: Task
+    setup: Setup
+    path: Path
+    fingerprint: str
+
+
+def run(
+    backbone: str | Sequence[str],
+    task: str | Sequence[str],
+    *,
+    registry: Registry | None = None,
+    progress: Progress | None = None,
+    **flags: Any,
+) -> list[Result]:
+    """Evaluate backbones on tasks and return their results, as ``evalsuite run`` does.
+
+    ``flags`` are the fields of :class:`Request`. Cells whose result is there already are read, not run again. All
+    that can be refused is refused before anything runs, with a :class:`evalsuite.Refusal`; a cell that fails while
+    running gives a result of status ``"failed"`` and the others go on.
+    """
+    request = Request(backbones=_listed(backbone), tasks=_listed(task), **flags)
+    progress = progress or Progress(quiet=True)
+    return [result for _, result in execute(request, registry or load().registry, progress)]
+
+
+def execute(request: Request, registry: Registry, progress: Progress) -> list[tuple[Path, Result]]:
+    """What :func:`run` does, with the path of each result."""
+    return [(cell.path, _settle(cell, request, progress)) for cell in plan(request, registry, progress)]
+
+
+def _listed(names: str | Sequence[str]) -> list[str]:
+    return [n.strip() for n in names.split(",") if n.strip()] if isinstance(names, str) else list(names)
+
+
+def plan(request: Request, registry: Registry, progress: Progress) -> list[Cell]:
+    """The cells of a request, everything checked: names, data, and that each backbone gives what each task needs."""
+    tasks: list[Task] = [registry.get("task", name)() for name in request.tasks]
+    recipes = [task.protocol(request.protocol).override(request.settings or {}) for task in tasks]
+    for task in tasks:
+        _check(task, request, registry)
+    device = _device(request.device)
+    cells = []
+    for spec in request.backbones:
+        loaded = load_backbone(
+            spec, registry, arch=request.arch, allow_partial=request.allow_partial, trust=request.trust,
+            options=dict(request.backbone_options or {}),
+        )  # fmt: skip
+        for task, protocol in zip(tasks, recipes, strict=True):
+            task.refuse(loaded.backbone)
+            for seed in request.seeds:
+                cells.append(_cell(loaded, task, protocol, seed, device, request, registry, progress))
+    return cells
+
+
+def _check(task: Task, request: Request, registry: Registry) -> None:
+    if request.engine is not None:
+        registry.entry("engine", request.engine)
+        if request.engine not in task.engines:
+            raise UsageError(
+                f"{task.name} has no engine {request.engine!r}",
+                cause=f"it runs on {', '.join(task.engines) or 'none'}",
+                fix=f"--engine {task.engines[0]}" if task.engines else "leave --engine out",
+            )
+    if request.data is not None and not task.generic:
+        raise UsageError(
+            f"{task.name} has its own data set",
+            cause=f"--data {request.data} is for the generic tasks",
+            fix="--task detect --data ... for your own data, or --data-root for where the data set lies",
+        )
+    if request.limit is not None and request.limit < 1:
+        raise UsageError(f"--limit {request.limit} leaves nothing", cause="it is a number of images", fix="--limit 100")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ResourceError(
+            f"device {name!r} cannot be used",
+            cause=str(error).splitlines()[0],
+            fix="--device auto, or see: evalsuite doctor",
+        ) from error
+    return device
+
+
+def _cell(
+    loaded: Loaded, task: Task, protocol: Protocol, seed: int, device: torch.device, request: Request,
+    registry: Registry, progress: Progress,
+) -> Cell:  # fmt: skip
+    variant = _variant(task, protocol, request)
+    path = cell_path(
+        request.out, loaded.name, loaded.backbone.identity, task.name, _protocol_record(protocol), seed, variant
+    )
+    work = request.out / "work" / path.parent.parent.name / path.parent.name / path.stem
+    root = demo_root(task, registry) if request.demo else request.data_root or _environment_root()
+    precision = request.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
+    workers = request.workers if request.workers is not None else (os.cpu_count() or 1) - 1 if device.type == "cuda" else 0
+    setup = Setup(
+        protocol=protocol, work=work, registry=registry, progress=progress, seed=seed, device=device,
+        precision=precision, devices=request.devices, workers=workers, data_root=root, data=request.data,
+        engine=request.engine, limit=request.limit, demo=request.demo,
+    )  # fmt: skip
+    return Cell(loaded, task, setup, path, task.fingerprint(setup))
+
+
+def _variant(task: Task, protocol: Protocol, request: Request) -> tuple[str, ...]:
+    parts = []
+    if protocol.modified:
+        parts.append(f"modified-{protocol.hash[:8]}")
+    if request.engine is not None and request.engine != task.engines[0]:
+        parts.append(request.engine)
+    if request.data is not None:
+        parts.append(f"data-{hashlib.sha256(request.data.encode()).hexdigest()[:8]}")
+    if request.limit is not None:
+        parts.append(f"limit-{request.limit}")
+    return (*parts, "demo") if request.demo else tuple(parts)
+
+
+def _environment_root() -> Path | None:
+    root = os.environ.get("EVALSUITE_DATA")
+    return Path(root) if root else None
+
+
+def demo_root(task: Task, registry: Registry) -> Path:
+    """The generated world of a task's data set, written to disk on first use."""
+    cache = Path(os.environ.get("EVALSUITE_CACHE") or Path.home() / ".cache" / "evalsuite")
+    if task.name not in registry.names("dataset"):
+        raise UsageError(
+            f"{task.name} has no demo world",
+            cause="a demo world belongs to a data set; this task takes yours",
+            fix="leave --demo out and give --data",
+        )
+    root = cache / "demo"
+    return source(registry, task.name).demo(root, DEMO_SEED)
+
+
+def _settle(cell: Cell, request: Request, progress: Progress) -> Result:
+    """The cell's result: read if it is there, else made; a failure is a result too."""
+    if cell.path.exists():
+        there = read(cell.path)
+        if there.status == "ok" and there.data.get("fingerprint") == cell.fingerprint:
+            progress.say(f"{_name(cell)}: there already ({cell.path})")
+            return there
+        if there.status == "ok":
+            raise UsageError(
+                f"{cell.path} holds the result on other data",
+                cause=f"fingerprint {there.data.get('fingerprint')} then, {cell.fingerprint} now",
+                fix="choose another --out, or move that result away",
+            )
+    progress.say(_name(cell))
+    began = time.monotonic()
+    cell.setup.work.mkdir(parents=True, exist_ok=True)
+    if cell.setup.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(cell.setup.device)
+    try:
+        outcome = evaluate(cell.task, cell.loaded.backbone.to(cell.setup.device), cell.setup)
+        result = _result(cell, request, outcome, time.monotonic() - began)
+        _keep(cell, outcome)
+    except Exception as error:
+        result = _failure(cell, request, error, time.monotonic() - began)
+        result.write(cell.path)
+        progress.say(str(error) if isinstance(error, Refusal) else traceback.format_exc().rstrip())
+        return result
+    result.write(cell.path)
+    shutil.rmtree(cell.setup.work)
+    return result
+
+
+def _name(cell: Cell) -> str:
+    protocol = cell.setup.protocol
+    mark = f" (modified: {', '.join(protocol.modified)})" if protocol.modified else ""
+    return f"{cell.loaded.name} on {cell.task.name}, {protocol.id}-{protocol.version}{mark}, seed {cell.setup.seed}"
+
+
+def _keep(cell: Cell, outcome: Outcome) -> None:
+    """Move figures and records beside the cell, and write replicates and samples there."""
+    cell.path.parent.mkdir(parents=True, exist_ok=True)
+    for name, source in {**outcome.figures, **outcome.records}.items():
+        with atomic(_beside(cell.path, name, source.suffix)) as partial:
+            shutil.copyfile(source, partial)
+    arrays = {f"replicates/{k}": v for k, v in outcome.replicates.items()}
+    arrays |= {f"samples/{k}": v for k, v in outcome.samples.items()}
+    if arrays:
+        arrays["ids"] = np.asarray(list(outcome.ids), dtype=np.str_)
+        with atomic(_beside(cell.path, "samples", ".npz")) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+
+def _beside(path: Path, name: str, suffix: str) -> Path:
+    return path.with_name(f"{path.stem}.{name}{suffix}")
+
+
+def _result(cell: Cell, request: Request, outcome: Outcome, took: float) -> Result:
+    better = {metric.name: metric.higher_is_better for metric in cell.task.metrics}
+    scores = {}
+    for name, value in outcome.scores.items():
+        replicates = outcome.replicates.get(name)
+        low, high = _interval(replicates) if replicates is not None and value is not None else (None, None)
+        scores[name] = Score(value=value, low=low, high=high, higher_is_better=better[name])
+    files = {name: _beside(cell.path, name, p.suffix).name for name, p in {**outcome.figures, **outcome.records}.items()}
+    if outcome.replicates or outcome.samples:
+        files["samples"] = _beside(cell.path, "samples", ".npz").name
+    return Result(
+        status="ok", scores=scores, selected=dict(outcome.selected), details=dict(outcome.details),
+        data=dict(outcome.data), files=files, warnings=outcome.warnings,
+        timings={**outcome.timings, "total": took}, **_common(cell, request),
+    )  # fmt: skip
+
+
+def _interval(replicates: np.ndarray) -> tuple[float | None, float | None]:
+    low, high = statistics.interval(replicates)
+    return (None, None) if math.isnan(low) else (low, high)
+
+
+def _failure(cell: Cell, request: Request, error: Exception, took: float) -> Result:
+    known = isinstance(error, Refusal)
+    text = str(error) if known else "".join(traceback.format_exception(error)[-6:])
+    return Result(
+        status="failed", error=text, error_code=error.code if isinstance(error, Refusal) else 1,
+        data={"fingerprint": cell.fingerprint}, timings={"total": took}, **_common(cell, request),
+    )  # fmt: skip
+
+
+def _common(cell: Cell, request: Request) -> dict[str, Any]:
+    backbone, report = cell.loaded.backbone, cell.loaded.report
+    engine = cell.setup.engine or (cell.task.engines[0] if cell.task.engines else None)
+    return {
+        "backbone": BackboneRecord(
+            name=cell.loaded.name, request=report.source, identity=backbone.identity, spec=backbone.spec.to_json(),
+            parameters=sum(p.numel() for p in backbone.net.parameters()), load=report.to_json(),
+            provenance=dict(cell.loaded.provenance),
+        ),
+        "task": cell.task.name, "task_version": cell.task.version, "primary": cell.task.primary,
+        "protocol": _protocol_record(cell.setup.protocol), "engine": engine,
+        "engine_version": cell.setup.registry.get("engine", engine)().version() if engine else None,
+        "seed": cell.setup.seed, "limited": cell.setup.limit, "demo": cell.setup.demo, "trusted": report.trusted,
+        "partial": report.matched < NEEDED, "environment": _environment(cell.setup), "peak_memory_mb": _peak(cell.setup),
+        "command": request.command, "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+
+
+def _protocol_record(protocol: Protocol) -> ProtocolRecord:
+    return ProtocolRecord(
+        id=protocol.id, version=protocol.version, hash=protocol.hash, modified=protocol.modified,
+        fields=protocol.fields(),
+    )  # fmt: skip
+
+
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Installed versions of the packages a score may depend on."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _environment(setup: Setup) -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else None
+    return {
+        "python": platform.python_version(), "platform": platform.platform(), "packages": versions(),
+        "device": str(setup.device), "gpu": gpu, "devices": setup.devices, "precision": setup.precision,
+        "threads": torch.get_num_threads(), "workers": setup.workers,
+    }  # fmt: skip
+
+
+def _peak(setup: Setup) -> dict[str, float]:
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
+    if setup.device.type == "cuda":
+        peak["device"] = torch.cuda.max_memory_allocated(setup.device) / 2**20
+    return peak

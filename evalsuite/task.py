@@ -1,0 +1,230 @@
+"""The straight way from a backbone to its scores: Protocol, Setup, Outcome, Task and evaluate()."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+
+from evalsuite.backbone import Backbone
+from evalsuite.errors import BackboneError, PluginError, UsageError
+from evalsuite.hooks import unknown
+
+if TYPE_CHECKING:
+    from evalsuite.hooks import Registry
+    from evalsuite.progress import Progress
+
+__all__ = ["Metric", "Outcome", "Protocol", "Setup", "Task", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number a task promises, and which way is better."""
+
+    name: str
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """A recipe with a name and a version. Every number that can move a score is a field of it.
+
+    Two results are comparable if and only if their protocols' hashes are equal. ``modified`` lists the fields that
+    were overridden by hand; such a result is marked, and never ranked.
+    """
+
+    id: str
+    version: int
+    modified: tuple[str, ...] = ()
+
+    @property
+    def hash(self) -> str:
+        """sha256 over all fields but the list of modifications, in 16 hexadecimal digits."""
+        values = {k: v for k, v in self.fields().items() if k != "modified"}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    def fields(self) -> dict[str, Any]:
+        """All fields as plain JSON values."""
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return values
+
+    def override(self, settings: Mapping[str, str]) -> Protocol:
+        """A copy with fields replaced by text from the command line, each read as its field's type.
+
+        Raises :class:`UsageError` for a field that does not exist or a value of another type.
+        """
+        types = typing.get_type_hints(type(self))
+        open_fields = {f.name for f in dataclasses.fields(self)} - {"id", "version", "modified"}
+        values: dict[str, Any] = {}
+        for name, text in settings.items():
+            if name not in open_fields:
+                raise unknown(f"setting of protocol {self.id!r}", name, open_fields)
+            values[name] = _read(name, text, types[name], getattr(self, name))
+        changed = sorted(k for k, v in values.items() if v != getattr(self, k))
+        return dataclasses.replace(self, **values, modified=tuple(sorted({*self.modified, *changed})))
+
+
+def _read(name: str, text: str, kind: Any, now: Any) -> Any:
+    """``text`` as a value of type ``kind``; sequences are comma-separated."""
+    try:
+        if kind is str or (text and isinstance(now, str)):
+            return text
+        value = json.loads(f"[{text}]") if isinstance(now, tuple) and not text.startswith("[") else json.loads(text)
+        if isinstance(now, tuple):
+            value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+        if isinstance(now, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if now is not None and value is not None and type(value) is not type(now):
+            raise ValueError(f"it holds a {type(now).__name__}")
+        if value is None and type(None) not in typing.get_args(kind):
+            raise ValueError("it cannot be null")
+    except ValueError as error:
+        raise UsageError(
+            f"--set {name}={text} cannot be read",
+            cause=f"{error}; now it is {now!r}",
+            fix=f"for example --set {name}={json.dumps(now).strip('[]')}",
+        ) from error
+    return value
+
+
+@dataclass
+class Setup:
+    """What a run is given besides the backbone.
+
+    ``data_root`` is where data sets lie; ``data`` names the data of a generic task (``voc:PATH``, ``coco:PATH``).
+    ``work`` is a folder of this cell's own that outlives a crash: state to resume from belongs there, and it is
+    removed when the cell is written. ``limit`` caps the number of images of every split. ``samples``: see Outcome.
+    """
+
+    protocol: Protocol
+    work: Path
+    registry: Registry
+    progress: Progress
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: str = "32-true"
+    devices: int = 1
+    workers: int = 0
+    data_root: Path | None = None
+    data: str | None = None
+    engine: str | None = None
+    limit: int | None = None
+    demo: bool = False
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """A generator fresh from the seed."""
+        return np.random.default_rng(self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What an evaluation found.
+
+    ``scores`` are the promised metrics (None: undefined on these data, for example AP of small objects where there
+    are none). ``replicates`` are bootstrap replicates of scores, {metric: (R,)}, drawn with resampling weights that
+    depend only on ``units`` and the data fingerprint, so two backbones' replicates are paired.
+    ``samples`` are per-sample scores {name: (N,)} with their ids in ``ids`` for paired tests. ``figures`` are PNG files
+    by name. ``selected`` are hyper-parameters chosen on validation data. ``data`` describes what was read and must
+    hold ``fingerprint``. ``records`` are files to keep beside the cell (predictions), by name.
+    """
+
+    scores: Mapping[str, float | None]
+    data: Mapping[str, Any]
+    replicates: Mapping[str, np.ndarray] = field(default_factory=dict)
+    samples: Mapping[str, np.ndarray] = field(default_factory=dict)
+    ids: Iterable[str] = ()
+    figures: Mapping[str, Path] = field(default_factory=dict)
+    records: Mapping[str, Path] = field(default_factory=dict)
+    selected: Mapping[str, Any] = field(default_factory=dict)
+    timings: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+class Task(ABC):
+    """An evaluator. Subclasses set the class attributes and say how to run; instances hold nothing.
+
+    ``protocols[0]`` is the default. ``needs`` is what of :class:`evalsuite.Features` it reads. ``engines`` are the
+    names of the engines it can use, the default first (empty: none).
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    metrics: ClassVar[tuple[Metric, ...]]
+    primary: ClassVar[str]
+    needs: ClassVar[frozenset[str]]
+    protocols: ClassVar[tuple[Protocol, ...]]
+    engines: ClassVar[tuple[str, ...]] = ()
+    generic: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(self, backbone: Backbone, setup: Setup) -> Outcome:
+        """Evaluate; must be a function of its arguments alone."""
+
+    @abstractmethod
+    def fingerprint(self, setup: Setup) -> str:
+        """A digest of the data this setup would read, found without decoding them.
+
+        Raises :class:`evalsuite.errors.DataError` where they are missing.
+        """
+
+    def protocol(self, name: str | None = None) -> Protocol:
+        """The protocol of that name, or the default one."""
+        if name is None:
+            return self.protocols[0]
+        for protocol in self.protocols:
+            if protocol.id == name:
+                return protocol
+        raise unknown(f"protocol of task {self.name!r}", name, [p.id for p in self.protocols])
+
+    def refuse(self, backbone: Backbone) -> None:
+        """Raise :class:`BackboneError` if the backbone does not give what the task needs."""
+        lacking = sorted(self.needs - backbone.spec.gives)
+        if lacking:
+            raise BackboneError(
+                f"{self.name} needs {' and '.join(lacking)}, which {backbone.spec.arch} does not give",
+                cause=f"it gives {', '.join(sorted(backbone.spec.gives))}",
+                fix=f"evaluate it on tasks that need only that: evalsuite list task",
+            )
+
+
+def evaluate(task: Task, backbone: Backbone, setup: Setup) -> Outcome:
+    """Run one task on one backbone and hold the outcome to what the task promises.
+
+    The backbone comes back as it was: same weights, same mode. Raises :class:`BackboneError` before any work if
+    the backbone lacks what the task needs, :class:`PluginError` if the outcome breaks the promise.
+    """
+    task.refuse(backbone)
+    was_training = backbone.training
+    torch.manual_seed(setup.seed)
+    try:
+        outcome = task.run(backbone.eval(), setup)
+    finally:
+        backbone.train(was_training)
+    promised = {metric.name for metric in task.metrics}
+    if set(outcome.scores) != promised:
+        odd = sorted(promised.symmetric_difference(outcome.scores))
+        raise PluginError(
+            f"task {task.name!r} broke its promise",
+            cause=f"missing or unpromised metrics: {', '.join(odd)}",
+            fix="make metrics and the scores it returns agree",
+        )
+    for name, value in outcome.scores.items():
+        if value is not None and not math.isfinite(value):
+            raise PluginError(
+                f"task {task.name!r} returned {value} as {name}",
+                cause="scores are finite numbers, or None where they are undefined",
+                fix="find where it comes from; a result file cannot hold it",
+            )
+    return outcome

@@ -1,0 +1,72 @@
+"""A file is there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evalsuite.files import atomic, write_text
+
+
+def test_the_file_takes_its_place_only_when_the_block_ends(tmp_path):
+    path = tmp_path / "deep" / "cell.json"
+    with atomic(path) as partial:
+        partial.write_bytes(b"whole")
+        assert not path.exists()
+        assert partial.parent == path.parent
+    assert path.read_bytes() == b"whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_block_that_fails_leaves_the_old_file_and_no_litter(tmp_path, error):
+    path = tmp_path / "cell.json"
+    path.write_text("old")
+
+    def fail() -> None:
+        with atomic(path) as partial:
+            partial.write_text("half a new o")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_old_file_is_replaced_whole_even_while_it_is_being_read(tmp_path):
+    path = tmp_path / "cell.json"
+    path.write_text("old" * 1000)
+    with path.open() as reader:
+        write_text(path, "new")
+        assert reader.read() == "old" * 1000
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_the_mode_is_that_of_any_new_file(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "cell.json", "{}")
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "cell.json").stat().st_mode) == mode
+
+
+def test_a_relative_path_in_the_working_directory_is_fine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_text("cell.json", "{}")
+    assert Path("cell.json").read_text() == "{}"
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r")))
+def test_text_comes_back_as_it_was(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("text") / "café.txt"
+    write_text(path, text)
+    assert path.read_text(encoding="utf-8") == text

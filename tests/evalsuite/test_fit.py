@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from evalsuite.errors import ResourceError, TrainingError
+from evalsuite.fit import Fit, Steps, fit, mix_seed
+from evalsuite.progress import Progress
+
+
+class Model(nn.Module):
+    """Dropout, so that the random state matters; batch norm, so that buffers do; momentum in the optimizer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
+
+    def forward(self, batch):
+        x = torch.stack(batch)
+        return {"fit": self.net(x).square().mean(), "size": self.net[0].weight.square().mean()}
+
+
+def sample(index: int, seed: int) -> torch.Tensor:
+    return torch.randn(4, generator=torch.Generator().manual_seed(seed)) + index
+
+
+def plan(folder: Path, iterations: int = 12, **changes) -> Fit:
+    torch.manual_seed(0)
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    values = dict(
+        model=model, optimizer=optimizer, rate=lambda step: 1 / (1 + step), iterations=iterations, sample=sample,
+        length=10, batch_size=4, seed=3, key="k", state=folder / "state.pt",
+    )  # fmt: skip
+    return Fit(**{**values, **changes})
+
+
+def train(run: Fit) -> dict[str, torch.Tensor]:
+    fit(run, Fabric(accelerator="cpu", devices=1), Progress(quiet=True))
+    return run.model.state_dict()
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[k], other[k]) for k in one)
+
+
+def stop_at(step: int, index: int, seed: int) -> torch.Tensor:
+    """Kill this process, as the kernel would, when the batch of ``step`` is asked for."""
+    if seed == mix_seed(3, step * 4, 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sample(index, seed)
+
+
+def train_until_killed(folder: Path) -> None:
+    train(plan(folder, sample=partial(stop_at, 7), saves=0.0))
+
+
+def test_a_run_that_was_killed_ends_in_the_same_bits(tmp_path):
+    whole = train(plan(tmp_path / "whole"))
+    process = multiprocessing.get_context("fork").Process(target=train_until_killed, args=(tmp_path / "cut",))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert torch.load(tmp_path / "cut" / "state.pt", weights_only=True)["step"] == 7
+    resumed = plan(tmp_path / "cut")
+    assert equal(whole, train(resumed))
+    assert resumed.log == plan_log(tmp_path)
+
+
+def plan_log(folder: Path) -> list[dict[str, float]]:
+    return torch.load(folder / "whole" / "state.pt", weights_only=True)["log"]
+
+
+def test_workers_change_nothing(tmp_path):
+    assert equal(train(plan(tmp_path / "none")), train(plan(tmp_path / "two", workers=2)))
+
+
+def test_another_seed_is_another_run(tmp_path):
+    assert not equal(train(plan(tmp_path / "3")), train(plan(tmp_path / "4", seed=4)))
+
+
+def test_the_state_of_another_key_is_not_resumed_from(tmp_path):
+    whole = train(plan(tmp_path / "whole"))
+    train(plan(tmp_path / "cut", iterations=5, key="other"))
+    assert equal(whole, train(plan(tmp_path / "cut")))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_leaves_with_its_code(tmp_path, number, code):
+    whole = train(plan(tmp_path / "whole"))
+
+    def told(index: int, seed: int) -> torch.Tensor:
+        if seed == mix_seed(3, 4 * 4, 1):
+            os.kill(os.getpid(), number)
+        return sample(index, seed)
+
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as leave:
+        train(plan(tmp_path / "cut", sample=told))
+    assert leave.value.code == code
+    assert signal.getsignal(number) == before
+    assert equal(whole, train(plan(tmp_path / "cut")))
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(tmp_path):
+    def poisoned(index: int, seed: int) -> torch.Tensor:
+        bad = seed == mix_seed(3, 6 * 4, 1)
+        return sample(index, seed) * (float("nan") if bad else 1.0)
+
+    with pytest.raises(TrainingError, match="not finite at step 7 of 12"):
+        train(plan(tmp_path, sample=poisoned, saves=0.0))
+    content = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert content["step"] == 6
+    assert all(torch.isfinite(v).all() for v in content["model"].values())
+
+
+def test_a_full_disk_leaves_the_previous_state(tmp_path, monkeypatch):
+    train(plan(tmp_path, iterations=3))
+    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(ResourceError, match="cannot be written"):
+        train(plan(tmp_path, iterations=6))
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["state.pt"]
+
+
+def test_every_epoch_sees_every_example_once_and_ranks_share_a_batch():
+    whole = Steps(lambda index, seed: (index, seed), 6, 4, seed=1)
+    seen = [index for step in range(3) for index, _ in whole[step]]
+    assert sorted(seen[:6]) == sorted(seen[6:]) == list(range(6))
+    halves = [Steps(lambda index, seed: (index, seed), 6, 4, seed=1, rank=r, world=2)[1] for r in (0, 1)]
+    assert [halves[0][0], halves[1][0], halves[0][1], halves[1][1]] == whole[1]
+
+
+def test_seeds_are_far_apart():
+    seeds = {mix_seed(a, b) for a in range(50) for b in range(50)}
+    assert len(seeds) == 2500
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from evalsuite.errors import UsageError
+from evalsuite.statistics import bootstrap_mean, interval, resample_weights, weight_blocks
+
+
+def test_weights_are_multinomial():
+    weights = resample_weights(50, 4000, seed=3)
+    assert weights.shape == (4000, 50)
+    assert (weights.sum(axis=1) == 50).all()
+    assert weights.mean(axis=0) == pytest.approx(np.ones(50), abs=0.08)
+    assert weights.var() == pytest.approx(1 - 1 / 50, abs=0.02)
+    counts = np.bincount(weights[:, 0], minlength=6)[:6]
+    expected = 4000 * stats.binom.pmf(np.arange(6), 50, 1 / 50)
+    assert stats.chisquare(counts, expected * counts.sum() / expected.sum()).pvalue > 1e-3
+
+
+def test_weights_depend_on_the_seed_alone_and_blocks_are_their_rows():
+    whole = resample_weights(7, 40, seed=1)
+    np.testing.assert_array_equal(whole, resample_weights(7, 40, seed=1))
+    assert (whole != resample_weights(7, 40, seed=2)).any()
+    for size in (1, 21, 10_000):
+        blocks = list(weight_blocks(7, 40, 1, size=size))
+        assert max(map(len, blocks)) <= max(1, size // 7)
+        np.testing.assert_array_equal(np.concatenate(blocks), whole)
+
+
+def test_groups_are_drawn_whole():
+    groups = np.array(["b", "a", "b", "c", "a", "b"])
+    weights = resample_weights(6, 300, seed=0, groups=groups)
+    by_group = np.stack([weights[:, 1], weights[:, 0], weights[:, 3]], axis=1)
+    np.testing.assert_array_equal(weights, by_group[:, [1, 0, 1, 2, 0, 1]])
+    assert (by_group.sum(axis=1) == 3).all()
+    assert len(np.unique(weights.sum(axis=1))) > 1
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_mean_of_each_replicate(grouped: bool):
+    samples = np.random.default_rng(0).normal(size=(9, 3))
+    groups = [0, 0, 0, 0, 1, 1, 2, 3, 3] if grouped else None
+    weights = resample_weights(9, 20, seed=4, groups=groups)
+    expected = np.stack([np.repeat(samples, row, axis=0).mean(axis=0) for row in weights])
+    np.testing.assert_allclose(bootstrap_mean(samples, 20, seed=4, groups=groups), expected)
+    np.testing.assert_allclose(bootstrap_mean(samples[:, 1], 20, seed=4, groups=groups), expected[:, 1])
+
+
+def test_the_spread_is_that_of_the_mean_and_of_clusters_where_there_are_groups():
+    samples = np.random.default_rng(0).normal(size=400)
+    assert bootstrap_mean(samples, 4000).std() == pytest.approx(samples.std() / 20, rel=0.05)
+    groups = np.repeat(np.arange(40), 10)
+    alike = np.random.default_rng(1).normal(size=40)[groups]  # ten copies of forty independent values
+    clustered = bootstrap_mean(alike, 4000, groups=groups).std()
+    assert clustered == pytest.approx(alike.std() / np.sqrt(40), rel=0.05)
+    assert bootstrap_mean(alike, 4000).std() < 0.5 * clustered
+
+
+def test_the_interval_agrees_with_scipy():
+    samples = np.random.default_rng(0).exponential(size=120)
+    theirs = stats.bootstrap(
+        (samples,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert interval(bootstrap_mean(samples, 20_000)) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+
+
+def test_the_interval_is_the_middle_of_what_is_defined():
+    values = np.arange(101.0)
+    assert interval(values) == pytest.approx((2.5, 97.5))
+    assert interval(values, 0.5) == pytest.approx((25, 75))
+    assert interval([*values, np.nan, np.nan]) == interval(values)
+    assert np.isnan(interval([np.nan])).all()
+
+
+@pytest.mark.parametrize("draw", ["normal", "exponential"])
+def test_intervals_cover_the_truth_as_often_as_they_say(draw: str):
+    """1000 experiments of 200 samples: 95 +- 2 per cent of the intervals hold the true mean."""
+    random = np.random.default_rng(7)
+    mean = {"normal": 0.0, "exponential": 1.0}[draw]
+    covered = 0
+    for seed in range(50):
+        experiments = getattr(random, draw)(size=(200, 20))
+        replicates = bootstrap_mean(experiments, 500, seed=seed)
+        covered += sum(low <= mean <= high for low, high in map(interval, replicates.T))
+    assert covered / 1000 == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: resample_weights(0, 10, 0),
+        lambda: resample_weights(5, 0, 0),
+        lambda: resample_weights(5, 10, 0, groups=[1, 2]),
+        lambda: bootstrap_mean([1.0, np.nan]),
+        lambda: bootstrap_mean(3.0),
+        lambda: interval([1.0, 2.0], level=95),
+        lambda: interval([[1.0, 2.0]]),
+    ],
+)
+def test_what_makes_no_sense_is_refused(call):
+    with pytest.raises(UsageError):
+        call()
