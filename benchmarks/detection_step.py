@@ -82,4 +82,10 @@ def run() -> dict[str, Any]:
             ours += _ours(one, torch.optim.SGD(one.parameters(), 1e-4), Path(folder) / str(turn))
             bare += _bare(other.detector, torch.optim.SGD(other.parameters(), 1e-4))
     mine, theirs = statistics.median(ours), statistics.median(bare)
-    return {"name": "detection step", "ours_s": mine, "bare_s": theirs, "ratio": mine / theirs, "goal": "<= 1.05"}
+    return {
+        "name": "detection step",
+        "ours_s": mine,
+        "bare_s": theirs,
+        "ratio": mine / theirs,
+        "goal": "<= 1.05",
+    }

@@ -114,6 +114,11 @@ class Backbone(nn.Module):
         assert isinstance(features, Features)
         return features
 
+    @property
+    def gives(self) -> frozenset[str]:
+        """What of :class:`Features` there is, and ``"stages"`` where the network can be cut by :meth:`split`."""
+        return self.spec.gives | ({"stages"} if self._split is not None else set())
+
     def split(self) -> tuple[nn.Module, nn.Module]:
         """The network up to its last stage, and that stage: ``tail(trunk(normalised))`` is the coarsest map.
 
@@ -162,9 +167,7 @@ class Backbone(nn.Module):
         spec = header["spec"]
         backbone = build(spec["arch"], registry, **spec["options"])
         backbone.net.load_state_dict(safetensors.torch.load_file(path))
-        return backbone.respec(
-            image_size=tuple(spec["image_size"]), mean=tuple(spec["mean"]), std=tuple(spec["std"])
-        )
+        return backbone.respec(image_size=tuple(spec["image_size"]), mean=tuple(spec["mean"]), std=tuple(spec["std"]))
 
 
 def read_header(path: str | Path) -> dict[str, Any] | None:
@@ -178,7 +181,9 @@ def read_header(path: str | Path) -> dict[str, Any] | None:
         header = json.loads(text) if text else None
     except (safetensors.SafetensorError, json.JSONDecodeError, OSError) as error:
         raise BackboneError(
-            f"{path} cannot be read", cause=f"not a safetensors file: {error}", fix="check the path or copy it again"
+            f"{path} cannot be read",
+            cause=f"not a safetensors file: {error}",
+            fix="check the path or copy it again",
         ) from error
     if header is not None and header.get("format") != FORMAT:
         raise BackboneError(
@@ -216,6 +221,8 @@ def build(arch: str, registry: Registry, **options: Any) -> Backbone:
         ) from error
     if not isinstance(backbone, Backbone):
         raise BackboneError(
-            f"{arch} is not a backbone", cause=f"its builder returned {type(backbone).__name__}", fix="return a Backbone"
+            f"{arch} is not a backbone",
+            cause=f"its builder returned {type(backbone).__name__}",
+            fix="return a Backbone",
         )
     return backbone

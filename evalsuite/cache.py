@@ -171,7 +171,9 @@ class Output:
             has, gives = self.source in spec.gives, ", ".join(sorted(spec.gives))
         if not has:
             raise BackboneError(
-                f"{spec.arch} has no output {self.name!r}", cause=f"it gives {gives}", fix="name one that it gives"
+                f"{spec.arch} has no output {self.name!r}",
+                cause=f"it gives {gives}",
+                fix="name one that it gives",
             )
 
     @property
@@ -297,7 +299,9 @@ class Cache:
             output.check(backbone)
         if not len(data.ids):
             raise DataError(
-                f"split {data.split!r} is empty", cause="it lists no images", fix="check the data and the limit"
+                f"split {data.split!r} is empty",
+                cause="it lists no images",
+                fix="check the data and the limit",
             )
         device = torch.device(device)
         job = _Job(
@@ -640,7 +644,9 @@ def _check_options(precision: str, dtype: str, batch_size: int | Literal["auto"]
     for name, value, known in (("precision", precision, _AUTOCAST), ("feature dtype", dtype, _DTYPES)):
         if value not in known:
             raise UsageError(
-                f"{name} {value!r} is unknown", cause=f"known are {', '.join(known)}", fix="choose one of them"
+                f"{name} {value!r} is unknown",
+                cause=f"known are {', '.join(known)}",
+                fix="choose one of them",
             )
     if batch_size != "auto" and batch_size < 1:
         raise UsageError(f"batch size {batch_size}", cause="a batch holds at least one image", fix="leave it at auto")

@@ -31,7 +31,8 @@ app.add_typer(data_app, name="data")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Root = Annotated[
-    Path | None, typer.Option("--data-root", envvar="EVALSUITE_DATA", help="Where the data sets lie.", show_default=False)
+    Path | None,
+    typer.Option("--data-root", envvar="EVALSUITE_DATA", help="Where the data sets lie.", show_default=False),
 ]
 _requests: list[str] = []
 
@@ -51,7 +52,9 @@ def run(
     backbone: Annotated[
         list[str],
         typer.Option(
-            "-b", "--backbone", help="A checkpoint file, timm:NAME, torchvision:NAME, random:ARCH, or a plugin's name."
+            "-b",
+            "--backbone",
+            help="A checkpoint file, timm:NAME, torchvision:NAME, random:ARCH, or a plugin's name.",
         ),
     ],
     task: Annotated[list[str], typer.Option("-t", "--task", help="Tasks, repeated or separated by commas.")],
@@ -67,7 +70,10 @@ def run(
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode images; default by device.")] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Override a field of the protocol: iterations=500. The result is marked. Repeatable."),
+        typer.Option(
+            "--set",
+            help="Override a field of the protocol: iterations=500. The result is marked. Repeatable.",
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Use that many images of each split; marked, never ranked.")] = None,
     arch: Annotated[str | None, typer.Option(help="The architecture, where the file leaves it open.")] = None,
@@ -78,8 +84,10 @@ def run(
         bool, typer.Option("--allow-partial", help="Take a checkpoint that fills less than 98 %; marked.")
     ] = False,
     trust_checkpoint: Annotated[
-        bool, typer.Option("--trust-checkpoint", help="Unpickle code from the file. Only for files of your own; marked.")
+        bool,
+        typer.Option("--trust-checkpoint", help="Unpickle code from the file. Only for files of your own; marked."),
     ] = False,
+    save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between two saves of the training state.")] = 60.0,
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder of results.")] = Path("runs/evalsuite"),
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
@@ -92,7 +100,7 @@ def run(
         backbones=backbone, tasks=[t.strip() for value in task for t in value.split(",") if t.strip()],
         protocol=protocol, engine=engine,
         seeds=_seeds(seeds), data_root=data_root, data=data, demo=demo, device=device, devices=devices,
-        precision=precision, workers=workers, settings=_pairs(setting, "--set"), limit=limit, arch=arch,
+        precision=precision, workers=workers, settings=_pairs(setting, "--set"), limit=limit, arch=arch, save_every=save_every,
         backbone_options={k: _value(v) for k, v in _pairs(backbone_arg, "--backbone-arg").items()},
         allow_partial=allow_partial, trust=trust_checkpoint, out=out, command=_command(),
     )  # fmt: skip
@@ -108,7 +116,9 @@ def run(
 
 @app.command("list")
 def list_names(
-    shelf: Annotated[str | None, typer.Argument(help="task, method, modifier, backbone, engine, dataset, checkpoint.")] = None,
+    shelf: Annotated[
+        str | None, typer.Argument(help="task, method, modifier, backbone, engine, dataset, checkpoint.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What can be named: tasks, methods, backbones, engines, data sets, and who brings them."""
@@ -126,7 +136,7 @@ def plugins_list(as_json: Json = False) -> None:
     """Plugins in use, left out and broken."""
     loaded = _load(warn=False)
     registry = loaded.registry
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": p.name, "status": "loaded", "distribution": p.distribution, "version": p.version, "module": p.module,
             "registers": [f"{e.shelf} {e.name}" for e in registry.entries() if e.owner == p.name], "reason": "",
@@ -145,7 +155,15 @@ def plugins_list(as_json: Json = False) -> None:
         _print_json(rows)
         return
     _columns(
-        [(r["name"], r["status"], f"{r['distribution']} {r['version']}".strip(), r["reason"] or ", ".join(r["registers"])) for r in rows]
+        [
+            (
+                r["name"],
+                r["status"],
+                f"{r['distribution']} {r['version']}".strip(),
+                r["reason"] or ", ".join(r["registers"]),
+            )
+            for r in rows
+        ]
     )
 
 
@@ -228,7 +246,9 @@ def inspect(
     if as_json:
         _print_json(description)
     else:
-        typer.echo(f"{loaded.report}\n{_nested({k: v for k, v in description.items() if k not in ('report', 'provenance')})}")
+        typer.echo(
+            f"{loaded.report}\n{_nested({k: v for k, v in description.items() if k not in ('report', 'provenance')})}"
+        )
     if description["sanity"]["faults"]:
         raise typer.Exit(BackboneError.code)
 
@@ -269,7 +289,9 @@ def _usage(error: Any) -> UsageError:
     """A wrong flag in three lines, like any other refusal."""
     context = getattr(error, "ctx", None)
     place = context.command_path if context else "evalsuite"
-    return UsageError(error.format_message().strip(), cause=f"the request was: {_command()}", fix=f"see: {place} --help")
+    return UsageError(
+        error.format_message().strip(), cause=f"the request was: {_command()}", fix=f"see: {place} --help"
+    )
 
 
 def _load(warn: bool = True) -> Loaded:
@@ -294,7 +316,9 @@ def _seeds(text: str) -> list[int]:
         if min(numbers) < 0 or (len(numbers) == 1 and "," not in text and numbers[0] < 1):
             raise ValueError
     except ValueError:
-        raise UsageError(f"--seeds {text} makes no sense", cause="it is a count or a list", fix="--seeds 3 or --seeds 0,7") from None
+        raise UsageError(
+            f"--seeds {text} makes no sense", cause="it is a count or a list", fix="--seeds 3 or --seeds 0,7"
+        ) from None
     return numbers if "," in text else list(range(numbers[0]))
 
 
@@ -342,7 +366,11 @@ def _nested(value: Any, indent: int = 0) -> str:
     for key, item in value.items():
         if isinstance(item, dict) and item:
             lines += [f"{pad}{key}:", _nested(item, indent + 1)]
-        elif isinstance(item, (list, tuple)) and item and any(isinstance(i, (dict, str)) and len(str(i)) > 20 for i in item):
+        elif (
+            isinstance(item, (list, tuple))
+            and item
+            and any(isinstance(i, (dict, str)) and len(str(i)) > 20 for i in item)
+        ):
             lines += [f"{pad}{key}:", *(f"{pad}  - {i}" for i in item)]
         elif isinstance(item, (list, tuple)):
             lines.append(f"{pad}{key}: {', '.join(map(str, item)) or 'none'}")
@@ -360,12 +388,21 @@ def _table(cells: list[tuple[Path, Result]]) -> None:
     for path, result in cells:
         recipe = f"{result.task}@{result.protocol.id}-{result.protocol.version}"
         if result.status == "failed":
-            console.print(f"{result.backbone.name}  {recipe}  seed {result.seed}: failed", markup=False, highlight=False)
+            console.print(
+                f"{result.backbone.name}  {recipe}  seed {result.seed}: failed", markup=False, highlight=False
+            )
             continue
-        table = Table("metric", "score", "95 % interval", title=f"{result.backbone.name} on {recipe}, seed {result.seed}")
+        table = Table(
+            "metric",
+            "score",
+            "95 % interval",
+            title=f"{result.backbone.name} on {recipe}, seed {result.seed}",
+        )
         for name, score in result.scores.items():
             if score.value is not None:
-                spread = f"[{score.low:.4f}, {score.high:.4f}]" if score.low is not None and score.high is not None else ""
+                spread = (
+                    f"[{score.low:.4f}, {score.high:.4f}]" if score.low is not None and score.high is not None else ""
+                )
                 mark = " *" if name == result.primary else ""
                 table.add_row(name + mark, f"{score.value:.4f}", spread)
         console.print(table, markup=False)

@@ -39,7 +39,13 @@ class Steps(Dataset[list[Any]]):
     """
 
     def __init__(
-        self, sample: Callable[[int, int], Any], length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1
+        self,
+        sample: Callable[[int, int], Any],
+        length: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self.sample, self.length, self.batch_size, self.seed = sample, length, batch_size, seed
         self.rank, self.world = rank, world

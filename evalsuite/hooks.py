@@ -135,9 +135,7 @@ class Registry:
             raise PluginError(
                 f"{shelf} {name!r} cannot be imported",
                 cause=f"{entry.owner} binds it to {entry.target!r}: {_reason(error)}",
-                fix=f"pip install what provides {missing!r}"
-                if missing
-                else f"mend or leave out: -p no:{entry.owner}",
+                fix=f"pip install what provides {missing!r}" if missing else f"mend or leave out: -p no:{entry.owner}",
             ) from error
         return found
 
@@ -171,9 +169,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     return UsageError(
         f"no {kind} named {name!r}",
         cause=f"known: {', '.join(names) or 'none'}",
-        fix=f"did you mean {near[0]!r}?"
-        if near
-        else f"see: evalsuite list {kind if kind in SHELVES else ''}".rstrip(),
+        fix=f"did you mean {near[0]!r}?" if near else f"see: evalsuite list {kind if kind in SHELVES else ''}".rstrip(),
     )
 
 
@@ -278,9 +274,7 @@ def _installed() -> Iterator[tuple[Plugin, EntryPoint]]:
         yield Plugin(point.name, distribution, point.dist.version if point.dist else "", point.value), point
 
 
-def _admit(
-    manager: pluggy.PluginManager, loaded: Loaded, plugin: Plugin, find: Callable[[], ModuleType]
-) -> None:
+def _admit(manager: pluggy.PluginManager, loaded: Loaded, plugin: Plugin, find: Callable[[], ModuleType]) -> None:
     """Load one plugin and let it register; whatever goes wrong, nothing of it stays behind."""
     registry = loaded.registry
     if any(p.name == plugin.name for p in loaded.plugins):

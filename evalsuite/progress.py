@@ -45,7 +45,12 @@ class Progress:
         if self.quiet:
             yield Meter()
         elif self.terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[numbers]}"),
+            )
             console = Console(file=self.stream)
             with Bars(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=False) as bars:
                 yield _BarMeter(bars, what, total, done)

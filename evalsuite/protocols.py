@@ -1,4 +1,4 @@
-"""The shapes of recipes: which numbers a family of evaluations is made of. The recipes themselves stand in the tasks."""
+"""The shapes of recipes: which numbers a family of evaluations is made of. The recipes stand in the tasks."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class DetectionProtocol(Training):
     ``model`` is ``"fpn"`` (a pyramid of any backbone, Lin et al. 2017) or ``"c4"`` (a ResNet cut before its last
     stage, which becomes the head on regions, Ren et al. 2015). Sizes are in pixels: a training image's shorter side
     is drawn from ``min_sizes``, its longer side is at most ``max_size``. ``anchor_sizes`` are side lengths; ``fpn``
-    puts one on each of its five levels (strides 4 to 64), ``c4`` all on its only one. ``roi_batch`` regions an image are sampled, ``roi_positive`` of
-    them positive. ``metric`` says which family of average precision is computed.
+    puts one on each of its five levels (strides 4 to 64), ``c4`` all on its only one. ``roi_batch`` regions an image
+    are sampled, the share ``roi_positive`` of them positive. ``metric`` is the family of average precision.
     """
 
     model: Literal["fpn", "c4"]
@@ -108,5 +108,10 @@ class DetectionEngine(typing.Protocol):
     def version(self) -> str: ...
 
     def detect(
-        self, backbone: Backbone, protocol: DetectionProtocol, train: DetectionSet, test: DetectionSet, setup: Setup
+        self,
+        backbone: Backbone,
+        protocol: DetectionProtocol,
+        train: DetectionSet,
+        test: DetectionSet,
+        setup: Setup,
     ) -> Detected: ...

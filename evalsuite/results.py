@@ -92,7 +92,13 @@ class Result(_Record):
     @property
     def ranked(self) -> bool:
         """Whether this result may stand on a leaderboard."""
-        flags = (self.limited is not None, self.demo, self.trusted, self.partial, bool(self.protocol.modified))
+        flags = (
+            self.limited is not None,
+            self.demo,
+            self.trusted,
+            self.partial,
+            bool(self.protocol.modified),
+        )
         return self.status == "ok" and not any(flags)
 
     def write(self, path: Path) -> None:
@@ -101,7 +107,13 @@ class Result(_Record):
 
 
 def cell_path(
-    out: Path, name: str, identity: str, task: str, protocol: ProtocolRecord, seed: int, variant: tuple[str, ...] = ()
+    out: Path,
+    name: str,
+    identity: str,
+    task: str,
+    protocol: ProtocolRecord,
+    seed: int,
+    variant: tuple[str, ...] = (),
 ) -> Path:
     """Where a cell lives: ``<out>/results/<backbone>-<sha8>/<task>@<protocol>-<version>[+variant]/seed-<n>.json``.
 

@@ -33,7 +33,16 @@ from evalsuite.task import Outcome, Protocol, Setup, Task, evaluate
 
 __all__ = ["Cell", "Request", "demo_root", "execute", "plan", "run", "versions"]
 
-PACKAGES = ("evalsuite", "torch", "torchvision", "timm", "numpy", "faster-coco-eval", "lightning-fabric", "detectron2")
+PACKAGES = (
+    "evalsuite",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "faster-coco-eval",
+    "lightning-fabric",
+    "detectron2",
+)
 DEMO_SEED = 0
 
 
@@ -55,6 +64,7 @@ class Request:
     workers: int | None = None
     settings: Mapping[str, str] | None = None
     limit: int | None = None
+    save_every: float = 60.0
     out: Path = Path("runs/evalsuite")
     arch: str | None = None
     backbone_options: Mapping[str, Any] | None = None
@@ -116,7 +126,7 @@ def plan(request: Request, registry: Registry, progress: Progress) -> list[Cell]
             options=dict(request.backbone_options or {}),
         )  # fmt: skip
         for task, protocol in zip(tasks, recipes, strict=True):
-            task.refuse(loaded.backbone)
+            task.refuse(loaded.backbone, protocol)
             for seed in request.seeds:
                 cells.append(_cell(loaded, task, protocol, seed, device, request, registry, progress))
     return cells
@@ -162,18 +172,27 @@ def _cell(
 ) -> Cell:  # fmt: skip
     variant = _variant(task, protocol, request)
     path = cell_path(
-        request.out, loaded.name, loaded.backbone.identity, task.name, _protocol_record(protocol), seed, variant
+        request.out,
+        loaded.name,
+        loaded.backbone.identity,
+        task.name,
+        _protocol_record(protocol),
+        seed,
+        variant,
     )
     work = request.out / "work" / path.parent.parent.name / path.parent.name / path.stem
     root = demo_root(task, registry) if request.demo else request.data_root or _environment_root()
     precision = request.precision
     if precision == "auto":
         precision = "bf16-mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
-    workers = request.workers if request.workers is not None else (os.cpu_count() or 1) - 1 if device.type == "cuda" else 0
+    workers = (
+        request.workers if request.workers is not None else (os.cpu_count() or 1) - 1 if device.type == "cuda" else 0
+    )
     setup = Setup(
         protocol=protocol, work=work, registry=registry, progress=progress, seed=seed, device=device,
         precision=precision, devices=request.devices, workers=workers, data_root=root, data=request.data,
         engine=request.engine, limit=request.limit, demo=request.demo,
+        save_every=request.save_every,
     )  # fmt: skip
     return Cell(loaded, task, setup, path, task.fingerprint(setup))
 
@@ -235,10 +254,19 @@ def _settle(cell: Cell, request: Request, progress: Progress) -> Result:
         result = _failure(cell, request, error, time.monotonic() - began)
         result.write(cell.path)
         progress.say(str(error) if isinstance(error, Refusal) else traceback.format_exc().rstrip())
-        return result
+        return read(cell.path)
     result.write(cell.path)
-    shutil.rmtree(cell.setup.work)
-    return result
+    _clear(cell.setup.work, request.out)
+    return read(cell.path)
+
+
+def _clear(work: Path, out: Path) -> None:
+    """Remove a finished cell's working state, and the folders above it that it leaves empty."""
+    shutil.rmtree(work)
+    for folder in work.parents:
+        if folder == out or any(folder.iterdir()):
+            return
+        folder.rmdir()
 
 
 def _name(cell: Cell) -> str:
@@ -250,10 +278,10 @@ def _name(cell: Cell) -> str:
 def _keep(cell: Cell, outcome: Outcome) -> None:
     """Move figures and records beside the cell, and write replicates and samples there."""
     cell.path.parent.mkdir(parents=True, exist_ok=True)
-    for name, source in {**outcome.figures, **outcome.records}.items():
-        with atomic(_beside(cell.path, name, source.suffix)) as partial:
-            shutil.copyfile(source, partial)
-    arrays = {f"replicates/{k}": v for k, v in outcome.replicates.items()}
+    for name, made in {**outcome.figures, **outcome.records}.items():
+        with atomic(_beside(cell.path, name, made.suffix)) as partial:
+            shutil.copyfile(made, partial)
+    arrays: dict[str, Any] = {f"replicates/{k}": v for k, v in outcome.replicates.items()}
     arrays |= {f"samples/{k}": v for k, v in outcome.samples.items()}
     if arrays:
         arrays["ids"] = np.asarray(list(outcome.ids), dtype=np.str_)
@@ -272,7 +300,9 @@ def _result(cell: Cell, request: Request, outcome: Outcome, took: float) -> Resu
         replicates = outcome.replicates.get(name)
         low, high = _interval(replicates) if replicates is not None and value is not None else (None, None)
         scores[name] = Score(value=value, low=low, high=high, higher_is_better=better[name])
-    files = {name: _beside(cell.path, name, p.suffix).name for name, p in {**outcome.figures, **outcome.records}.items()}
+    files = {
+        name: _beside(cell.path, name, p.suffix).name for name, p in {**outcome.figures, **outcome.records}.items()
+    }
     if outcome.replicates or outcome.samples:
         files["samples"] = _beside(cell.path, "samples", ".npz").name
     return Result(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from evalsuite.backbone import Backbone
 from evalsuite.errors import BackboneError, PluginError, UsageError
@@ -75,26 +76,19 @@ class Protocol:
 
 
 def _read(name: str, text: str, kind: Any, now: Any) -> Any:
-    """``text`` as a value of type ``kind``; sequences are comma-separated."""
-    try:
-        if kind is str or (text and isinstance(now, str)):
-            return text
-        value = json.loads(f"[{text}]") if isinstance(now, tuple) and not text.startswith("[") else json.loads(text)
-        if isinstance(now, tuple):
-            value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
-        if isinstance(now, float) and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if now is not None and value is not None and type(value) is not type(now):
-            raise ValueError(f"it holds a {type(now).__name__}")
-        if value is None and type(None) not in typing.get_args(kind):
-            raise ValueError("it cannot be null")
-    except ValueError as error:
-        raise UsageError(
-            f"--set {name}={text} cannot be read",
-            cause=f"{error}; now it is {now!r}",
-            fix=f"for example --set {name}={json.dumps(now).strip('[]')}",
-        ) from error
-    return value
+    """``text`` as a value of type ``kind``: JSON, or a bare word, or a list without its brackets."""
+    adapter: TypeAdapter[Any] = TypeAdapter(kind)
+    bare = isinstance(now, tuple) and not text.startswith("[")
+    for spelled in (f"[{text}]" if bare else text, json.dumps(text)):
+        try:
+            return adapter.validate_json(spelled, strict=True)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+    raise UsageError(
+        f"--set {name}={text} cannot be read",
+        cause=f"{reason}; now it is {json.dumps(now)}",
+        fix=f"for example --set {name}={json.dumps(now).strip('[]')}",
+    )
 
 
 @dataclass
@@ -103,7 +97,8 @@ class Setup:
 
     ``data_root`` is where data sets lie; ``data`` names the data of a generic task (``voc:PATH``, ``coco:PATH``).
     ``work`` is a folder of this cell's own that outlives a crash: state to resume from belongs there, and it is
-    removed when the cell is written. ``limit`` caps the number of images of every split. ``samples``: see Outcome.
+    removed when the cell is written; training saves its state there every ``save_every`` seconds. ``limit`` caps the
+    number of images of every split.
     """
 
     protocol: Protocol
@@ -120,6 +115,7 @@ class Setup:
     engine: str | None = None
     limit: int | None = None
     demo: bool = False
+    save_every: float = 60.0
 
     @property
     def rng(self) -> np.random.Generator:
@@ -188,14 +184,19 @@ class Task(ABC):
                 return protocol
         raise unknown(f"protocol of task {self.name!r}", name, [p.id for p in self.protocols])
 
-    def refuse(self, backbone: Backbone) -> None:
-        """Raise :class:`BackboneError` if the backbone does not give what the task needs."""
-        lacking = sorted(self.needs - backbone.spec.gives)
+    def requires(self, protocol: Protocol) -> frozenset[str]:
+        """What a backbone must give for this protocol; ``needs``, unless a protocol takes more."""
+        return self.needs
+
+    def refuse(self, backbone: Backbone, protocol: Protocol) -> None:
+        """Raise :class:`BackboneError` if the backbone does not give what the protocol requires."""
+        lacking = sorted(self.requires(protocol) - backbone.gives)
         if lacking:
+            able = [p.id for p in self.protocols if self.requires(p) <= backbone.gives]
             raise BackboneError(
-                f"{self.name} needs {' and '.join(lacking)}, which {backbone.spec.arch} does not give",
-                cause=f"it gives {', '.join(sorted(backbone.spec.gives))}",
-                fix=f"evaluate it on tasks that need only that: evalsuite list task",
+                f"{self.name} by {protocol.id} needs {' and '.join(lacking)}, which {backbone.spec.arch} does not give",
+                cause=f"it gives {', '.join(sorted(backbone.gives))}",
+                fix=f"--protocol {' or '.join(able)}" if able else "choose a task that needs only that",
             )
 
 
@@ -205,7 +206,7 @@ def evaluate(task: Task, backbone: Backbone, setup: Setup) -> Outcome:
     The backbone comes back as it was: same weights, same mode. Raises :class:`BackboneError` before any work if
     the backbone lacks what the task needs, :class:`PluginError` if the outcome breaks the promise.
     """
-    task.refuse(backbone)
+    task.refuse(backbone, setup.protocol)
     was_training = backbone.training
     torch.manual_seed(setup.seed)
     try:

@@ -29,6 +29,7 @@ __all__ = [
     "EmaTwin",
     "Queue",
     "Tally",
+    "apart",
     "contrast",
     "cosine_schedule",
     "ema_momentum",
@@ -40,6 +41,7 @@ __all__ = [
     "neg_cosine",
     "nt_xent",
     "rank",
+    "sample_of",
     "simclr_head",
     "sinkhorn",
     "split_decay",
@@ -101,6 +103,16 @@ def firsts(source: Tensor) -> Tensor:
     position = torch.arange(len(source), device=source.device)
     first = torch.full((len(values),), len(source), device=source.device)
     return first.scatter_reduce_(0, inverse, position, "amin").sort().values
+
+
+def apart(source: Tensor) -> Tensor:
+    """Sources for copies of samples that shall count as samples of their own: one to one, and all below 0."""
+    return -1 - source
+
+
+def sample_of(source: Tensor) -> Tensor:
+    """The samples that rows come from, whether they go by those or were set :func:`apart`."""
+    return torch.where(source < 0, apart(source), source)
 
 
 class Tally(nn.Module):
@@ -363,7 +375,7 @@ def kmeans(
     ``batch`` asks for mini-batch k-means with that many rows a step, for sets too large for Lloyd's
     algorithm. Raises :class:`evalsuite.UsageError` where there are fewer rows than clusters.
     """
-    from sklearn.cluster import KMeans, MiniBatchKMeans  # type: ignore[import-untyped]  # slow to import
+    from sklearn.cluster import KMeans, MiniBatchKMeans  # slow to import, and few methods cluster
 
     if not 1 <= clusters <= len(rows):
         raise UsageError(

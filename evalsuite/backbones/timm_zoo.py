@@ -26,10 +26,12 @@ def build(name: str, *, pretrained: bool = False, **options: Any) -> Backbone:
     """
     if not timm.is_model(name):
         raise ValueError(f"timm {timm.__version__} has no model {name!r}")
-    net = timm.create_model(name, pretrained=pretrained, num_classes=0, **_any_size(name), **options)
+    net: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **_any_size(name), **options)
     if not hasattr(net, "forward_intermediates"):
         raise ValueError(f"timm's {name} gives no feature maps (no forward_intermediates)")
-    tokens = hasattr(net, "patch_embed") and hasattr(net, "num_prefix_tokens") and not is_model_in_modules(name, WINDOWS)
+    tokens = (
+        hasattr(net, "patch_embed") and hasattr(net, "num_prefix_tokens") and not is_model_in_modules(name, WINDOWS)
+    )
     config = net.pretrained_cfg
     spec = BackboneSpec(
         arch=f"timm:{name}",

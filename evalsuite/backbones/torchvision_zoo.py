@@ -76,7 +76,7 @@ def build_small(name: str, *, width: int = 64, stem_padding: int = 1, image_size
     return Backbone(net, spec, _look_small, _resnet_split)
 
 
-class _SmallResNet(ResNet):
+class _SmallResNet(ResNet):  # type: ignore[misc]  # torchvision is not typed
     def __init__(self, block: type[BasicBlock | Bottleneck], layers: list[int], width: int, stem_padding: int) -> None:
         super().__init__(block, layers, num_classes=1)
         self.expansion, self.inplanes = block.expansion, width
@@ -85,8 +85,8 @@ class _SmallResNet(ResNet):
         self.layer1 = self._make_layer(block, width, layers[0])
         for stage in (1, 2, 3):
             setattr(self, f"layer{stage + 1}", self._make_layer(block, width * 2**stage, layers[stage], stride=2))
-        self.maxpool = nn.Identity()  # type: ignore[assignment]
-        self.fc = nn.Identity()  # type: ignore[assignment]
+        self.maxpool = nn.Identity()
+        self.fc = nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

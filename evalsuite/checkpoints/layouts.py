@@ -262,7 +262,7 @@ def _vits(
             options = {k: v for k, v in options.items() if k != "num_heads"} | {
                 "num_heads": max(width // 64, 1)
             }
-            options |= {"mlp_ratio": out / width, "init_values": None}
+            options |= {"mlp_ratio": out / width}
         elif out != 4 * width:
             options["mlp_ratio"] = out / width
     if "base_encoder." in prefix or "momentum_encoder." in prefix:
@@ -403,18 +403,17 @@ def _convnext(found: dict[str, Tensor], sources: dict[str, str], prefix: str) ->
     options: dict[str, Any] = {}
     if (depths, dims) not in CONVNEXTS:
         options |= {"depths": list(depths), "dims": list(dims)}
-    name = CONVNEXTS.get((depths, dims), "tiny")
+    size = CONVNEXTS.get((depths, dims), "tiny")
     if found["stem.0.weight"].shape[-1] != 4 or "stem.1.weight" not in found:
         return Candidate(found, None, {}, prefix, sources, "a ConvNeXt with another stem than 4x4 patches")
+    second = block + "gamma" not in found  # version 2 has response normalisation in place of layer scale
+    if second and (block + "mlp.grn.weight" not in found or size == "xlarge"):
+        return Candidate(found, None, {}, prefix, sources, "a ConvNeXt that is neither of the two versions")
     pointwise = found.get(block + "mlp.fc1.weight")
-    options["conv_mlp"] = pointwise is not None and pointwise.ndim == 4
-    if block + "mlp.grn.weight" in found:
-        options["use_grn"] = True
-    if block + "gamma" not in found:
-        options["ls_init_value"] = None
-    if not options["conv_mlp"] and name in ("tiny", "small", "base", "large", "xlarge"):
-        del options["conv_mlp"]  # their default
-    return Candidate(found, f"timm:convnext_{name}", options, prefix, sources)
+    convolutions = pointwise is not None and pointwise.ndim == 4
+    if convolutions != (not second and size in ("atto", "femto", "pico", "nano")):  # what timm builds by default
+        options["conv_mlp"] = convolutions
+    return Candidate(found, f"timm:convnext{'v2' if second else ''}_{size}", options, prefix, sources)
 
 
 SWINS: dict[tuple[int, tuple[int, ...], int], str] = {(96, (2, 2, 6, 2), 7): "swin_tiny_patch4_window7_224", (96, (2, 2, 18, 2), 7): "swin_small_patch4_window7_224",

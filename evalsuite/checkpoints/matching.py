@@ -17,6 +17,7 @@ from evalsuite.backbone import Backbone, Features
 __all__ = ["NEEDED", "LoadReport", "Match", "heads_of", "look_meta", "match", "prefixes"]
 
 NEEDED = 0.98  # of the parameters; what less than this gives is another network
+TOKENS = ("reg_token", "register_tokens", "cls_token", "dist_token", "pos_embed")  # a ViT has them or it is another
 HEAD_WORDS = ("fc", "head", "heads", "classifier", "last_linear")
 
 
@@ -148,16 +149,15 @@ def _leftover(
 
     Blocks of a deeper network and relative positions in attention are such; without them features would be wrong.
     """
-    owned = {_part(k) for k in parameters} - set(HEAD_WORDS)
-    return tuple(
-        k for k, v in tensors.items() if k not in every and v.is_floating_point() and _part(k) in owned
-    )
+    owned = {_part(k) for k in parameters} - {None, *HEAD_WORDS}
+    unknown = [k for k, v in tensors.items() if k not in every and v.is_floating_point()]
+    return tuple(k for k in unknown if k in TOKENS or _part(k) in owned)
 
 
-def _part(name: str) -> str:
-    """The first component, numbers masked: layer1 and layer5 are the same kind of part. A bare tensor is its own."""
+def _part(name: str) -> str | None:
+    """The first component, numbers masked: layer1 and layer5 are the same kind of part. A bare tensor has none."""
     first, dot, _ = name.partition(".")
-    return re.sub(r"\d+", "#", first) if dot else ""
+    return re.sub(r"\d+", "#", first) if dot else None
 
 
 def prefixes(backbone: Backbone, heads: frozenset[str], names: Iterable[str]) -> list[str]:

@@ -36,7 +36,7 @@ ORIGINS = (
     Origin("interclr", r"backbone\.|encoder_[qk]\.0\.", r"^(memory_bank|neck\.|encoder_[qk]\.1\.)"),
     Origin("hallucinator", r"(moco|simclr|simsiam)_state"),
     Origin("moco", r"encoder_[qk]\.", r"queue|encoder_k\."),
-    Origin("obow", r"feature_extractor|_feature_blocks\.", r"bow_|feature_extractor|^network$"),
+    Origin("obow", r"feature_extractor|_feature_blocks\.|^network:", r"bow_|feature_extractor|^network$"),
     Origin("pixpro", r"encoder(_k)?\.", r"value_transform|projector_k\."),
     Origin("byol", r"(online|target)_(encoder|network)"),
     Origin("dinov2", r"", r"(register_tokens|^ibot_head|teacher\.backbone\.mask_token)"),
@@ -53,11 +53,7 @@ ORIGINS = (
         "simclr", r"(convnet|f|encoder|backbone)\.", r"(projection|projector|^(module\.)?g\.|fc\.\d|linear)"
     ),
     Origin("lightning", r"", r"^pytorch-lightning_version$"),
-    Origin(
-        "detectron2",
-        r"bottom_up|:backbone\.res2|",
-        r"^(stem\.conv1\.norm|.*bottom_up\.|__author__$|matching_heuristics$)",
-    ),
+    Origin("detectron2", r"", r"(^|\.)stem\.conv1\.norm\.|^__author__$"),
     Origin("timm", r"(state_dict_ema|model_ema)"),
     Origin("timm", r"^(state_dict|model)?:", r"^arch$"),
     Origin("torch.compile", r"_orig_mod\."),

@@ -5,9 +5,9 @@ Format: https://cocodataset.org/#format-data. Boxes are [x, y, width, height] in
 
 from __future__ import annotations
 
+import codecs
 import gc
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pydantic_core
 from numpy.typing import NDArray
 
 from evalsuite.data import Report, Source
@@ -191,8 +192,8 @@ def _parse(annotation: Path) -> tuple[dict[str, Any], str]:
     collecting = gc.isenabled()
     gc.disable()
     try:
-        document = json.loads(text, object_hook=_compact, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        document = pydantic_core.from_json(text.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False)
+    except ValueError as error:
         cause = "the file is empty" if not text else f"it is not JSON: {error}"
         raise DataError(f"{annotation} cannot be read", cause=cause, fix=_FIX) from error
     finally:
@@ -206,18 +207,10 @@ def _parse(annotation: Path) -> tuple[dict[str, Any], str]:
                 raise _Odd(f"it has no list {key!r}")
             if not all(isinstance(entry, dict) for entry in document[key]):
                 raise _Odd(f"something in {key!r} is not an object")
+    for entry in document["annotations"]:
+        if isinstance(mask := entry.get("segmentation"), list):
+            entry["segmentation"] = [_flat(polygon) for polygon in mask]
     return document, content
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is not a JSON number")
-
-
-def _compact(entry: dict[str, Any]) -> dict[str, Any]:
-    mask = entry.get("segmentation")
-    if isinstance(mask, list):
-        entry["segmentation"] = [_flat(polygon) for polygon in mask]
-    return entry
 
 
 def _flat(polygon: Any) -> Any:
@@ -310,9 +303,7 @@ def _columns(
 ) -> tuple[Boxes, list[str]]:
     owner = _position(_column(entries, "image_id", "an integer", "annotation"), ids, entries, "image")
     known = np.array(category_ids, np.int64)
-    labels = _position(
-        _column(entries, "category_id", "an integer", "annotation"), known, entries, "category"
-    )
+    labels = _position(_column(entries, "category_id", "an integer", "annotation"), known, entries, "category")
     boxes = _boxes(entries)
     boxes[:, 2:] += boxes[:, :2]
     crowd = _column(entries, "iscrowd", "an integer", "annotation", default=0).astype(bool)
@@ -344,9 +335,7 @@ def _boxes(entries: list[dict[str, Any]]) -> NDArray[np.float64]:
     raise _Odd("some annotation has a bbox that is not four numbers")
 
 
-def _position(
-    values: NDArray[Any], known: NDArray[np.int64], entries: list[dict[str, Any]], what: str
-) -> NDArray[Any]:
+def _position(values: NDArray[Any], known: NDArray[np.int64], entries: list[dict[str, Any]], what: str) -> NDArray[Any]:
     """Where each value stands in ``known``; refuses one that is not there, naming the annotation."""
     order = np.argsort(known)
     place = np.minimum(np.searchsorted(known, values, sorter=order), len(known) - 1)
@@ -382,9 +371,7 @@ def _has_mask(entry: dict[str, Any], image: Image) -> bool:
 
 def _runs(counts: Any, pixels: int) -> bool:
     """Whether these are run lengths that fill the image."""
-    return (
-        isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts) and sum(counts) == pixels
-    )
+    return isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts) and sum(counts) == pixels
 
 
 def _twice(values: Sequence[Any]) -> list[Any]:

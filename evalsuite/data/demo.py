@@ -201,9 +201,7 @@ def _cover(outline: Points, height: int, width: int) -> tuple[tuple[slice, slice
     return (slice(low[1], high[1]), slice(low[0], high[0])), cover
 
 
-def _blend(
-    pixels: Pixels, outline: Points, colour: Pixels, strength: float
-) -> tuple[tuple[slice, slice], Pixels]:
+def _blend(pixels: Pixels, outline: Points, colour: Pixels, strength: float) -> tuple[tuple[slice, slice], Pixels]:
     """Paint ``colour`` ((3,), or (H, W, 3)) inside an outline."""
     window, cover = _cover(outline, *pixels.shape[:2])
     alpha = strength * cover[:, :, None]

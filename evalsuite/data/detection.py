@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from faster_coco_eval import mask as mask_api  # type: ignore[import-untyped]
+from faster_coco_eval import mask as mask_api
 from numpy.typing import NDArray
 
 from evalsuite.data import Report

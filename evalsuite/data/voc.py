@@ -110,7 +110,7 @@ class Voc(Source[DetectionSet]):
         report = Report(self.name, path)
         sets: dict[str, DetectionSet] = {}
         splits = self.splits(path)
-        classes = CLASSES if self.official else ()
+        classes: tuple[str, ...] = CLASSES if self.official else ()
         if not splits:
             report.faults.append(f"{path} has no split")
         for split in splits:
@@ -153,9 +153,7 @@ class Voc(Source[DetectionSet]):
             raise DataError(f"{path} has no objects", cause=told, fix="check Annotations/*.xml")
         return tuple(sorted(names))
 
-    def _read(
-        self, path: Path, split: str, classes: tuple[str, ...], faults: list[str] | None = None
-    ) -> DetectionSet:
+    def _read(self, path: Path, split: str, classes: tuple[str, ...], faults: list[str] | None = None) -> DetectionSet:
         """One split of one year. What is wrong with a file is raised, or goes to ``faults`` if given."""
         folder, stem = _place(path, split)
         label = {name: i for i, name in enumerate(classes)}

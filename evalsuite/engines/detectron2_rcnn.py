@@ -1,7 +1,7 @@
 """Faster and Mask R-CNN by detectron2 itself: its configurations, models, augmentations and optimiser.
 
-detectron2 is on no package index, so nothing of it is imported before an engine is asked to do something; how to
-install it, and how every field of a protocol reaches it, is told in docs/detectron2.md.
+detectron2 is on no package index, so nothing of it is imported before an engine is asked to do something; how
+to install it, and how every field of a protocol reaches it, is told in docs/detectron2.md.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.metadata
 import json
+import logging
 import re
 import time
 import warnings
@@ -43,7 +44,7 @@ from evalsuite.task import Setup
 __all__ = ["Detector", "Detectron2RCNN", "build_detector", "configure", "detectron2_state", "training_sample"]
 
 Sample = dict[str, Any]
-DEPTHS = {
+DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
     (False, (2, 2, 2, 2)): 18, (False, (3, 4, 6, 3)): 34,
     (True, (3, 4, 6, 3)): 50, (True, (3, 4, 23, 3)): 101, (True, (3, 8, 36, 3)): 152,
 }  # fmt: skip
@@ -53,13 +54,13 @@ LEVELS = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
 class Detectron2RCNN:
     """The published recipes by the library they were published with.
 
-    A ResNet (torchvision's or timm's names, depth 18 to 152, any groups and width) becomes detectron2's own ResNet,
-    its weights mapped in and its maps compared with ours. Every other backbone is wrapped as a detectron2 backbone
-    with our :class:`evalsuite.pyramid.Pyramid`, so that both engines train the same network. The training loop, and
-    with it batches, learning rates, resuming and clipping, is :func:`evalsuite.fit.fit`.
+    A ResNet (torchvision's or timm's names, depth 18 to 152, any groups and width) becomes detectron2's own
+    ResNet, its weights mapped in and its maps compared with ours. Every other backbone is wrapped as a detectron2
+    backbone with our :class:`evalsuite.pyramid.Pyramid`, so that both engines train the same network. The training
+    loop, and with it batches, learning rates, resuming and clipping, is :func:`evalsuite.fit.fit`.
 
-    Where it departs from detectron2's own training script: batches are not grouped by aspect ratio, and truth masks
-    are bitmaps rather than polygons.
+    Where it departs from detectron2's own training script: batches are not grouped by aspect ratio, and truth
+    masks are bitmaps rather than polygons.
     """
 
     name = "detectron2"
@@ -78,12 +79,17 @@ class Detectron2RCNN:
         return f"detectron2 {number}" + (f" {commit[:7]}" if commit else "")
 
     def detect(
-        self, backbone: Backbone, protocol: DetectionProtocol, train: DetectionSet, test: DetectionSet, setup: Setup
+        self,
+        backbone: Backbone,
+        protocol: DetectionProtocol,
+        train: DetectionSet,
+        test: DetectionSet,
+        setup: Setup,
     ) -> Detected:
         """Train on ``train`` as the protocol says, then detect on every image of ``test``.
 
-        Raises :class:`UsageError` where detectron2 is not installed, :class:`BackboneError` where the protocol is
-        C4 and the backbone cannot be cut, :class:`TrainingError` when training diverges.
+        Raises :class:`UsageError` where detectron2 is not installed, :class:`BackboneError` where the protocol
+        is C4 and the backbone cannot be cut, :class:`TrainingError` when training diverges.
         """
         version = self.version()
         fabric = Fabric(
@@ -142,6 +148,7 @@ def _library() -> SimpleNamespace:
                 )
             }  # fmt: skip
             precise_bn = importlib.import_module("fvcore.nn.precise_bn")
+            _hush_tracing()
         except ImportError as error:  # also what a compiled part built for another torch raises
             raise UsageError(
                 "engine detectron2 cannot run",
@@ -151,7 +158,13 @@ def _library() -> SimpleNamespace:
     wanted = {
         "config": ("get_cfg",),
         "layers": ("ShapeSpec", "get_norm"),
-        "modeling": ("Backbone", "GeneralizedRCNN", "build_model", "build_proposal_generator", "build_roi_heads"),
+        "modeling": (
+            "Backbone",
+            "GeneralizedRCNN",
+            "build_model",
+            "build_proposal_generator",
+            "build_roi_heads",
+        ),
         "modeling.backbone.fpn": ("LastLevelMaxPool",),
         "modeling.backbone.resnet": ("BasicBlock", "ResNet", "build_resnet_backbone"),
         "modeling.roi_heads.roi_heads": ("ROI_HEADS_REGISTRY", "Res5ROIHeads"),
@@ -171,6 +184,17 @@ def _library() -> SimpleNamespace:
     )
 
 
+def _hush_tracing() -> None:
+    """Have torch tell here, where nobody hears it, what it tells once of the way detectron2 asks about tracing."""
+    log = logging.getLogger("torch.fx._symbolic_trace")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        importlib.import_module("detectron2.utils.tracing").is_fx_tracing()
+    finally:
+        log.setLevel(level)
+
+
 class Detector(nn.Module):
     """A detectron2 model as our loop calls it.
 
@@ -181,7 +205,12 @@ class Detector(nn.Module):
     """
 
     def __init__(
-        self, rcnn: nn.Module, cfg: Any, body: tuple[nn.Module, ...], network: str, protocol: DetectionProtocol
+        self,
+        rcnn: nn.Module,
+        cfg: Any,
+        body: tuple[nn.Module, ...],
+        network: str,
+        protocol: DetectionProtocol,
     ) -> None:
         super().__init__()
         self.rcnn, self.cfg, self.network = rcnn, cfg, network
@@ -192,7 +221,7 @@ class Detector(nn.Module):
         self.train()
 
     def _still(self) -> Iterator[nn.Module]:
-        """What never leaves evaluation mode; looked up each time, for norms are replaced by synchronised ones."""
+        """What never leaves evaluation mode; looked up each time, for norms get replaced by synchronised ones."""
         for part in self._body:
             if self._freeze:
                 yield part
@@ -206,10 +235,9 @@ class Detector(nn.Module):
         return self
 
     def forward(self, batch: list[Sample]) -> Any:
-        if not self.training:
-            return self.rcnn(batch)
         try:
-            with _library().EventStorage():  # its heads write statistics to one
+            with warnings.catch_warnings(), _library().EventStorage():  # its heads write statistics to one
+                warnings.filterwarnings("ignore", "torch.meshgrid")  # told of detectron2's anchors by newer torch
                 return self.rcnn(batch)
         except FloatingPointError as error:
             raise TrainingError(
@@ -220,7 +248,7 @@ class Detector(nn.Module):
 
 
 def build_detector(backbone: Backbone, protocol: DetectionProtocol, classes: int, seed: int) -> Detector:
-    """The detector on the weights of ``backbone``, which is left as it was; new parts are initialised from ``seed``.
+    """The detector on a copy of the weights of ``backbone``; its new parts are initialised from ``seed``.
 
     Raises :class:`BackboneError` where the protocol is C4 and the backbone cannot be cut.
     """
@@ -248,6 +276,7 @@ def configure(protocol: DetectionProtocol, spec: BackboneSpec, classes: int, res
     cfg = d2.get_cfg()
     cfg.merge_from_file(str(d2.configs / f"Base-RCNN-{protocol.model.upper()}.yaml"))
     fpn = protocol.model == "fpn"
+    sizes = [[size] for size in protocol.anchor_sizes] if fpn else [list(protocol.anchor_sizes)]
     values: dict[str, Any] = {
         "MODEL.DEVICE": "cpu",  # where it is built; Fabric moves it
         "MODEL.MASK_ON": protocol.masks,
@@ -259,7 +288,7 @@ def configure(protocol: DetectionProtocol, spec: BackboneSpec, classes: int, res
         "MODEL.RESNETS.RES2_OUT_CHANNELS": spec.strides.get(32, 2048) // 8,
         "MODEL.FPN.OUT_CHANNELS": protocol.pyramid_width,
         "MODEL.FPN.NORM": protocol.pyramid_norm or "",
-        "MODEL.ANCHOR_GENERATOR.SIZES": [[s] for s in protocol.anchor_sizes] if fpn else [list(protocol.anchor_sizes)],
+        "MODEL.ANCHOR_GENERATOR.SIZES": sizes,
         "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [list(protocol.anchor_ratios)],
         "MODEL.RPN.PRE_NMS_TOPK_TRAIN": protocol.rpn_pre_nms_train,
         "MODEL.RPN.PRE_NMS_TOPK_TEST": protocol.rpn_pre_nms_test,
@@ -303,7 +332,8 @@ def configure(protocol: DetectionProtocol, spec: BackboneSpec, classes: int, res
 def detectron2_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A ResNet's tensors under detectron2's names; the classifier is left out.
 
-    The names are those of detectron2's tools/convert-torchvision-to-d2.py and of PixPro's and MoCo's converters.
+    The mapping is that of detectron2's tools/convert-torchvision-to-d2.py, which MoCo's and PixPro's converters
+    share.
     """
     renamed = {}
     for name, tensor in state.items():
@@ -317,10 +347,10 @@ def detectron2_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _as_resnet(backbone: Backbone) -> dict[str, Any] | None:
-    """What below MODEL.RESNETS makes detectron2's ResNet the same network as this one, or None where nothing does.
+    """What below MODEL.RESNETS makes detectron2's ResNet the same network, or None where nothing does.
 
-    The tensors must map one to one and the maps come out equal. Networks that drop paths in training, or whose
-    norms have another momentum, do neither show in tensors nor in maps, and are looked for.
+    The tensors must map one to one and the maps come out equal. Dropped paths and the momentum of norms, which act
+    in training only and show in neither, are looked for.
     """
     state = detectron2_state(backbone.net.state_dict())
     options = _shape_of_resnet(state)
@@ -346,8 +376,8 @@ def _as_resnet(backbone: Backbone) -> dict[str, Any] | None:
         theirs.load_state_dict(state)
         pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         ours = copy.deepcopy(backbone).cpu().float().eval().look(pixels).maps
-        same = (torch.allclose(ours[2**int(name[3])], level, 1e-4, 1e-4) for name, level in theirs(pixels).items())
-        return options if all(same) else None
+        pairs = [(ours[2 ** int(name[3])], level) for name, level in theirs(pixels).items()]
+    return options if all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in pairs) else None
 
 
 def _shape_of_resnet(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
@@ -355,8 +385,7 @@ def _shape_of_resnet(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     stem, second = state.get("stem.conv1.weight"), state.get("res2.0.conv2.weight")
     if stem is None or second is None:
         return None
-    places = {(int(found[1]), int(found[2])) for name in state if (found := re.match(r"res(\d)\.(\d+)\.", name))}
-    blocks = tuple(sum(stage == number for stage, _ in places) for number in range(2, 6))
+    blocks = tuple(len({name.split(".")[1] for name in state if name.startswith(f"res{n}.")}) for n in range(2, 6))
     bottleneck = "res2.0.conv3.weight" in state
     depth = DEPTHS.get((bottleneck, blocks))
     if depth is None:
@@ -391,21 +420,22 @@ def _native(cfg: Any, backbone: Backbone) -> tuple[nn.Module, tuple[nn.Module, .
 def _wrapped(cfg: Any, body: Backbone, protocol: DetectionProtocol) -> tuple[nn.Module, tuple[nn.Module, ...]]:
     """A model on a backbone of any kind, and the parts of it that are the backbone's."""
     d2 = _library()
-    tail: tuple[nn.Module, ...] = ()
+    parts: tuple[nn.Module, ...]
     if protocol.model == "fpn":
         levels = _pyramid_class()(body, protocol)
         heads = d2.build_roi_heads(cfg, levels.output_shape())
+        parts = (body,)
     else:
-        trunk, last = body.split()
+        parts = body.split()
         if not {16, 32} <= set(body.spec.strides):
             raise BackboneError(
                 f"{body.spec.arch} has no map of stride 16 to draw regions from",
                 cause=f"its strides are {', '.join(map(str, sorted(body.spec.strides)))}",
                 fix="choose a pyramid protocol, for example --protocol fpn",
             )
+        trunk, tail = parts
         levels = _trunk_class()(trunk, body.spec.strides[16])
-        heads = _heads_on(cfg, levels.output_shape(), last)
-        body, tail = trunk, (last,)
+        heads = _heads_on(cfg, levels.output_shape(), tail)
     rcnn = d2.GeneralizedRCNN(
         backbone=levels,
         proposal_generator=d2.build_proposal_generator(cfg, levels.output_shape()),
@@ -414,15 +444,15 @@ def _wrapped(cfg: Any, body: Backbone, protocol: DetectionProtocol) -> tuple[nn.
         pixel_std=cfg.MODEL.PIXEL_STD,
         input_format=cfg.INPUT.FORMAT,
     )
-    return rcnn, (body, *tail)
+    return rcnn, parts
 
 
 @functools.cache
 def _pyramid_class() -> Any:
     d2 = _library()
 
-    class WrappedPyramid(d2.Backbone):  # type: ignore[misc]
-        """Our maps through our pyramid, named p2 to p6 as the heads of detectron2's FPN models expect them."""
+    class WrappedPyramid(d2.Backbone):  # type: ignore[name-defined,misc]
+        """Our maps through our pyramid, named p2 to p6 as detectron2's FPN models name them."""
 
         def __init__(self, body: Backbone, protocol: DetectionProtocol) -> None:
             super().__init__()
@@ -451,8 +481,8 @@ def _pyramid_class() -> Any:
 def _trunk_class() -> Any:
     d2 = _library()
 
-    class WrappedTrunk(d2.Backbone):  # type: ignore[misc]
-        """A network up to stride 16, named res4 as the heads of detectron2's C4 models expect it."""
+    class WrappedTrunk(d2.Backbone):  # type: ignore[name-defined,misc]
+        """A network up to stride 16, its map named res4 as detectron2's C4 models name it."""
 
         def __init__(self, trunk: nn.Module, channels: int) -> None:
             super().__init__()
@@ -470,15 +500,15 @@ def _trunk_class() -> Any:
 def _register_heads(norm: bool) -> str:
     """The name, in detectron2's registry, of region heads that run a ResNet's last stage.
 
-    detectron2's own know bottleneck blocks only. With ``norm``, a batch norm follows the stage: the extra norm of
-    MoCo's transfer (He et al., 2020, appendix A.2), without which features that end in a sum are not normalised.
-    It is trained even where the backbone's norms are frozen, for it has nothing pretrained to keep.
+    detectron2's own know bottleneck blocks only. With ``norm``, a batch norm follows the stage, as in MoCo's
+    transfer (facebookresearch/moco, detection/train_net.py: Res5ROIHeadsExtraNorm). It is trained even where the
+    backbone's norms are frozen, for it has nothing pretrained to keep.
     """
     d2 = _library()
     names = ("EvalsuiteRes5ROIHeads", "EvalsuiteRes5ROIHeadsExtraNorm")
     if names[0] not in d2.ROI_HEADS_REGISTRY:
 
-        class EvalsuiteRes5ROIHeads(d2.Res5ROIHeads):  # type: ignore[misc]
+        class EvalsuiteRes5ROIHeads(d2.Res5ROIHeads):  # type: ignore[name-defined,misc]
             @classmethod
             def _build_res5_block(cls, cfg: Any) -> tuple[nn.Module, int]:
                 resnets = cfg.MODEL.RESNETS
@@ -507,10 +537,10 @@ def _register_heads(norm: bool) -> str:
 
 def _heads_on(cfg: Any, shapes: Mapping[str, Any], tail: nn.Module) -> nn.Module:
     """The region heads a C4 configuration names, with ``tail`` in place of the stage they would build."""
-    heads: nn.Module = _library().build_roi_heads(cfg, shapes)
+    heads: Any = _library().build_roi_heads(cfg, shapes)
     norm = [module for name, module in heads.res5.named_children() if name == "norm"]
     heads.res5 = nn.Sequential(tail, *norm)
-    return heads
+    return heads  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -527,10 +557,10 @@ def _numpy_seeded(seed: int) -> Iterator[None]:
 def training_sample(
     data: DetectionSet, records: list[Record], protocol: DetectionProtocol, index: int, seed: int
 ) -> Sample:
-    """Image ``index`` sized and perhaps flipped as ``seed`` draws it: ``image`` (3,h,w) uint8 and ``instances``.
+    """Image ``index`` sized and perhaps flipped as ``seed`` draws it, and its objects.
 
-    What detectron2's DatasetMapper does, on images and masks that our readers decode. Crowds are left out,
-    difficult objects are kept.
+    Gives ``image`` (3,h,w) uint8 and ``instances`` (detectron2's Instances): what its DatasetMapper gives, from
+    images and masks that our readers decode. Crowds are left out, difficult objects are kept.
     """
     d2, record = _library(), records[index]
     t = d2.transforms
@@ -540,15 +570,16 @@ def training_sample(
     with _numpy_seeded(seed):
         transforms = t.AugmentationList(augmentations)(seen)
     size = seen.image.shape[:2]
-    masks = data.rles(record) if protocol.masks else [None] * len(record.labels)
     objects = [
-        {"bbox": box, "bbox_mode": d2.BoxMode.XYXY_ABS, "category_id": int(label)}
-        | ({} if mask is None else {"segmentation": mask})
-        for box, label, mask, crowd in zip(record.boxes, record.labels, masks, record.crowd, strict=True)
-        if not crowd
+        d2.annotations.transform_instance_annotations(
+            {"bbox": box, "bbox_mode": d2.BoxMode.XYXY_ABS, "category_id": int(label)}, transforms, size
+        )
+        for box, label in zip(record.boxes[~record.crowd], record.labels[~record.crowd], strict=True)
     ]
-    moved = [d2.annotations.transform_instance_annotations(thing, transforms, size) for thing in objects]
-    instances = d2.annotations.annotations_to_instances(moved, size, mask_format="bitmask")
+    if protocol.masks:
+        for thing, mask in zip(objects, data.masks(record)[~record.crowd], strict=True):
+            thing["segmentation"] = np.array(transforms.apply_segmentation(mask))  # a copy torch may write to
+    instances = d2.annotations.annotations_to_instances(objects, size, mask_format="bitmask")
     return {"image": _tensor(seen.image), "instances": d2.annotations.filter_empty_instances(instances)}
 
 
@@ -587,7 +618,8 @@ class _Images(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         record, protocol = self.records[index], self.protocol
         image = _pixels(self.data, record)
-        resize = _library().transforms.ResizeShortestEdge([protocol.test_min_size], protocol.test_max_size, "choice")
+        sizes = [protocol.test_min_size], protocol.test_max_size
+        resize = _library().transforms.ResizeShortestEdge(*sizes, "choice")
         with _numpy_seeded(0):  # a choice of one, but drawn
             sized = resize.get_transform(image).apply_image(image)
         return {"image": _tensor(sized), "height": record.height, "width": record.width}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import torchvision
 from faster_coco_eval.core import mask as rle
 from lightning_fabric import Fabric
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
@@ -29,13 +30,14 @@ from torchvision.transforms.v2 import functional as vision
 
 from evalsuite.backbone import Backbone
 from evalsuite.data.detection import DetectionSet, Record
-from evalsuite.fit import Fit, Steps, fit
+from evalsuite.errors import BackboneError
+from evalsuite.fit import Fit, Steps, fit, mix_seed
 from evalsuite.metrics.detection import Detections
 from evalsuite.protocols import Detected, DetectionProtocol
 from evalsuite.pyramid import Pyramid
 from evalsuite.task import Setup
 
-__all__ = ["RCNN", "TorchvisionRCNN", "build_model", "training_sample"]
+__all__ = ["RCNN", "TorchvisionRCNN", "build_model", "detect_all", "training_sample"]
 
 Sample = tuple[Tensor, dict[str, Tensor]]
 
@@ -54,7 +56,12 @@ class TorchvisionRCNN:
         return f"torchvision {torchvision.__version__}"
 
     def detect(
-        self, backbone: Backbone, protocol: DetectionProtocol, train: DetectionSet, test: DetectionSet, setup: Setup
+        self,
+        backbone: Backbone,
+        protocol: DetectionProtocol,
+        train: DetectionSet,
+        test: DetectionSet,
+        setup: Setup,
     ) -> Detected:
         """Train on ``train`` as the protocol says, then detect on every image of ``test``."""
         fabric = Fabric(
@@ -67,7 +74,7 @@ class TorchvisionRCNN:
         fabric.launch()
         model = build_model(backbone, protocol, len(train.classes), setup.seed)
         if fabric.world_size > 1 and fabric.device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = convert_sync_batchnorm(model)  # timm's: it keeps the activations its norms carry
         if fabric.device.type == "cuda":
             model = model.to(memory_format=torch.channels_last)
         records = [record for record in train.records if (~record.crowd).any()]
@@ -84,13 +91,14 @@ class TorchvisionRCNN:
             state=setup.work / "state.pt",
             clip_gradient=protocol.clip_gradient,
             workers=setup.workers,
+            saves=setup.save_every,
         )
         began = time.monotonic()
         fit(run, fabric, setup.progress)
         if protocol.precise_bn:
             _precise_statistics(model, run, protocol.precise_bn, setup.workers)
         trained = time.monotonic()
-        detections = list(_detect(model, protocol, test, setup, fabric))
+        detections = detect_all(model, protocol, test, setup, fabric)
         timings = {"train": trained - began, "detect": time.monotonic() - trained}
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         return Detected(detections, run.log, timings, {"trained_parameters": parameters, "images": len(records)})
@@ -100,22 +108,30 @@ class RCNN(nn.Module):
     """torchvision's detector on images that are sized already, with detections in pixels of the original images.
 
     Training: ``model(batch)`` of samples from :func:`training_sample` gives named losses. Evaluating: images
-    (3,h,w) uint8 and their original (height, width) give torchvision's dictionaries.
+    (3,h,w) uint8 and their original (height, width) give torchvision's dictionaries. ``body`` are the modules of
+    ``detector`` that came with the backbone.
     """
 
-    def __init__(self, detector: FasterRCNN, frozen: tuple[nn.Module, ...], frozen_norm: tuple[nn.Module, ...]) -> None:
+    def __init__(self, detector: FasterRCNN, body: tuple[nn.Module, ...], protocol: DetectionProtocol) -> None:
         super().__init__()
         self.detector = detector
-        self._still = frozen + frozen_norm
-        for module in frozen:
-            module.requires_grad_(False)
-        for module in frozen_norm:
+        self._body, self._freeze = body, protocol.freeze_backbone
+        self._frozen_norm = protocol.backbone_norm == "frozen"
+        for module in self._still():
             module.requires_grad_(False)
         self.train()
 
+    def _still(self) -> Iterator[nn.Module]:
+        """What never leaves evaluation mode; looked up each time, for norms get replaced by synchronised ones."""
+        for part in self._body:
+            if self._freeze:
+                yield part
+            elif self._frozen_norm:
+                yield from (module for module in part.modules() if isinstance(module, _BatchNorm))
+
     def train(self, mode: bool = True) -> RCNN:
         super().train(mode)
-        for module in self._still:
+        for module in self._still():
             module.eval()
         return self
 
@@ -157,10 +173,14 @@ def build_model(backbone: Backbone, protocol: DetectionProtocol, classes: int, s
             box_detections_per_img=protocol.detections,
         )
     detector.transform = GeneralizedRCNNTransform(
-        protocol.test_min_size, protocol.test_max_size, list(body.spec.mean), list(body.spec.std), _skip_resize=True
+        protocol.test_min_size,
+        protocol.test_max_size,
+        list(body.spec.mean),
+        list(body.spec.std),
+        _skip_resize=True,
     )
-    norms = tuple(m for m in body.modules() if isinstance(m, _BatchNorm)) if protocol.backbone_norm == "frozen" else ()
-    return RCNN(detector, (body,) if protocol.freeze_backbone else (), norms)
+    pieces = (parts["backbone"].trunk, parts["box_head"].res5.tail) if protocol.model == "c4" else (body,)
+    return RCNN(detector, pieces, protocol)
 
 
 class _PyramidBody(nn.Module):
@@ -210,15 +230,16 @@ class _Trunk(nn.Module):
             return {"16": self.trunk(x)}
 
 
-class _AlignedRegions(nn.Module):
+class _AlignedRegions(torchvision.ops.MultiScaleRoIAlign):  # type: ignore[misc]  # MaskRCNN takes nothing else
     """RoIAlign on the only map, aligned and densely sampled as in detectron2 (ROIAlignV2)."""
 
     def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
+        super().__init__(["16"], size, sampling_ratio=-1)
 
     def forward(self, features: Mapping[str, Tensor], boxes: list[Tensor], image_shapes: Any) -> Tensor:
-        return roi_align(features["16"], boxes, self.size, 1 / 16, sampling_ratio=-1, aligned=True)
+        options = {"sampling_ratio": self.sampling_ratio, "aligned": True}
+        regions: Tensor = roi_align(features["16"], boxes, self.output_size, 1 / 16, **options)
+        return regions
 
 
 class _Res5(nn.Module):
@@ -230,8 +251,8 @@ class _Res5(nn.Module):
         self.norm = nn.BatchNorm2d(channels) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.tail(x))
-        return x
+        y: Tensor = self.norm(self.tail(x))
+        return y
 
 
 class _Res5Pooled(nn.Module):
@@ -246,6 +267,12 @@ class _Res5Pooled(nn.Module):
 
 def _c4(body: Backbone, protocol: DetectionProtocol, classes: int) -> dict[str, Any]:
     trunk, tail = body.split()
+    if not {16, 32} <= set(body.spec.strides):
+        raise BackboneError(
+            f"{body.spec.arch} has no map of stride 16 to draw regions from",
+            cause=f"its strides are {', '.join(map(str, sorted(body.spec.strides)))}",
+            fix="choose a pyramid protocol, for example --protocol fpn",
+        )
     width = body.spec.strides[max(body.spec.strides)]
     res5 = _Res5(tail, width, protocol.res5_norm)
     parts = {
@@ -305,7 +332,8 @@ def _sized(image: Tensor, shorter: int, longest: int) -> tuple[Tensor, tuple[flo
     height, width = image.shape[1:]
     scale = min(shorter / min(height, width), longest / max(height, width))
     new = round(height * scale), round(width * scale)
-    return vision.resize(image, list(new), antialias=True), (new[0] / height, new[1] / width)
+    sized: Tensor = vision.resize(image, list(new), antialias=True)
+    return sized, (new[0] / height, new[1] / width)
 
 
 def _precise_statistics(model: RCNN, run: Fit, batches: int, workers: int) -> None:
@@ -317,7 +345,9 @@ def _precise_statistics(model: RCNN, run: Fit, batches: int, workers: int) -> No
         layer.momentum = None  # a cumulative average
     steps = Steps(run.sample, run.length, run.batch_size, run.seed + 1)
     with torch.no_grad():
-        for batch in DataLoader(steps, batch_size=None, sampler=range(batches), num_workers=workers):
+        loader = DataLoader(steps, batch_size=None, sampler=range(batches), num_workers=workers)
+        for step, batch in enumerate(loader):  # regions are sampled: a resumed run must sample the same ones
+            torch.manual_seed(mix_seed(run.seed + 1, step, 2))
             model(batch)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
@@ -336,9 +366,9 @@ class _Images(torch.utils.data.Dataset[tuple[Tensor, tuple[int, int]]]):
         return _sized(image, self.protocol.test_min_size, self.protocol.test_max_size)[0], size
 
 
-def _detect(
+def detect_all(
     model: RCNN, protocol: DetectionProtocol, test: DetectionSet, setup: Setup, fabric: Fabric
-) -> Iterator[Detections]:
+) -> list[Detections]:
     """Detections of every test image, one image at a time as the recipes do, shared among processes."""
     mine = list(test.records)[fabric.global_rank :: fabric.world_size]
     loader = DataLoader(_Images(test, mine, protocol), batch_size=None, num_workers=setup.workers)
@@ -351,11 +381,11 @@ def _detect(
             found.append(_detections(record, output))
             meter.update(done)
     if fabric.world_size == 1:
-        return iter(found)
+        return found
     gathered: list[Any] = [None] * fabric.world_size
     torch.distributed.all_gather_object(gathered, found)
     by_id = {d.image_id: d for part in gathered for d in part}
-    return iter([by_id[record.image_id] for record in test.records])
+    return [by_id[record.image_id] for record in test.records]
 
 
 def _detections(record: Record, output: Mapping[str, Tensor]) -> Detections:

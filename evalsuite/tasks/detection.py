@@ -24,20 +24,21 @@ from evalsuite.metrics.detection import (
 )
 from evalsuite.pictures import detections_sheet
 from evalsuite.protocols import Detected, DetectionProtocol
-from evalsuite.task import Metric, Outcome, Setup, Task
+from evalsuite.task import Metric, Outcome, Protocol, Setup, Task
 
 __all__ = ["Coco", "Detect", "Voc"]
 
 REPLICATES = 1000
-SMALL = {
+SMALL: dict[str, Any] = {
     "model": "fpn", "iterations": 150, "batch_size": 4, "lr": 0.005, "warmup_iterations": 20,
     "min_sizes": (240,), "max_size": 320, "test_min_size": 240, "test_max_size": 320,
     "pyramid_width": 64, "box_head_width": 256, "anchor_sizes": (16, 32, 64, 128, 256),
     "rpn_pre_nms_train": 1000, "rpn_post_nms_train": 500, "rpn_post_nms_test": 300, "roi_batch": 128,
     "clip_gradient": 10.0,
 }  # fmt: skip
-FROZEN = {
-    "model": "fpn", "freeze_backbone": True, "backbone_norm": "frozen", "iterations": 3000, "batch_size": 16, "lr": 0.02,
+FROZEN: dict[str, Any] = {
+    "model": "fpn", "freeze_backbone": True, "backbone_norm": "frozen", "iterations": 3000,
+    "batch_size": 16, "lr": 0.02,
     "milestones": (2000, 2700), "warmup_iterations": 200, "min_sizes": (400, 432, 464, 480), "max_size": 800,
     "test_min_size": 480, "test_max_size": 800, "pyramid_width": 128, "box_head_width": 512, "roi_batch": 256,
 }  # fmt: skip
@@ -47,7 +48,11 @@ class _Detection(Task):
     needs = frozenset({"maps"})
     engines = ("torchvision", "detectron2")
     primary = "AP"
-    protocols: ClassVar[tuple[DetectionProtocol, ...]]  # type: ignore[assignment]  # narrower than Task's
+    protocols: ClassVar[tuple[DetectionProtocol, ...]]
+
+    def requires(self, protocol: Protocol) -> frozenset[str]:
+        c4 = isinstance(protocol, DetectionProtocol) and protocol.model == "c4"
+        return self.needs | ({"stages"} if c4 else set())
 
     @abstractmethod
     def sets(self, setup: Setup) -> tuple[DetectionSet, DetectionSet]:
@@ -151,7 +156,12 @@ class Coco(_Detection):
 
     name = "coco"
     metrics = tuple(Metric(name) for name in (*COCO_METRICS, *(f"mask_{name}" for name in COCO_METRICS)))
-    _splits: ClassVar[dict[str, Any]] = {"train_split": "train2017", "test_split": "val2017", "metric": "coco", "masks": True}
+    _splits: ClassVar[dict[str, Any]] = {
+        "train_split": "train2017",
+        "test_split": "val2017",
+        "metric": "coco",
+        "masks": True,
+    }
     _published: ClassVar[dict[str, Any]] = {
         **_splits, "batch_size": 16, "lr": 0.02, "warmup_iterations": 1000,
         "min_sizes": (640, 672, 704, 736, 768, 800), "iterations": 90_000, "milestones": (60_000, 80_000),
@@ -183,7 +193,7 @@ class Voc(_Detection):
 
     ``c4`` (default): R50-C4 on VOC07+12 trainval, tested on VOC07 test; 24k iterations of 16 images at 0.02, steps
     at 18k and 22k, warm-up of 100, shorter side 480 to 800, batch norm trained (synchronised over devices), an
-    extra norm after the last stage, PreciseBN over 200 batches (MoCo, detection/configs/pascal_voc_R_50_C4_24k_moco.yaml;
+    extra norm after the last stage, PreciseBN over 200 batches (MoCo, pascal_voc_R_50_C4_24k_moco.yaml;
     PixPro uses the same).
     ``fpn``: the same schedule on a pyramid, for backbones that are no ResNets. Ours.
     ``frozen-fpn``: the backbone is not trained. Ours; minutes on a GPU.
@@ -284,7 +294,7 @@ def _load(
     layout: Source[DetectionSet], path: Path, train: str, test: str, limit: int | None
 ) -> tuple[DetectionSet, DetectionSet]:
     """Both splits; the last pair is kept, since fingerprint, run and every seed ask for the same one."""
-    key = (type(layout), path.resolve(), train, test, limit)
+    key = (layout, path.resolve(), train, test, limit)
     if key not in _LOADED:
         _LOADED.clear()
         _LOADED[key] = _limited((layout.load(path, train), layout.load(path, test)), limit)

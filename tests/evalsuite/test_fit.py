@@ -143,5 +143,3 @@ def test_seeds_are_far_apart():
     seeds = {mix_seed(a, b) for a in range(50) for b in range(50)}
     assert len(seeds) == 2500
     assert all(0 <= seed < 2**63 for seed in seeds)
-
-

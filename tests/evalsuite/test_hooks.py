@@ -47,9 +47,7 @@ def test_a_good_plugin_registers_and_its_distribution_is_known(site):
     assert (demo.distribution, demo.version, demo.module) == ("evalsuite-demo", "1.2.3", "evalsuite_demo")
     assert not demo.ours
     entry = loaded.registry.entry("task", "counting")
-    assert entry == Entry(
-        "task", "counting", "evalsuite_demo:Counting", "demo", "how many squares are there?"
-    )
+    assert entry == Entry("task", "counting", "evalsuite_demo:Counting", "demo", "how many squares are there?")
     assert loaded.registry.get("task", "counting") is sys.modules["evalsuite_demo"].Counting
     assert not faults(loaded)
 
@@ -173,9 +171,7 @@ def test_p_of_a_module_that_does_not_exist_is_a_fault(site):
 
 
 def test_p_no_leaves_out_a_plugin_a_module_or_all_of_a_distribution(site):
-    loaded = load(
-        ["no:demo", "no:evalsuite-faulty", "evalsuite_unpackaged", "no:evalsuite_unpackaged"], environ={}
-    )
+    loaded = load(["no:demo", "no:evalsuite-faulty", "evalsuite_unpackaged", "no:evalsuite_unpackaged"], environ={})
     assert not {"demo", "dangling", "evalsuite_unpackaged", *FAULTY} & {p.name for p in loaded.plugins}
     assert not set(FAULTY) & {f.plugin.name for f in loaded.faults}
     assert {p.name for p in loaded.blocked} >= {"demo", "dangling", "evalsuite_unpackaged", *FAULTY}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ class Recipe(Protocol):
     name: str = "x"
     flip: bool = True
     clip: float | None = None
+    norm: Literal["BN"] | None = None
 
 
 RECIPE = Recipe(id="r", version=1)
@@ -40,6 +42,7 @@ RECIPE = Recipe(id="r", version=1)
         ({"name": "07+12"}, "name", "07+12"),
         ({"flip": "false"}, "flip", False),
         ({"clip": "2.5"}, "clip", 2.5),
+        ({"norm": "BN"}, "norm", "BN"),
     ],
 )
 def test_override_reads_each_field_as_its_type(settings, field, value):
@@ -54,7 +57,9 @@ def test_overriding_by_the_same_value_modifies_nothing():
     assert RECIPE.override({"lr": "0.1"}) == RECIPE
 
 
-@pytest.mark.parametrize("settings", [{"lr": "fast"}, {"steps": "1.5"}, {"flip": "1"}, {"lr": "null"}, {"steps": "true"}])
+@pytest.mark.parametrize(
+    "settings", [{"lr": "fast"}, {"steps": "1.5"}, {"flip": "1"}, {"lr": "null"}, {"steps": "true"}, {"norm": "GN"}]
+)
 def test_override_refuses_values_of_another_type(settings):
     with pytest.raises(UsageError, match="cannot be read"):
         RECIPE.override(settings)
@@ -73,7 +78,16 @@ def test_the_name_of_a_protocol_cannot_be_overridden(field):
 
 
 def test_every_field_moves_the_hash():
-    other = {"lr": 0.2, "steps": 6, "sizes": (1,), "name": "y", "flip": False, "clip": 1.0, "id": "q", "version": 2}
+    other = {
+        "lr": 0.2,
+        "steps": 6,
+        "sizes": (1,),
+        "name": "y",
+        "flip": False,
+        "clip": 1.0,
+        "id": "q",
+        "version": 2,
+    }
     hashes = {dataclasses.replace(RECIPE, **{k: v}).hash for k, v in other.items()} | {RECIPE.hash}
     assert len(hashes) == len(other) + 1
 
@@ -137,7 +151,7 @@ def test_a_backbone_that_lacks_what_is_needed_is_refused_before_any_work(backbon
     task = Mean()
     task.needs = frozenset({"maps"})
     task.run = lambda *_: pytest.fail("it ran")
-    with pytest.raises(BackboneError, match="mean needs maps, which net does not give"):
+    with pytest.raises(BackboneError, match="mean by r needs maps, which net does not give"):
         evaluate(task, backbone, setup)
 
 

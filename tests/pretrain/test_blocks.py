@@ -112,6 +112,7 @@ def test_neg_cosine_sends_no_gradient_to_the_target():
     prediction, target = rows(0, 4, 3).requires_grad_(), rows(1, 4, 3).requires_grad_()
     blocks.neg_cosine(prediction, target).backward()
     assert target.grad is None
+    assert prediction.grad is not None
     assert prediction.grad.abs().sum() > 0
 
 
@@ -445,8 +446,11 @@ def processes(tmp_path_factory):
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in (-1, 0, 1)
+        for rank in (0, 1)
     ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["", "-1", str(folder)])
+        exec(PROCESS, {})
     for process in started:
         _, error = process.communicate(timeout=120)
         assert process.returncode == 0, error

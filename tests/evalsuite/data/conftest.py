@@ -102,9 +102,7 @@ def xml() -> Callable[..., str]:
 def voc_year(tmp_path: Path) -> Callable[..., Path]:
     """Write a year's folder: ``annotations`` by image name, splits as keyword arguments."""
 
-    def write(
-        annotations: Mapping[str, str], folder: str = "VOCdevkit/VOC2012", **splits: Sequence[str]
-    ) -> Path:
+    def write(annotations: Mapping[str, str], folder: str = "VOCdevkit/VOC2012", **splits: Sequence[str]) -> Path:
         year = tmp_path / folder
         for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
             (year / part).mkdir(parents=True, exist_ok=True)

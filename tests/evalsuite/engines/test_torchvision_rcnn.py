@@ -39,7 +39,9 @@ def test_a_pyramid_of_any_backbone_trains_and_detects(arch, world, registry, tmp
     protocol = dataclasses.replace(TINY, iterations=2, batch_size=2)
     backbone = build(arch, registry).eval()
     before = backbone.identity
-    found = TorchvisionRCNN().detect(backbone, protocol, train, test.limit(2), setup_for(protocol, tmp_path, registry))
+    found = TorchvisionRCNN().detect(
+        backbone, protocol, train, test.limit(2), setup_for(protocol, tmp_path, registry)
+    )
     assert backbone.identity == before, "the engine trained the backbone it was lent"
     assert [d.image_id for d in found.detections] == [r.image_id for r in test.records[:2]]
     for record, detections in zip(test.records, found.detections, strict=False):
@@ -47,14 +49,27 @@ def test_a_pyramid_of_any_backbone_trains_and_detects(arch, world, registry, tmp
         assert (detections.boxes[:, 2:] <= (record.width, record.height)).all()
         assert detections.masks is not None
         assert all(mask["size"] == [record.height, record.width] for mask in detections.masks)
-    assert set(found.log[-1]) == {"step", "loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
+    assert set(found.log[-1]) == {
+        "step",
+        "loss_classifier",
+        "loss_box_reg",
+        "loss_mask",
+        "loss_objectness",
+        "loss_rpn_box_reg",
+    }
 
 
 def published(task, name: str):
     """A published recipe on small images and few steps; all else as published."""
     protocol = task.protocol(name)
     small = {"min_sizes": (96,), "max_size": 160, "test_min_size": 96, "test_max_size": 160}
-    few = {"iterations": 2, "batch_size": 2, "roi_batch": 16, "rpn_post_nms_train": 50, "rpn_post_nms_test": 20}
+    few = {
+        "iterations": 2,
+        "batch_size": 2,
+        "roi_batch": 16,
+        "rpn_post_nms_train": 50,
+        "rpn_post_nms_test": 20,
+    }
     return dataclasses.replace(protocol, **small, **few, precise_bn=min(protocol.precise_bn, 1))
 
 
@@ -75,7 +90,9 @@ def test_c4_runs_the_last_stage_on_regions_and_is_refused_where_there_is_none(re
     image = torch.zeros(3, 64, 96, dtype=torch.uint8)
     target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
     sum(model([(image, target)]).values()).backward()
-    assert any("norm" in name and p.grad is not None for name, p in model.detector.roi_heads.named_parameters())
+    assert any(
+        "norm" in name and p.grad is not None for name, p in model.detector.roi_heads.named_parameters()
+    )
     with pytest.raises(BackboneError, match="no last stage"):
         build_model(build("torchvision:squeezenet1_0", registry), protocol, 3, seed=0)
 
@@ -85,7 +102,9 @@ def test_a_frozen_backbone_stays_as_it_is_and_its_norms_too(registry, world, tmp
     backbone = build("timm:test_resnet", registry)
     model = build_model(backbone, protocol, 6, seed=0)
     data, _ = world
-    model([training_sample(data, list(data.records), protocol, i, i) for i in range(2)])["loss_classifier"].backward()
+    model([training_sample(data, list(data.records), protocol, i, i) for i in range(2)])[
+        "loss_classifier"
+    ].backward()
     assert model.detector.backbone.body.identity == backbone.identity
     assert not any(p.grad is not None for p in model.detector.backbone.body.parameters())
     assert any(p.grad is not None for p in model.detector.backbone.pyramid.parameters())
@@ -136,7 +155,9 @@ def test_eight_images_are_learnt_by_heart(world, registry, tmp_path):
         min_sizes=(120,), max_size=240, test_min_size=120, test_max_size=240, anchor_sizes=(8, 16, 32, 64, 128),
     )  # fmt: skip
     backbone = build("timm:test_resnet", registry)
-    found = TorchvisionRCNN().detect(backbone, protocol, train, train, setup_for(protocol, tmp_path, registry))
+    found = TorchvisionRCNN().detect(
+        backbone, protocol, train, train, setup_for(protocol, tmp_path, registry)
+    )
     scores = coco_scores(train.records, found.detections, train.classes, "bbox").scores
     assert scores["AP50"] is not None
     assert scores["AP50"] > 0.9

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import io
 import json
 from dataclasses import dataclass, replace
@@ -122,9 +123,7 @@ def _mask(random: np.random.Generator, box: np.ndarray, side: int) -> Any:
     return {"size": [side, side], "counts": np.diff([0, *edges.tolist(), flat.size]).tolist()}
 
 
-def as_json(
-    truth: list[Truth], found: list[Detections], kind: str
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def as_json(truth: list[Truth], found: list[Detections], kind: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The world as COCO files; category ids have gaps (10, 20, ...)."""
     dataset: dict[str, Any] = {
         "images": [{"id": t.image_id, "height": t.height, "width": t.width} for t in truth],
@@ -148,15 +147,11 @@ def as_json(
             if kind == "bbox":
                 shape["bbox"] = [*f.boxes[i, :2].tolist(), *(f.boxes[i, 2:] - f.boxes[i, :2]).tolist()]
             category = 10 * (int(f.labels[i]) + 1)
-            results.append(
-                {"image_id": f.image_id, "category_id": category, "score": float(f.scores[i]), **shape}
-            )
+            results.append({"image_id": f.image_id, "category_id": category, "score": float(f.scores[i]), **shape})
     return dataset, results
 
 
-def pycocotools(
-    dataset: dict[str, Any], results: list[dict[str, Any]], kind: str
-) -> tuple[list[float], list[float]]:
+def pycocotools(dataset: dict[str, Any], results: list[dict[str, Any]], kind: str) -> tuple[list[float], list[float]]:
     """The witness: its twelve numbers and AP by class, -1 where undefined."""
     with contextlib.redirect_stdout(io.StringIO()):
         ground = COCO()
@@ -217,9 +212,7 @@ def test_boxes_score_as_in_pycocotools(odds: Odds, seed: int):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(
-    "case", ["ties and crowds", "three sizes", "all crowds", "distinct scores", "more than 100"]
-)
+@pytest.mark.parametrize("case", ["ties and crowds", "three sizes", "all crowds", "distinct scores", "more than 100"])
 def test_masks_score_as_in_pycocotools(case: str, seed: int):
     truth, found = world(seed, HARD[case])
     assert_equal_to_pycocotools(truth, found, "segm")
@@ -291,6 +284,20 @@ def test_an_annotation_with_the_id_0_counts_and_arguments_stay_as_they_are():
     before = copy.deepcopy((dataset, results))
     assert coco_scores_from_json(dataset, results) == expected
     assert (dataset, results) == before
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_collector_is_left_as_it_was(wanted: bool):
+    truth, found = world(0)
+    try:
+        (gc.enable if wanted else gc.disable)()
+        coco_scores(truth, found, CLASSES)
+        assert gc.isenabled() == wanted
+        with pytest.raises(UsageError):
+            coco_matches([], found, CLASSES)
+        assert gc.isenabled() == wanted
+    finally:
+        gc.enable()
 
 
 def test_scoring_prints_and_logs_nothing(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):
@@ -369,13 +376,9 @@ def test_the_published_answer_on_coco_val2014(realdata: Path):
         "ARmedium",
     )
     wanted = [expected[name] for name in (*names, "ARlarge")]
-    assert listed(coco_scores_from_json(dataset, results).scores) == pytest.approx(
-        wanted, abs=expected["tolerance"]
-    )
+    assert listed(coco_scores_from_json(dataset, results).scores) == pytest.approx(wanted, abs=expected["tolerance"])
     truth, found, classes = from_json(dataset, results)
-    assert listed(coco_scores(truth, found, classes).scores) == pytest.approx(
-        wanted, abs=expected["tolerance"]
-    )
+    assert listed(coco_scores(truth, found, classes).scores) == pytest.approx(wanted, abs=expected["tolerance"])
 
 
 def test_the_known_answer_on_voc2012(realdata: Path):
@@ -411,19 +414,15 @@ def from_json(
         area = np.array([entry["area"] for entry in here], dtype=float)
         sides = image.get("height", 1), image.get("width", 1)
         truth.append(Truth(image["id"], *sides, *column(here), crowd, np.zeros_like(crowd), area))
-        found.append(
-            Detections(image["id"], column(told)[0], np.array([x["score"] for x in told]), column(told)[1])
-        )
+        found.append(Detections(image["id"], column(told)[0], np.array([x["score"] for x in told]), column(told)[1]))
     return truth, found, [category["name"] for category in dataset["categories"]]
 
 
 # -------------------------------------------------------------------------------------------------------- VOC
 
 
-def plain_voc(
-    truth: list[Truth], found: list[Detections], label: int, threshold: float, eleven: bool
-) -> float | None:
-    """The devkit as one reads it: one detection after another, inclusive corners from 1, "+1" in each side."""
+def plain_voc(truth: list[Truth], found: list[Detections], label: int, threshold: float, eleven: bool) -> float | None:
+    """The devkit as one reads it: one detection after another, inclusive corners, "+1" in every side."""
     objects = {}
     for t in truth:
         own = np.flatnonzero(t.labels == label)
@@ -462,10 +461,7 @@ def plain_voc(
     if eleven:
         points = np.arange(0.0, 1.1, 0.1)
         return (
-            sum(
-                max([p for p, r in zip(precisions, recalls, strict=True) if r >= at], default=0.0)
-                for at in points
-            )
+            sum(max([p for p, r in zip(precisions, recalls, strict=True) if r >= at], default=0.0) for at in points)
             / 11
         )
     area, last = 0.0, 0.0
@@ -596,9 +592,7 @@ def test_a_replicate_is_the_score_of_images_physically_repeated(kind: str, seed:
     for r, row in enumerate(weights):
         copies = [t for t, times in zip(truth, row, strict=True) for _ in range(times)]
         numbered = [replace(t, image_id=i) for i, t in enumerate(copies)]
-        again = [
-            replace(by_image[t.image_id], image_id=i) for i, t in enumerate(copies) if t.image_id in by_image
-        ]
+        again = [replace(by_image[t.image_id], image_id=i) for i, t in enumerate(copies) if t.image_id in by_image]
         for name, value in scored(numbered, again, kind).items():
             assert values[name][r] == pytest.approx(np.nan if value is None else value, abs=1e-9, nan_ok=True)
 
@@ -612,9 +606,7 @@ def test_replicates_are_paired_seeded_and_blockwise_the_same(monkeypatch: pytest
     assert (bootstrap_ap(truth, found, CLASSES, replicates=50, seed=2)["AP"] != one["AP"]).any()
     worse = [replace(f, scores=1 - f.scores) for f in found]
     other = bootstrap_ap(truth, worse, CLASSES, replicates=50, seed=1)
-    assert np.var(one["AP"] - other["AP"]) < np.var(one["AP"]) + np.var(other["AP"]), (
-        "paired draws move together"
-    )
+    assert np.var(one["AP"] - other["AP"]) < np.var(one["AP"]) + np.var(other["AP"]), "paired draws move together"
     monkeypatch.setattr(detection, "_BLOCK", 100)
     for name, values in bootstrap_ap(truth, found, CLASSES, replicates=50, seed=1).items():
         np.testing.assert_allclose(values, one[name], rtol=0, atol=1e-12)

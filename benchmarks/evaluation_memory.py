@@ -1,0 +1,63 @@
+"""Peak memory of detecting and scoring as the number of test images grows: it should be flat per image."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from evalsuite.backbone import build
+from evalsuite.data import source
+from evalsuite.data.detection import DetectionSet
+from evalsuite.engines.torchvision_rcnn import build_model, detect_all
+from evalsuite.hooks import Registry, load
+from evalsuite.progress import Progress
+from evalsuite.task import Setup
+from evalsuite.tasks.detection import Coco
+
+SIZES = (100, 200, 400)
+
+
+def _peak_mb() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def _forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: reset VmHWM to the memory in use now
+
+
+def _repeated(data: DetectionSet, count: int) -> DetectionSet:
+    records = [dataclasses.replace(data.records[i % len(data.records)], image_id=i + 1) for i in range(count)]
+    return dataclasses.replace(data, records=tuple(records))
+
+
+def _evaluate(data: DetectionSet, registry: Registry, folder: Path) -> None:
+    protocol = dataclasses.replace(Coco().protocol("smoke"), score_threshold=0.0, test_min_size=96, test_max_size=160)
+    backbone = build("timm:test_resnet", registry)
+    model = build_model(backbone, protocol, len(data.classes), seed=0)  # type: ignore[arg-type]
+    setup = Setup(protocol=protocol, work=folder, registry=registry, progress=Progress(quiet=True))
+    fabric = Fabric(accelerator="cpu", devices=1)
+    found = detect_all(model, protocol, data, setup, fabric)  # type: ignore[arg-type]
+    Coco().score(data, found, protocol)  # type: ignore[arg-type]
+
+
+def run() -> dict[str, Any]:
+    registry = load(environ={"EVALSUITE_PLUGINS": ""}).registry
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        layout = source(registry, "coco")
+        data = layout.load(layout.demo(Path(folder), seed=0, images=8), "val2017")
+        _evaluate(_repeated(data, 50), registry, Path(folder))  # what is loaded and allocated once
+        grown = {}
+        for count in SIZES:
+            _forget_peak()
+            before = _peak_mb()
+            _evaluate(_repeated(data, count), registry, Path(folder))
+            grown[count] = _peak_mb() - before
+    per_image = {f"mb_per_image_at_{count}": grown[count] / count for count in SIZES}
+    return {"name": "evaluation memory", **per_image, "ratio": grown[SIZES[-1]] / SIZES[-1] / max(grown[SIZES[0]] / SIZES[0], 1e-9), "goal": "<= 1.1 (flat)"}

@@ -1,0 +1,298 @@
+"""The contract of a backbone, over one architecture of every family, and the file it lives in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import evalsuite.backbones
+from evalsuite.backbone import HEADER, Backbone, BackboneSpec, Features, build, identity_of, read_header
+from evalsuite.errors import BackboneError, UsageError
+from evalsuite.hooks import Registry
+
+TINY_VIT = {"embed_dim": 64, "depth": 2, "num_heads": 1, "img_size": 64}
+TINY_SWIN = {"embed_dim": 32, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "small resnet": ("small:resnet10", {"width": 8}),
+    "small resnet, wide padding": ("small:resnet10", {"width": 8, "stem_padding": 2}),
+    "timm resnet": ("timm:resnet18", {"layers": [1, 1, 1, 1]}),
+    "timm convnext": ("timm:convnext_tiny", {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}),
+    "timm swin": ("timm:swin_tiny_patch4_window7_224", TINY_SWIN),
+    "timm vit": ("timm:vit_base_patch16_224", TINY_VIT),
+    "timm vit, registers": ("timm:vit_base_patch16_224", TINY_VIT | {"reg_tokens": 4, "no_embed_class": True}),
+    "timm vit, no class token": (
+        "timm:vit_base_patch16_224",
+        TINY_VIT | {"class_token": False, "global_pool": "avg", "fc_norm": False},
+    ),
+    "timm vit, patch 8": ("timm:vit_base_patch16_224", TINY_VIT | {"patch_size": 8}),
+    "torchvision resnet": ("torchvision:resnet18", {}),
+    "torchvision squeezenet": ("torchvision:squeezenet1_0", {}),
+    "torchvision mobilenet": ("torchvision:mobilenet_v3_small", {}),
+    "torchvision densenet": ("torchvision:densenet121", {}),
+    "torchvision alexnet": ("torchvision:alexnet", {}),
+    "torchvision convnext": ("torchvision:convnext_tiny", {}),
+    "torchvision swin": ("torchvision:swin_t", {}),
+    "torchvision vit": ("torchvision:vit_b_32", {"image_size": 64}),
+}
+EXACT = [name for name in ARCHITECTURES if "squeezenet" not in name and "alexnet" not in name and "padding" not in name]
+LIGHT = [name for name in ARCHITECTURES if name.startswith(("small", "timm")) or "squeezenet" in name]
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    registry = Registry()
+    evalsuite.backbones.evalsuite_register(registry)
+    return registry
+
+
+@pytest.fixture(scope="module")
+def make(registry: Registry) -> Callable[[str], Backbone]:
+    """The backbone of that name, the same one for all tests of this file: do not change it."""
+    made: dict[str, Backbone] = {}
+
+    def get(name: str) -> Backbone:
+        if name not in made:
+            arch, options = ARCHITECTURES[name]
+            torch.manual_seed(0)
+            made[name] = build(arch, registry, **options).eval()
+        return made[name]
+
+    return get
+
+
+def pixels(height: int, width: int, count: int = 2) -> Tensor:
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(height))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 160)])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_features_are_what_the_spec_says(name, size, make):
+    backbone = make(name)
+    spec = backbone.spec
+    with torch.no_grad():
+        features = backbone(pixels(*size))
+    assert features.pooled.shape == (2, spec.dim)
+    assert {s: m.shape[1] for s, m in features.maps.items()} == dict(spec.strides)
+    assert spec.gives == {"pooled", "maps"} | ({"tokens"} if features.tokens is not None else set())
+    for stride, level in features.maps.items():
+        exact = (2, spec.strides[stride], size[0] // stride, size[1] // stride)
+        if name in EXACT:
+            assert level.shape == exact
+        else:
+            assert all(abs(a - b) <= 2 for a, b in zip(level.shape, exact, strict=True))
+    if features.tokens is not None:
+        (stride,) = spec.strides
+        assert features.tokens.shape == (2, size[0] // stride * (size[1] // stride), spec.dim)
+    assert all(torch.isfinite(t).all() for t in (features.pooled, *features.maps.values()))
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_save_and_load_give_back_the_same_network(name, make, registry, tmp_path):
+    backbone = make(name)
+    backbone.save(tmp_path / "backbone.safetensors", {"method": "none", "epochs": 3})
+    again = Backbone.load(tmp_path / "backbone.safetensors", registry).eval()
+    assert again.identity == backbone.identity
+    assert again.spec == backbone.spec
+    assert read_header(tmp_path / "backbone.safetensors")["provenance"] == {"method": "none", "epochs": 3}
+    with torch.no_grad():
+        before, after = backbone(pixels(64, 64)), again(pixels(64, 64))
+    assert torch.equal(before.pooled, after.pooled)
+    assert all(torch.equal(before.maps[s], after.maps[s]) for s in before.maps)
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_normalisation_happens_inside(name, registry):
+    arch, options = ARCHITECTURES[name]
+    backbone = build(arch, registry, **options).eval()
+    x = pixels(64, 64)
+    mean, std = torch.tensor([0.3, 0.4, 0.5]).view(1, 3, 1, 1), torch.tensor([0.1, 0.2, 0.4]).view(1, 3, 1, 1)
+    with torch.no_grad():
+        backbone.respec(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        by_hand = backbone((x - mean) / std)
+        backbone.respec(mean=(0.3, 0.4, 0.5), std=(0.1, 0.2, 0.4))
+        inside = backbone(x)
+    torch.testing.assert_close(inside.pooled, by_hand.pooled, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_gradients_reach_every_parameter_that_features_need(name, make):
+    backbone = make(name)
+    features = backbone(pixels(64, 64))
+    outputs = [features.pooled, *features.maps.values()]
+    wanted = {k: p for k, p in backbone.named_parameters() if "classifier" not in k}
+    gradients = torch.autograd.grad([o.square().sum() for o in outputs], list(wanted.values()), allow_unused=True)
+    unreached = [k for k, g in zip(wanted, gradients, strict=True) if g is None]
+    assert unreached == []
+
+
+@pytest.mark.parametrize("name", ["timm vit", "timm vit, registers", "timm vit, no class token", "timm vit, patch 8"])
+def test_a_vit_takes_any_size_and_gives_its_patches_in_place(name, make):
+    backbone = make(name)
+    (stride,) = backbone.spec.strides
+    with torch.no_grad():
+        odd = backbone(pixels(50, 75))
+        native = backbone(pixels(64, 64))
+    height, width = -(-50 // stride), -(-75 // stride)  # padded up to whole patches
+    assert odd.maps[stride].shape[-2:] == (height, width)
+    assert odd.tokens.shape[1] == height * width
+    tokens = native.maps[stride].flatten(2).transpose(1, 2)
+    assert torch.equal(tokens, native.tokens)
+
+
+def test_tokens_of_a_vit_are_its_patches_without_class_and_registers(make):
+    backbone = make("timm vit, registers")
+    net: Any = backbone.net
+    with torch.no_grad():
+        x = (pixels(64, 64) - backbone.mean) / backbone.std
+        every = net.forward_features(x)
+        features = backbone(pixels(64, 64))
+    assert every.shape[1] == 1 + 4 + 16
+    assert torch.equal(features.tokens, every[:, 5:])
+    assert torch.equal(features.pooled, every[:, 0])
+
+
+@pytest.mark.parametrize("name", ["small resnet", "timm resnet", "torchvision resnet"])
+def test_a_resnet_splits_before_its_last_stage(name, make):
+    backbone = make(name)
+    trunk, tail = backbone.split()
+    with torch.no_grad():
+        x = (pixels(64, 64) - backbone.mean) / backbone.std
+        features = backbone(pixels(64, 64))
+        stage = trunk(x)
+    last, before = sorted(features.maps, reverse=True)[:2]
+    torch.testing.assert_close(stage, features.maps[before])
+    torch.testing.assert_close(tail(stage), features.maps[last])
+
+
+def test_what_has_no_last_stage_says_so(make):
+    with pytest.raises(BackboneError, match="no last stage"):
+        make("timm vit").split()
+
+
+@settings(deadline=None, max_examples=15)
+@given(height=st.integers(8, 70), width=st.integers(8, 70))
+def test_maps_of_a_small_resnet_halve_rounding_up_at_any_size(make, height, width):
+    with torch.no_grad():
+        features = make("small resnet")(pixels(height, width, 1))
+    for stride, level in features.maps.items():
+        assert level.shape[-2:] == (-(-height // stride), -(-width // stride))
+
+
+def test_the_state_dict_keeps_the_published_names(make):
+    import torchvision
+
+    with torch.device("meta"):
+        published = torchvision.models.resnet18().state_dict()
+    assert set(make("torchvision resnet").net.state_dict()) == set(published)
+
+
+# -------------------------------------------------------------------------------------------------- names and options
+
+
+@pytest.mark.parametrize(
+    ("arch", "options"),
+    [
+        ("timm:resnet1984", {}),
+        ("timm:resnet18", {"no_such_option": 1}),
+        ("torchvision:resnet1984", {}),
+        ("torchvision:googlenet", {}),
+        ("small:resnet101", {}),
+        ("small", {}),
+    ],
+)
+def test_what_cannot_be_built_is_refused(arch, options, registry):
+    with pytest.raises(BackboneError) as refused:
+        build(arch, registry, **options)
+    assert arch in refused.value.problem
+
+
+def test_an_unknown_scheme_is_a_usage_error_with_the_nearest_name(registry):
+    with pytest.raises(UsageError, match="did you mean 'timm'"):
+        build("tim:resnet18", registry)
+
+
+def test_a_builder_that_returns_something_else_is_told(registry, monkeypatch):
+    monkeypatch.setattr("evalsuite.backbones.timm_zoo.build", lambda name, **options: nn.Identity())
+    with pytest.raises(BackboneError, match="is not a backbone"):
+        build("timm:resnet18", registry)
+
+
+# --------------------------------------------------------------------------------------------------- identity, files
+
+
+def test_identity_depends_on_every_number_and_name_and_on_nothing_else(registry):
+    state = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2)}
+    same = {"b": torch.ones(2), "a": torch.arange(6.0).view(3, 2).view(2, 3)}
+    assert identity_of(state) == identity_of(same)
+    assert identity_of(state) == identity_of(state | {"a": torch.arange(6.0).view(2, 3).T.contiguous().T})
+    others = [
+        state | {"b": torch.tensor([1.0, 1.0000001])},
+        state | {"b": torch.ones(2).double()},
+        state | {"b": torch.ones(2, 1)},
+        {"a": state["a"], "c": state["b"]},
+    ]
+    assert len({identity_of(s) for s in [state, *others]}) == 5
+
+
+def test_identity_is_pinned():
+    """The identity is written into results; it may not drift between versions."""
+    state = {"w": torch.tensor([1.0, -2.0]), "n": torch.tensor(3)}
+    assert identity_of(state) == "1c023e33e179b9e37b218c95114cb0347a0d42b967683e1898219eae18054984"
+
+
+class Parts(nn.Module):
+    def forward(self, x: Tensor) -> Features:
+        return Features(tokens=x.flatten(2).transpose(1, 2))
+
+
+def test_a_module_that_returns_features_needs_no_look():
+    spec = BackboneSpec("parts", 3, {}, frozenset({"tokens"}), mean=(0, 0, 0), std=(1, 1, 1))
+    features = Backbone(Parts(), spec)(pixels(4, 4))
+    assert features.tokens.shape == (2, 16, 3)
+    assert features.pooled is None
+    assert features.maps == {}
+
+
+def test_mean_and_std_follow_the_pixels_type(make):
+    arch = make("small resnet")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        features = arch(pixels(32, 32).bfloat16())
+    assert features.pooled.dtype is torch.bfloat16
+
+
+def test_the_spec_is_plain_json(make):
+    spec = make("timm vit, registers").spec
+    told = json.loads(json.dumps(spec.to_json()))
+    assert told["strides"] == {"16": 64}
+    assert told["options"]["reg_tokens"] == 4
+    assert replace(spec, image_size=(1, 2)).to_json()["image_size"] == (1, 2)
+
+
+def test_a_file_that_is_not_ours_is_refused(tmp_path, registry):
+    path = tmp_path / "x.safetensors"
+    safetensors.torch.save_file({"w": torch.ones(2)}, path)
+    assert read_header(path) is None
+    with pytest.raises(BackboneError, match="not a backbone of this suite"):
+        Backbone.load(path, registry)
+    path.write_bytes(b"")
+    with pytest.raises(BackboneError, match="cannot be read"):
+        Backbone.load(path, registry)
+    safetensors.torch.save_file({"w": torch.ones(2)}, path, {HEADER: json.dumps({"format": 99})})
+    with pytest.raises(BackboneError, match="format 99"):
+        Backbone.load(path, registry)
+
+
+def test_saving_over_a_file_leaves_no_partial_one(make, tmp_path):
+    path = tmp_path / "backbone.safetensors"
+    for _ in range(2):
+        make("small resnet").save(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["backbone.safetensors"]

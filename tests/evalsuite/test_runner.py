@@ -1,0 +1,210 @@
+"""From a request to cells, with an engine that knows the truth in place of one that learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import evalsuite
+from evalsuite.data import source
+from evalsuite.errors import BackboneError, DataError, TrainingError, UsageError
+from evalsuite.hooks import Registry
+from evalsuite.metrics.detection import Detections
+from evalsuite.protocols import Detected
+from evalsuite.results import read, read_all
+from evalsuite.runner import run
+
+
+class Oracle:
+    """An engine that finds everything: scores must be perfect, whatever the backbone."""
+
+    name = "torchvision"
+    calls: list[tuple[str, int]] = []
+    failure: Exception | None = None
+
+    def version(self) -> str:
+        return "oracle 1"
+
+    def detect(self, backbone, protocol, train, test, setup) -> Detected:
+        self.calls.append((test.name, setup.seed))
+        if Oracle.failure is not None:
+            raise Oracle.failure
+        return Detected([self.see(test, record) for record in test.records], [], {"train": 0.0}, {})
+
+    def see(self, test, record) -> Detections:
+        keep = ~record.crowd
+        masks = tuple(m for m, k in zip(test.rles(record), keep, strict=True) if k) if test.has_masks else None
+        boxes, labels = record.boxes[keep], record.labels[keep]
+        return Detections(record.image_id, boxes, np.linspace(0.9, 0.5, len(labels)), labels, masks)
+
+
+@pytest.fixture
+def oracle(registry, monkeypatch) -> Registry:
+    module = types.ModuleType("oracle_engine")
+    module.Oracle = Oracle
+    monkeypatch.setitem(sys.modules, "oracle_engine", module)
+    monkeypatch.setattr(Oracle, "calls", [])
+    monkeypatch.setattr(Oracle, "failure", None)
+    ours = Registry()
+    for entry in registry.entries():
+        target = "oracle_engine:Oracle" if (entry.shelf, entry.name) == ("engine", "torchvision") else entry.target
+        getattr(ours, entry.shelf)(entry.name, target, entry.summary)
+    return ours
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory, registry) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    for name in ("coco", "voc"):
+        source(registry, name).demo(root, seed=0, images=12)
+    return root
+
+
+@pytest.fixture
+def ask(oracle, root, tmp_path):
+    def ask(task="coco", backbone="random:timm:test_resnet", **flags: Any):
+        flags = {"protocol": "smoke", "data_root": root, "out": tmp_path / "out", **flags}
+        return run(backbone, task, registry=oracle, **flags)
+
+    return ask
+
+
+def test_an_oracle_is_perfect_in_boxes_and_masks(ask):
+    (result,) = ask("coco")
+    assert result.status == "ok"
+    for name in ("AP", "AP50", "mask_AP", "mask_AP75"):
+        assert result.scores[name].value == pytest.approx(1.0)
+        assert result.scores[name].low == pytest.approx(1.0)
+    (voc,) = ask("voc")
+    assert voc.scores["AP50"].value == pytest.approx(1.0)
+
+
+def test_a_cell_holds_what_is_needed_to_trust_and_repeat_it(ask, tmp_path):
+    (result,) = ask("coco", seeds=[3], command="evalsuite run ...")
+    ((path, back),) = read_all(tmp_path / "out")
+    assert back == result
+    assert path.name == "seed-3.json"
+    assert result.ranked
+    assert result.protocol.fields["iterations"] == 150
+    assert len(result.protocol.hash) == 16
+    assert len(result.backbone.identity) == 64
+    assert result.engine == "torchvision"
+    assert result.engine_version == "oracle 1"
+    assert result.data["test_images"] > 0
+    assert result.environment["packages"]["torch"]
+    assert {"train", "score", "total"} <= set(result.timings)
+    with Image.open(path.with_name(result.files["detections"])) as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 300
+    with np.load(path.with_name(result.files["samples"]), allow_pickle=False) as samples:
+        assert samples["replicates/AP"].shape == (1000,)
+        assert len(samples["ids"]) == result.data["test_images"]
+    assert not (tmp_path / "out" / "work").exists()
+
+
+def test_the_same_request_again_runs_nothing(ask):
+    first = ask(["coco", "voc"], seeds=[0, 1])
+    assert len(Oracle.calls) == 4
+    assert ask(["coco", "voc"], seeds=[0, 1]) == first
+    assert len(Oracle.calls) == 4
+    ask(["coco", "voc"], seeds=[0, 1, 2], workers=3)
+    assert len(Oracle.calls) == 6
+
+
+def test_what_differs_in_kind_does_not_overwrite(ask, tmp_path):
+    ask("coco")
+    ask("coco", limit=2)
+    ask("coco", settings={"iterations": "7"})
+    paths = [path for path, _ in read_all(tmp_path / "out")]
+    assert len(paths) == 3
+    limited = [r for _, r in read_all(tmp_path / "out") if r.limited == 2]
+    assert limited[0].data["test_images"] == 2
+    assert not limited[0].ranked
+
+
+def test_a_result_on_other_data_is_not_passed_off_as_this_one(ask, root, tmp_path, registry):
+    ask("voc")
+    other = tmp_path / "other"
+    source(registry, "voc").demo(other, seed=1, images=4)
+    with pytest.raises(UsageError, match="holds the result on other data"):
+        ask("voc", data_root=other)
+
+
+def test_a_failed_cell_is_a_result_the_others_go_on_and_it_is_run_again(ask):
+    Oracle.failure = TrainingError("the loss is not finite", cause="c", fix="f")
+    results = ask(["coco", "voc"])
+    assert [r.status for r in results] == ["failed", "failed"]
+    assert results[0].error_code == 1
+    assert "not finite" in results[0].error
+    Oracle.failure = None
+    assert [r.status for r in ask(["coco", "voc"])] == ["ok", "ok"]
+
+
+def test_an_unforeseen_error_leaves_its_trace_in_the_cell(ask):
+    Oracle.failure = ZeroDivisionError("division by zero")
+    (result,) = ask("coco")
+    assert result.status == "failed"
+    assert "ZeroDivisionError" in result.error
+
+
+@pytest.mark.parametrize(
+    ("changes", "refusal", "text"),
+    [
+        ({"task": "cocoo"}, UsageError, "did you mean 'coco'"),
+        ({"protocol": "smok"}, UsageError, "did you mean 'smoke'"),
+        ({"engine": "detectron"}, UsageError, "did you mean 'detectron2'"),
+        ({"settings": {"iteration": "3"}}, UsageError, "did you mean 'iterations'"),
+        ({"data_root": None}, DataError, "no data root"),
+        ({"data": "voc:."}, UsageError, "has its own data set"),
+        ({"task": "detect"}, UsageError, "detect needs data"),
+        ({"limit": 0}, UsageError, "leaves nothing"),
+        ({"device": "cuda:7"}, evalsuite.ResourceError, "cannot be used"),
+        ({"task": "voc", "protocol": "c4", "backbone": "random:timm:test_vit"}, BackboneError, "fpn or frozen-fpn or smoke"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_runs(ask, changes, refusal, text, monkeypatch):
+    monkeypatch.delenv("EVALSUITE_DATA", raising=False)
+    with pytest.raises(refusal, match=text):
+        ask(**changes)
+    assert Oracle.calls == []
+
+
+def test_the_demo_world_is_made_on_first_use_and_marked(ask, monkeypatch, tmp_path):
+    monkeypatch.setenv("EVALSUITE_CACHE", str(tmp_path / "cache"))
+    (result,) = ask("coco", data_root=None, demo=True)
+    assert result.demo
+    assert not result.ranked
+    assert list((tmp_path / "cache").rglob("instances_train2017.json"))
+
+
+def test_anybodys_data_in_either_layout(ask, tmp_path, registry):
+    for name in ("coco", "voc"):
+        path = source(registry, name).demo(tmp_path / name, seed=0, images=6)
+        folder = path / "VOC2012" if name == "voc" else path
+        (result,) = ask("detect", data=f"{name}:{folder}", data_root=None)
+        assert result.scores["AP"].value == pytest.approx(1.0)
+
+
+def test_a_backbone_gives_way_to_what_a_task_needs(ask, registry):
+    with pytest.raises(BackboneError):
+        ask("coco", backbone="random:timm:no_such_model")
+
+
+def test_requests_are_frozen():
+    from evalsuite.runner import Request
+
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Request(backbones=["a"], tasks=["b"]).limit = 3
+
+
+def test_reading_what_was_written_gives_it_back(ask, tmp_path):
+    (result,) = ask("voc")
+    ((path, _),) = read_all(tmp_path / "out")
+    assert read(path) == result
