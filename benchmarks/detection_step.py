@@ -19,6 +19,7 @@ from evalsuite.engines.torchvision_rcnn import build_model
 from evalsuite.fit import Fit, fit
 from evalsuite.hooks import load
 from evalsuite.progress import Progress
+from evalsuite.protocols import DetectionProtocol
 from evalsuite.tasks.detection import Detect
 
 STEPS, WARM, ROUNDS = 6, 2, 3
@@ -73,7 +74,8 @@ def _bare(detector: FasterRCNN, optimizer: torch.optim.Optimizer) -> list[float]
 def run() -> dict[str, Any]:
     registry = load(environ={"EVALSUITE_PLUGINS": ""}).registry
     protocol = Detect().protocol("smoke")
-    first = build_model(build("timm:resnet18", registry), protocol, 3, 0)  # type: ignore[arg-type]
+    assert isinstance(protocol, DetectionProtocol)
+    first = build_model(build("timm:resnet18", registry), protocol, 3, 0)
     ours: list[float] = []
     bare: list[float] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -32,7 +32,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -106,12 +106,13 @@ class Preprocess:
             return self._resize(pixels, height, width)
         if self.rule == "crop":
             cover = round(height / self.ratio), round(width / self.ratio)
-            return image_ops.center_crop(self._scale(pixels, cover, max), [height, width])
+            covered = self._scale(pixels, cover, max)
+            return cast(Tensor, image_ops.center_crop(covered, [height, width]))
         if self.rule == "pad":
             inner = self._scale(pixels, self.size, min)
             top, left = (height - inner.shape[1]) // 2, (width - inner.shape[2]) // 2
             bottom, right = height - inner.shape[1] - top, width - inner.shape[2] - left
-            return image_ops.pad(inner, [left, top, right, bottom])
+            return cast(Tensor, image_ops.pad(inner, [left, top, right, bottom]))
         if tuple(pixels.shape[1:]) != self.size:
             raise DataError(
                 f"an image has {pixels.shape[2]}x{pixels.shape[1]} pixels, not {width}x{height}",
@@ -121,7 +122,7 @@ class Preprocess:
         return pixels
 
     def _scale(self, pixels: Tensor, target: tuple[int, int], choose: Callable[[float, float], float]) -> Tensor:
-        """Resize by one factor, the larger (cover) or the smaller (fit) of the two sides'."""
+        """Resize by one factor: of the two that make a side fit, the larger (cover) or the smaller."""
         height, width = pixels.shape[1:]
         # The side that decides is exact; the other is cut to whole pixels, as torchvision does.
         if choose(target[0] / height, target[1] / width) == target[0] / height:
@@ -130,7 +131,8 @@ class Preprocess:
 
     def _resize(self, pixels: Tensor, height: int, width: int) -> Tensor:
         mode = InterpolationMode(self.interpolation)
-        return image_ops.resize(pixels, [height, width], interpolation=mode, antialias=True)
+        resized = image_ops.resize(pixels, [height, width], interpolation=mode, antialias=True)
+        return cast(Tensor, resized)
 
 
 @dataclass(frozen=True)
@@ -497,12 +499,15 @@ class _Writer:
         """Take over the shards of an encoding that was cut short."""
         if not (self.folder / _FEATURES).exists():
             return
-        try:
-            self.array = self._map()
-        except ValueError:  # it was cut; its shards are not what their markers say
+        try:  # to read: a map to write would make a file that was cut whole again, with zeros
+            whole = len(np.load(self.folder / _FEATURES, mmap_mode="r", allow_pickle=False)) == self.rows
+        except ValueError:
+            whole = False
+        if not whole:  # the shards are not what their markers say
             for marker in self.folder.glob("shard-*"):
                 marker.unlink()
             return
+        self.array = self._map()
         for marker in self.folder.glob("shard-*"):
             self.hashes[int(marker.name.removeprefix("shard-"))] = marker.read_text()
 
@@ -560,7 +565,7 @@ class _Encoder:
         self.modes = {module: module.training for module in backbone.modules()}
         backbone.eval()
         if self.job.channels_last:
-            backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            backbone.to(memory_format=torch.channels_last)
         modules = dict(backbone.net.named_modules())
         sources = {output for output in self.outputs if output.source.startswith("layer:")}
         self.hooks = [modules[o.module].register_forward_hook(self._keep(o.source)) for o in sources]
@@ -570,7 +575,7 @@ class _Encoder:
         for hook in self.hooks:
             hook.remove()
         if self.job.channels_last:
-            self.job.backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            self.job.backbone.to(memory_format=torch.contiguous_format)
         for module, training in self.modes.items():
             module.training = training
 

@@ -100,7 +100,8 @@ def run(
         backbones=backbone, tasks=[t.strip() for value in task for t in value.split(",") if t.strip()],
         protocol=protocol, engine=engine,
         seeds=_seeds(seeds), data_root=data_root, data=data, demo=demo, device=device, devices=devices,
-        precision=precision, workers=workers, settings=_pairs(setting, "--set"), limit=limit, arch=arch, save_every=save_every,
+        precision=precision, workers=workers, settings=_pairs(setting, "--set"), limit=limit, arch=arch,
+        save_every=save_every,
         backbone_options={k: _value(v) for k, v in _pairs(backbone_arg, "--backbone-arg").items()},
         allow_partial=allow_partial, trust=trust_checkpoint, out=out, command=_command(),
     )  # fmt: skip
@@ -136,21 +137,17 @@ def plugins_list(as_json: Json = False) -> None:
     """Plugins in use, left out and broken."""
     loaded = _load(warn=False)
     registry = loaded.registry
+    found = [(p, "loaded", "") for p in loaded.plugins] + [(p, "blocked", "") for p in loaded.blocked]
+    found += [(fault.plugin, "broken", fault.reason) for fault in loaded.faults]
     rows: list[dict[str, Any]] = [
         {
-            "name": p.name, "status": "loaded", "distribution": p.distribution, "version": p.version, "module": p.module,
-            "registers": [f"{e.shelf} {e.name}" for e in registry.entries() if e.owner == p.name], "reason": "",
+            **{key: getattr(plugin, key) for key in ("name", "distribution", "version", "module")},
+            "registers": [f"{e.shelf} {e.name}" for e in registry.entries() if e.owner == plugin.name],
+            "status": status,
+            "reason": reason,
         }
-        for p in loaded.plugins
-    ]  # fmt: skip
-    rest = [(p, "blocked", "") for p in loaded.blocked] + [(f.plugin, "broken", f.reason) for f in loaded.faults]
-    rows += [
-        {
-            "name": p.name, "status": status, "distribution": p.distribution, "version": p.version, "module": p.module,
-            "registers": [], "reason": reason,
-        }
-        for p, status, reason in rest
-    ]  # fmt: skip
+        for plugin, status, reason in found
+    ]
     if as_json:
         _print_json(rows)
         return
@@ -392,12 +389,8 @@ def _table(cells: list[tuple[Path, Result]]) -> None:
                 f"{result.backbone.name}  {recipe}  seed {result.seed}: failed", markup=False, highlight=False
             )
             continue
-        table = Table(
-            "metric",
-            "score",
-            "95 % interval",
-            title=f"{result.backbone.name} on {recipe}, seed {result.seed}",
-        )
+        typer.echo(f"{result.backbone.name} on {recipe}, seed {result.seed}")
+        table = Table("metric", "score", "95 % interval")
         for name, score in result.scores.items():
             if score.value is not None:
                 spread = (

@@ -1,11 +1,11 @@
-"""The one training loop of dense heads: resumable to the same numbers, on one device or many."""
+"""The one training loop, of dense heads and of pretraining: resumable to the same numbers, on one device or many."""
 
 from __future__ import annotations
 
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -21,7 +22,7 @@ from evalsuite.errors import ResourceError, TrainingError
 from evalsuite.files import atomic
 from evalsuite.progress import Progress
 
-__all__ = ["Fit", "Steps", "fit", "mix_seed"]
+__all__ = ["Fit", "Moment", "Steps", "fit", "mix_seed"]
 
 
 def mix_seed(*numbers: int) -> int:
@@ -68,92 +69,183 @@ class HasLosses(Protocol):
     def __call__(self, batch: Any) -> Mapping[str, Tensor]: ...
 
 
-@dataclass
+@dataclass(frozen=True)
+class Moment:
+    """What the loop tells after a step: how many are made, whether it is one that is logged, and the seconds that
+    were spent waiting for data and in all since the last time it was."""
+
+    step: int
+    logged: bool
+    waited: float
+    passed: float
+
+
+@dataclass(kw_only=True)
 class Fit:
-    """One training run. ``model(batch)`` returns named losses; ``rate(step)`` is the factor on the learning rate.
+    """One training run. ``model(batch)`` returns named losses; ``rate(step)`` is the factor on the learning rate (a
+    parameter group with a true ``constant`` keeps its own).
 
     ``key`` names what is trained on what: a state file of another key is not resumed from. ``saves`` is the number
-    of seconds between two saves of the state.
+    of seconds between two saves of the state; every ``logs`` steps a line goes to ``log``. A step is made of
+    ``accumulate`` batches. They are :class:`Steps` of ``sample``, ``length`` and ``batch_size``, or what
+    ``batches(first)`` gives, ``first`` being the number of batches that a resumed run has behind it. ``resumed`` hears
+    from which step the run goes on. ``stepped`` hears of every step before the state is saved; the numbers it returns
+    are logged and shown beside the losses.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     rate: Callable[[int], float]
     iterations: int
-    sample: Callable[[int, int], Any]
-    length: int
-    batch_size: int
     seed: int
     key: str
     state: Path
+    sample: Callable[[int, int], Any] | None = None
+    length: int = 0
+    batch_size: int = 0
     what: str = "train"
     clip_gradient: float | None = None
     workers: int = 0
     saves: float = 60.0
     log: list[dict[str, float]] = field(default_factory=list)
+    logs: int = 20
+    accumulate: int = 1
+    batches: Callable[[int], Iterable[Any]] | None = None
+    stepped: Callable[[Moment], Mapping[str, float]] | None = None
+    resumed: Callable[[int], None] | None = None
 
 
 def fit(run: Fit, fabric: Fabric, progress: Progress) -> nn.Module:
     """Train to the end, from the beginning or from ``run.state``; the trained model comes back on its device.
 
     Every step starts from a seed of its own, so a run that was killed and one that was not end in the same bits on
-    the same machine. A termination signal saves the state and exits 143, an interrupt 130.
+    the same machine. A termination signal saves the state and exits 143, an interrupt 130; with several processes
+    within the next few steps.
 
     Raises :class:`TrainingError` when the loss is not finite; the last state before it is kept.
     """
     model, optimizer = fabric.setup(run.model, run.optimizer)
     bases = [group["lr"] for group in optimizer.param_groups]
     start = _resume(run, model, optimizer, fabric)
-    steps = Steps(run.sample, run.length, run.batch_size, run.seed, fabric.global_rank, fabric.world_size)
-    loader = DataLoader(
-        steps, batch_size=None, sampler=range(start, run.iterations), num_workers=run.workers,
-        persistent_workers=False, prefetch_factor=4 if run.workers else None,
-    )  # fmt: skip
+    if run.resumed is not None:
+        run.resumed(start)
     model.train()
-    saved = time.monotonic()
     with progress.track(run.what, run.iterations, start) as meter, _signals() as told:
-        for step, batch in zip(range(start, run.iterations), loader, strict=True):
-            torch.manual_seed(mix_seed(run.seed, step, 2 + fabric.global_rank))
+        clock = _Clock(run, fabric, told)
+        batches = clock.waiting(iter(_loader(run, fabric, start)))
+        for step in range(start, run.iterations):
             for group, base in zip(optimizer.param_groups, bases, strict=True):
-                group["lr"] = base * run.rate(step)
-            losses = model(batch)
-            total = _total(losses, step, run)
-            fabric.backward(total)
+                group["lr"] = base if group.get("constant") else base * run.rate(step)
+            losses = _backward(run, model, fabric, batches, step)
             if run.clip_gradient is not None:
                 fabric.clip_gradients(model, optimizer, max_norm=run.clip_gradient)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            if (step + 1) % 20 == 0 or step + 1 == run.iterations:
-                run.log.append({"step": step + 1, **{name: float(loss.detach()) for name, loss in losses.items()}})
-                meter.update(step + 1, loss=float(total.detach()), lr=optimizer.param_groups[0]["lr"])
+            moment = clock.moment(step + 1)
+            extra = run.stepped(moment) if run.stepped is not None else {}
+            if moment.logged:
+                numbers = {name: float(loss) for name, loss in losses.items()}
+                run.log.append({"step": step + 1, **numbers, **extra})
+                shown = {"loss": sum(numbers.values()), "lr": optimizer.param_groups[0]["lr"]}
+                meter.update(step + 1, **(shown | dict(extra)))
             else:
                 meter.update(step + 1)
-            if told.signal or time.monotonic() - saved >= run.saves:
-                _save(run, model, optimizer, step + 1, fabric)
-                saved = time.monotonic()
+            if clock.save_now(step + 1):
+                _save(run, optimizer, step + 1, fabric)
                 if told.signal:
                     raise SystemExit(128 + told.signal)
-    _save(run, model, optimizer, run.iterations, fabric)
+    _save(run, optimizer, run.iterations, fabric)
     return run.model
 
 
-def _total(losses: Mapping[str, Tensor], step: int, run: Fit) -> Tensor:
-    total = torch.stack([loss.float() for loss in losses.values()]).sum()
-    if not torch.isfinite(total):
-        shown = ", ".join(f"{name} {float(loss.detach()):.4g}" for name, loss in losses.items())
-        raise TrainingError(
-            f"the loss is not finite at step {step + 1} of {run.iterations}",
-            cause=shown,
-            fix="lower the learning rate (--set lr=...) or clip gradients (--set clip_gradient=1.0)",
-        )
-    return total
+def _loader(run: Fit, fabric: Fabric, start: int) -> Iterable[Any]:
+    if run.batches is not None:
+        return run.batches(start * run.accumulate)
+    if run.sample is None:
+        raise ValueError("a run needs a sample or batches")
+    steps = Steps(run.sample, run.length, run.batch_size, run.seed, fabric.global_rank, fabric.world_size)
+    return DataLoader(
+        steps, batch_size=None, sampler=range(start * run.accumulate, run.iterations * run.accumulate),
+        num_workers=run.workers, persistent_workers=False, prefetch_factor=4 if run.workers else None,
+    )  # fmt: skip
 
 
-def _save(run: Fit, model: nn.Module, optimizer: Any, step: int, fabric: Fabric) -> None:
+def _backward(run: Fit, model: Any, fabric: Fabric, batches: Iterator[Any], step: int) -> dict[str, Tensor]:
+    """The gradient of the mean loss over the batches of a step; the losses come back, averaged alike."""
+    mean: dict[str, Tensor] = {}
+    for part in range(run.accumulate):
+        batch = next(batches)
+        torch.manual_seed(mix_seed(run.seed, step, 2 + fabric.global_rank, *([part] * (part > 0))))
+        with fabric.no_backward_sync(model, enabled=part < run.accumulate - 1):
+            losses = model(batch)
+            total = torch.stack([loss.float() for loss in losses.values()]).sum()
+            finite = torch.isfinite(total)
+            fabric.backward(total / run.accumulate)
+        if not finite:  # asked for after the backward pass is under way, so that a GPU need not wait for the answer
+            raise _not_finite(losses, step, run)
+        for name, loss in losses.items():
+            mean[name] = mean.get(name, 0.0) + loss.detach() / run.accumulate
+    return mean
+
+
+class _Clock:
+    """When a run logs and when it saves, and where its time goes."""
+
+    AGREE = 8  # steps after which processes ask each other whether to save: they must all do so at the same one
+
+    def __init__(self, run: Fit, fabric: Fabric, told: _Told) -> None:
+        self.run, self.fabric, self.told = run, fabric, told
+        self.saved = self.logged = time.monotonic()
+        self.waited = 0.0
+
+    def waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same batches; the time until each comes is noted."""
+        while True:
+            began = time.monotonic()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.waited += time.monotonic() - began
+            yield batch
+
+    def moment(self, step: int) -> Moment:
+        logged = step % self.run.logs == 0 or step == self.run.iterations
+        now = time.monotonic()
+        moment = Moment(step, logged, self.waited, now - self.logged)
+        if logged:
+            self.logged, self.waited = now, 0.0
+        return moment
+
+    def save_now(self, step: int) -> bool:
+        """Whether to save after this step; ``told.signal`` is then the same in all processes."""
+        due = time.monotonic() - self.saved >= self.run.saves
+        if self.fabric.world_size > 1:
+            if step % self.AGREE and step < self.run.iterations:
+                return False
+            wish = torch.tensor([self.told.signal, int(due)], device=self.fabric.device)
+            dist.all_reduce(wish, dist.ReduceOp.MAX)
+            self.told.signal, due = int(wish[0]), bool(wish[1])
+        if not (due or self.told.signal):
+            return False
+        self.saved = time.monotonic()
+        return True
+
+
+def _not_finite(losses: Mapping[str, Tensor], step: int, run: Fit) -> TrainingError:
+    return TrainingError(
+        f"the loss is not finite at step {step + 1} of {run.iterations}",
+        cause=", ".join(f"{name} {float(loss.detach()):.4g}" for name, loss in losses.items()),
+        fix="lower the learning rate (--set lr=...) or clip gradients (--set clip_gradient=1.0)",
+    )
+
+
+def _save(run: Fit, optimizer: Any, step: int, fabric: Fabric) -> None:
+    apart = _apart(run.model, fabric)
     if fabric.is_global_zero:
         content = {
-            "key": run.key, "step": step, "model": run.model.state_dict(),
-            "optimizer": optimizer.state_dict(), "log": run.log,
+            "key": run.key, "step": step, "model": run.model.state_dict(), "apart": apart,
+            "optimizer": optimizer.state_dict(), "log": list(run.log),
         }  # fmt: skip
         try:
             with atomic(run.state) as partial:
@@ -167,13 +259,29 @@ def _save(run: Fit, model: nn.Module, optimizer: Any, step: int, fabric: Fabric)
     fabric.barrier()
 
 
+def _apart(model: nn.Module, fabric: Fabric) -> list[dict[str, Tensor]]:
+    """For each process, the buffers in which it differs from the first: running statistics, queues of its own."""
+    if fabric.world_size == 1:
+        return []
+    kept = model.state_dict()
+    mine = {name: b.detach().cpu() for name, b in model.named_buffers() if name in kept}
+    everyone: list[Any] | None = [None] * fabric.world_size if fabric.is_global_zero else None
+    dist.gather_object(mine, everyone)
+    return [
+        {name: value for name, value in theirs.items() if not torch.equal(value, mine[name])}
+        for theirs in everyone or []
+    ]
+
+
 def _resume(run: Fit, model: nn.Module, optimizer: Any, fabric: Fabric) -> int:
     if not run.state.exists():
         return 0
     content = torch.load(run.state, map_location="cpu", weights_only=True)
     if content["key"] != run.key:
         return 0
-    run.model.load_state_dict(content["model"])
+    apart = content.get("apart", [])
+    mine = apart[fabric.global_rank] if fabric.global_rank < len(apart) else {}
+    run.model.load_state_dict(content["model"] | mine)
     optimizer.load_state_dict(content["optimizer"])
     run.log[:] = content["log"]
     return int(content["step"])

@@ -61,7 +61,7 @@ def _tile(image: Tensor, boxes: np.ndarray, labels: np.ndarray, names: list[str]
     sized = torch.as_tensor(boxes * scale, dtype=torch.float32).reshape(-1, 4)
     sized[:, 2:] = torch.maximum(sized[:, 2:], sized[:, :2])
     colours = [colour(int(label)) for label in labels]
-    drawn: Tensor = draw_bounding_boxes(small, sized, names, colours, width=2)
+    drawn: Tensor = draw_bounding_boxes(small, sized, names, colours, width=2, label_colors="black", fill_labels=True)
     return drawn
 
 

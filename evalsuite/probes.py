@@ -52,8 +52,8 @@ __all__ = [
     "evaluate",
     "hold_out",
     "low_shot_svm",
-    "mean_average_precision",
     "mean_auroc",
+    "mean_average_precision",
     "minimise",
     "neighbours",
     "select",
@@ -75,9 +75,7 @@ class Rows:
     ``index`` picks rows. ``norm`` is applied to each chunk.
     """
 
-    def __init__(
-        self, base: Array, index: Ints | None = None, norm: Callable[[Tensor], Tensor] | None = None
-    ) -> None:
+    def __init__(self, base: Array, index: Ints | None = None, norm: Callable[[Tensor], Tensor] | None = None) -> None:
         if base.ndim != 2:
             raise UsageError(
                 f"features of shape {base.shape}", cause="features are (samples, width)", fix="pool or flatten them"
@@ -254,8 +252,9 @@ def evaluate(
     refit: bool = True,
     site: Site | None = None,
 ) -> Probed:
-    """Choose a setting on training data, fit it on all of them (``refit``; else on what selection fitted on), score once.
+    """Choose a setting on training data, fit it on all of them, score once.
 
+    Without ``refit`` the fit is on what selection fitted on, and what it held out stays out.
     ``metric(scores, labels)``, higher is better, defaults to :func:`accuracy` or :func:`mean_auroc`.
     """
     site = site or Site()
@@ -286,10 +285,11 @@ def select(
     """
     site = site or Site()
     metric = metric or (accuracy if train.labels.ndim == 1 else mean_auroc)
-    fit, held = hold_out(train.labels, validation, site.seed, train.groups)
-    grid = probe.settings(len(fit))
+    grid = probe.settings(len(train.labels))
     if len(grid) == 1 and len(train.features) == 1:
         return Choice(grid[0], None, (), ())
+    fit, held = hold_out(train.labels, validation, site.seed, train.groups)
+    grid = probe.settings(len(fit))
     table: list[tuple[Setting, float]] = []
     for name, array in train.features.items():
         part, norm = _part(train, name, fit, normalise, site)
@@ -570,7 +570,7 @@ class Logistic:
     """
 
     costs: tuple[float, ...] = tuple(float(c) for c in np.logspace(-6, 5, 45))
-    tolerance: float = 1e-4
+    tolerance: float = 1e-5
     max_evaluations: int = 1000
     together: int | None = None
     dtype: Literal["float32", "float64"] = "float32"
@@ -600,7 +600,7 @@ class Logistic:
             "gradient": float(solution.gradient_norm[i]),
             "evaluations": int(solution.evaluations[i]),
         }
-        told = ()
+        told: tuple[str, ...] = ()
         if not solution.converged[i]:
             told = (f"logistic regression at C={cost:g} stopped at a gradient of {details['gradient']:.2g}",)
         scores = torch.cat([problem.scores(solution.x[i], z).cpu() for z in projected])
@@ -638,8 +638,9 @@ class _Basis:
         return cls(mean, vectors[:, keep], values[keep])
 
     def project(self, rows: Tensor) -> Tensor:
-        """(b, D) to (b, r), in float64 where the result is to be, else as precise as its input."""
-        return (rows - self.mean.to(rows.dtype)) @ self.axes.to(rows.dtype)
+        """(b, D) to (b, r), as precise as its input."""
+        projected: Tensor = (rows - self.mean.to(rows.dtype)) @ self.axes.to(rows.dtype)
+        return projected
 
 
 def _kept(eigenvalues: Tensor, rows: Rows) -> Tensor:
@@ -705,7 +706,7 @@ class _LogisticProblem:
         x = torch.zeros(shape, dtype=self.dtype, device=self.device) if start is None else start.expand(shape)
         scatter = torch.cat([self.basis.eigenvalues / self.samples, self.basis.eigenvalues.new_ones(1)])
         scatter = scatter.to(self.dtype)
-        curvature = torch.ones(len(costs), dtype=self.dtype, device=self.device)
+        curvature = torch.ones(len(costs), self.columns, dtype=self.dtype, device=self.device)
 
         def value(points: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
             values, gradient, curvature[which] = self._value(points, penalty[which])
@@ -713,14 +714,15 @@ class _LogisticProblem:
 
         def precondition(vectors: Tensor, which: Tensor) -> Tensor:
             # The Hessian, were the probabilities of all samples alike: curvature times scatter, plus the penalty.
-            diagonal = curvature[which, None] * scatter
-            diagonal[:, :-1] += penalty[which, None]
-            return (vectors.unflatten(1, (self.columns, -1)) / diagonal[:, None]).flatten(1)
+            diagonal = curvature[which, :, None] * scatter
+            diagonal[:, :, :-1] += penalty[which, None, None]
+            moved: Tensor = vectors.unflatten(1, (self.columns, -1)) / diagonal
+            return moved.flatten(1)
 
         return minimise(value, x.clone(), precondition, tolerance=tolerance, max_evaluations=most)
 
     def _value(self, points: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean loss plus penalty (G,), its gradient (G, P), and the mean curvature of the loss (G,)."""
+        """Mean loss plus penalty (G,), its gradient (G, P), and the mean curvature of the loss (G, K)."""
         count, weights = len(points), points.unflatten(1, (self.columns, -1))
         flat = weights.transpose(0, 1).reshape(self.columns * count, -1)  # (K G, r + 1): classes lead
         slopes, offsets = flat[:, :-1].contiguous(), flat[:, -1:].contiguous()
@@ -759,14 +761,16 @@ class _LogisticProblem:
         return terms.sum((0, 2), dtype=torch.float64), p
 
     def _curvature(self, p: Tensor) -> Tensor:
-        several = self.softmax
-        spread = (1 - p.pow(2).sum(0)).mean(1) / (self.columns - 1) if several else (p * (1 - p)).mean((0, 2))
+        if self.softmax:
+            spread = ((1 - p.pow(2).sum(0)).mean(1) / (self.columns - 1))[:, None].expand(-1, self.columns)
+        else:
+            spread = (p * (1 - p)).mean(2).T
         return spread.clamp_min(1e-6)
 
     def scores(self, x: Tensor, z: Tensor) -> Tensor:
         """(b, C) logits of points given along the axes."""
         weights = x.unflatten(0, (self.columns, -1))
-        logits = (z.to(self.dtype) @ weights[:, :-1].T + weights[:, -1]).float()
+        logits: Tensor = (z.to(self.dtype) @ weights[:, :-1].T + weights[:, -1]).float()
         if not self.softmax and self.columns == 1 and self.classes > 1:
             logits = torch.cat([torch.zeros_like(logits), logits], 1)
         if logits.shape[1] == self.classes:
@@ -814,7 +818,7 @@ def minimise(
     tries, idle = torch.zeros_like(evaluations), torch.zeros_like(evaluations)
     norm = gradient.norm(dim=1)
     for _ in range(max_evaluations - 1):
-        which = ((norm > tolerance) & (tries < 20) & (idle < 3)).nonzero()[:, 0]
+        which = ((norm > tolerance) & (tries < 20) & (idle < 5)).nonzero()[:, 0]
         if not len(which):
             break
         trial = x[which] + step[which, None] * direction[which]
@@ -832,10 +836,11 @@ def minimise(
         tries[bad] += 1
         done = which[good]
         memory.push(done, trial[good] - x[done], slope_there[good] - gradient[done])
-        gain = value[done] - found[good]
-        idle[done] = torch.where(gain > noise * value[done].abs(), 0, idle[done] + 1)
+        length_there = slope_there[good].norm(dim=1)
+        gained = (value[done] - found[good] > noise * value[done].abs()) | (length_there < 0.9 * norm[done])
+        idle[done] = torch.where(gained, 0, idle[done] + 1)
         x[done], value[done], gradient[done] = trial[good], found[good], slope_there[good]
-        norm[done], step[done], tries[done] = gradient[done].norm(dim=1), 1.0, 0
+        norm[done], step[done], tries[done] = length_there, 1.0, 0
         direction[done] = -memory.inverse_hessian(gradient[done], done, precondition)
     return Solution(x, value, norm, evaluations, norm <= tolerance)
 
@@ -1072,11 +1077,10 @@ class LinearSVM:
             return None if rarest == 0 else costs[len(costs) // 2]
         folds = StratifiedKFold(self.folds) if groups is None else StratifiedGroupKFold(self.folds)
         parts = [p for p in folds.split(x, y, groups) if (y[p[1]] == 1).any() and len(set(y[p[0]])) == 2]
-        means = [
-            np.mean([self._precision(cost, seed, x, y, fit, held) for fit, held in parts]) if parts else 0.0
-            for cost in costs
-        ]
-        return costs[int(np.argmax(means))]
+        if not parts:
+            return costs[len(costs) // 2]
+        means = [float(np.mean([self._precision(cost, seed, x, y, *fold) for fold in parts])) for cost in costs]
+        return costs[means.index(max(means))]
 
     def _precision(self, cost: float, seed: int, x: Array, y: Ints, fit: Ints, held: Ints) -> float:
         machine = self._machine(cost, seed).fit(x[fit], y[fit])
@@ -1206,7 +1210,8 @@ def _held_groups(labels: Array, groups: Array, fraction: float, rng: np.random.G
     of_group = np.zeros((len(names), counts.shape[1]))
     np.add.at(of_group, member, counts)
     wanted = fraction * counts.sum(axis=0)
-    held, have = [], np.zeros_like(wanted)
+    held: list[int] = []
+    have = np.zeros_like(wanted)
     for group in rng.permutation(len(names)):
         # Take a group where that brings the shares nearer to what is wanted; classes weigh alike.
         now, then = (((have + extra - wanted) / np.maximum(wanted, 1)) for extra in (0.0, of_group[group]))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from evalsuite.backbone import Backbone
 from evalsuite.data.detection import DetectionSet
+from evalsuite.errors import UsageError
 from evalsuite.metrics.detection import Detections
 from evalsuite.task import Protocol, Setup
 
@@ -84,6 +85,14 @@ class DetectionProtocol(Training):
     score_threshold: float = 0.05
     nms: float = 0.5
     detections: int = 100
+
+    def __post_init__(self) -> None:
+        if self.model == "fpn" and len(self.anchor_sizes) != 5:
+            raise UsageError(
+                f"{len(self.anchor_sizes)} anchor sizes for a pyramid",
+                cause="each of its five levels has one",
+                fix="--set anchor_sizes=32,64,128,256,512",
+            )
 
 
 @dataclass(frozen=True)

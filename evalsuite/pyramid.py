@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
@@ -45,12 +46,26 @@ class Pyramid(nn.Module):
         else:
             self.fpn = FeaturePyramidNetwork(channels, width, norm_layer=nn.BatchNorm2d if norm == "BN" else None)
 
-    def forward(self, maps: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        levels = {str(level): self.resize[str(level)](maps[source]) for level, source in self.sources.items()}
+    def forward(self, maps: Mapping[int, Tensor], size: tuple[int, int]) -> dict[int, Tensor]:
+        """``size`` is that of the images, (H, W): level ``s`` comes out at (ceil(H/s), ceil(W/s)) exactly.
+
+        Networks without padding (AlexNet, SqueezeNet) and patches of other than 16 pixels give maps of other sizes,
+        on which anchors and regions would drift across the image; such maps are resampled first.
+        """
+        levels = {}
+        for level, source in self.sources.items():
+            exact = -(-size[0] // level), -(-size[1] // level)
+            levels[str(level)] = _exactly(self.resize[str(level)](maps[source]), exact)
         if self.single:
             return {level: out(levels[str(level)]) for level, out in zip(LEVELS, self.outputs, strict=True)}
         merged: dict[str, Tensor] = self.fpn(levels)
         return {int(level): merged[level] for level in merged}
+
+
+def _exactly(level: Tensor, size: tuple[int, int]) -> Tensor:
+    if level.shape[-2:] == size:
+        return level
+    return F.interpolate(level, size, mode="bilinear", align_corners=False)
 
 
 class _Resize(nn.Sequential):

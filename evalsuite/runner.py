@@ -54,7 +54,7 @@ class Request:
     tasks: Sequence[str]
     protocol: str | None = None
     engine: str | None = None
-    seeds: Sequence[int] = (0,)
+    seeds: int | Sequence[int] = (0,)
     data_root: Path | None = None
     data: str | None = None
     demo: bool = False
@@ -71,6 +71,12 @@ class Request:
     allow_partial: bool = False
     trust: bool = False
     command: str = ""
+
+    def __post_init__(self) -> None:
+        """Paths may come as text."""
+        object.__setattr__(self, "out", Path(self.out))
+        if self.data_root is not None:
+            object.__setattr__(self, "data_root", Path(self.data_root))
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,7 @@ def plan(request: Request, registry: Registry, progress: Progress) -> list[Cell]
     for task in tasks:
         _check(task, request, registry)
     device = _device(request.device)
+    seeds = range(request.seeds) if isinstance(request.seeds, int) else request.seeds
     cells = []
     for spec in request.backbones:
         loaded = load_backbone(
@@ -127,7 +134,7 @@ def plan(request: Request, registry: Registry, progress: Progress) -> list[Cell]
         )  # fmt: skip
         for task, protocol in zip(tasks, recipes, strict=True):
             task.refuse(loaded.backbone, protocol)
-            for seed in request.seeds:
+            for seed in seeds:
                 cells.append(_cell(loaded, task, protocol, seed, device, request, registry, progress))
     return cells
 
@@ -339,7 +346,8 @@ def _common(cell: Cell, request: Request) -> dict[str, Any]:
         "protocol": _protocol_record(cell.setup.protocol), "engine": engine,
         "engine_version": cell.setup.registry.get("engine", engine)().version() if engine else None,
         "seed": cell.setup.seed, "limited": cell.setup.limit, "demo": cell.setup.demo, "trusted": report.trusted,
-        "partial": report.matched < NEEDED, "environment": _environment(cell.setup), "peak_memory_mb": _peak(cell.setup),
+        "partial": report.matched < NEEDED, "environment": _environment(cell.setup),
+        "peak_memory_mb": _peak(cell.setup),
         "command": request.command, "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
 

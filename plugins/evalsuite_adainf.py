@@ -1,7 +1,7 @@
 """AdaInf: more data from a generative model, with real data weighted up and augmentation weakened.
 
-"Do Generated Data Always Help Contrastive Learning?", Wang, Zhang, Wang, ICLR 2024, arXiv 2403.12448; the facts are
-those of the official code, ``main_pretrain.py`` and its augmentation files.
+"Do Generated Data Always Help Contrastive Learning?", Wang, Zhang, Wang, ICLR 2024, arXiv 2403.12448; the
+facts are those of the official code, ``main_pretrain.py`` and its augmentation files.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evalsuite import Registry, UsageError, hookimpl
-from pretrain import Arrays, Augment, Images, Jitter, Joined, Look, Modifier, read_npz
+from pretrain import Arrays, Augment, Images, Joined, Look, Modifier, read_npz
 
 
 @hookimpl
@@ -22,21 +22,23 @@ def evalsuite_register(registry: Registry) -> None:
 class AdaInf(Modifier):
     """Learns from ``copies`` times the real images joined with generated ones, under weaker augmentation.
 
-    The set is real x copies + generated, shuffled evenly like any other. Each row is a sample of its own: two copies
-    of one image in a batch are negatives of each other, as in the official code, for a row's index is its position.
-    Labels of generated images are never used. Augmentation is weakened to the published strengths wherever a view is
-    an :class:`pretrain.Augment`: crops of at least ``crop`` of the area, and a colour jitter of at most ``jitter``
-    with a probability of at most ``jitter_chance``. On the baseline's views that gives the official
-    ``symmetric_adainf`` and ``asymmetric_adainf``. Loss, model and optimiser stay the method's.
+    The set is real x copies + generated, shuffled evenly like any other. Each row is a sample of its own:
+    two copies of one image in a batch are negatives of each other, as in the official code, for a row's
+    index is its position. Labels of generated images are never used. Augmentation is weakened to the
+    published strengths wherever a view is an :class:`pretrain.Augment`: crops of at least ``crop`` of the
+    area, and a colour jitter of at most ``jitter`` with a probability of at most ``jitter_chance``. On the
+    baseline's views that gives the official ``symmetric_adainf`` and ``asymmetric_adainf``. Loss, model and
+    optimiser stay the method's.
 
-    The paper trains every arm for the same 100 000 steps, whatever the size of the set: compare runs with equal
-    ``--steps``, not equal epochs. Published on CIFAR-10 with a million generated images and ResNet-18, accuracy of a
-    linear classifier trained alongside: SimCLR 91.56 without, 91.38 with plain inflation (``copies=1
-    weaken=false``), 93.42 with AdaInf; MoCo v2 92.75, 92.51, 94.19; BYOL 92.46, 92.90, 92.87. An evaluation of frozen
-    features after training does not reproduce these numbers exactly.
+    The paper trains every arm for the same 100 000 steps, whatever the size of the set: compare runs with
+    equal ``--steps``, not equal epochs. Published on CIFAR-10 with a million generated images and
+    ResNet-18, accuracy of a linear classifier trained alongside: SimCLR 91.56 without, 91.38 with plain
+    inflation (``copies=1 weaken=false``), 93.42 with AdaInf; MoCo v2 92.75, 92.51, 94.19; BYOL 92.46,
+    92.90, 92.87. An evaluation of frozen features after training does not reproduce these numbers exactly.
 
-    ``generated`` is an ``.npz`` file with uint8 RGB images (N, H, W, 3). The official conversion script reads files
-    with OpenCV and so writes BGR; nothing in such a file tells it apart, so look at an image before training.
+    ``generated`` is an ``.npz`` file with uint8 RGB images (N, H, W, 3). The official conversion script
+    reads files with OpenCV and so writes BGR; nothing in such a file tells it apart, so look at an image
+    before training.
     """
 
     @dataclass(frozen=True)
@@ -80,7 +82,13 @@ class AdaInf(Modifier):
         if crop is not None:
             crop = (max(crop[0], self.options.crop), max(crop[1], self.options.crop))
         if jitter is not None:
-            strengths = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
-            most = (min(pair) for pair in zip(strengths, self.options.jitter, strict=True))
-            jitter = Jitter(*most, p=min(jitter.p, self.options.jitter_chance), fixed=jitter.fixed)
+            brightness, contrast, saturation, hue = self.options.jitter
+            jitter = replace(
+                jitter,
+                brightness=min(jitter.brightness, brightness),
+                contrast=min(jitter.contrast, contrast),
+                saturation=min(jitter.saturation, saturation),
+                hue=min(jitter.hue, hue),
+                p=min(jitter.p, self.options.jitter_chance),
+            )
         return replace(look, crop=crop, jitter=jitter)

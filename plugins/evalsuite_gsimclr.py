@@ -1,24 +1,28 @@
 """G-SimCLR: batches with one image of each pseudo-class, so that negatives seldom share a meaning.
 
-"G-SimCLR: Self-Supervised Contrastive Learning with Guided Projection via Pseudo Labelling", Chakraborty, Gosthipaty,
-Paul, ICDM workshop on deep learning for knowledge transfer 2020, arXiv 2009.12007; the facts are those of the
-official notebooks.
+"G-SimCLR: Self-Supervised Contrastive Learning with Guided Projection via Pseudo Labelling", Chakraborty,
+Gosthipaty, Paul, ICDM workshop on deep learning for knowledge transfer 2020, arXiv 2009.12007; the facts
+are those of the official notebooks.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
-from evalsuite import Registry, UsageError, hookimpl
-from evalsuite.fit import mix_seed
-from pretrain import Images, Modifier, Run, blocks
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms.v2 import functional as V
+
+from evalsuite import DataError, Registry, UsageError, hookimpl
+from evalsuite.fit import mix_seed
+from pretrain import Images, Modifier, Run, blocks
 
 
 @hookimpl
@@ -30,23 +34,26 @@ class GSimCLR(Modifier):
     """Guides which images share a batch; the method itself is untouched.
 
     A denoising autoencoder is trained on the images, its pooled codes are clustered by k-means into as many
-    pseudo-classes as a batch has images, and batches take one image of each: images are ranked within their class,
-    and the first batch is everybody ranked first. Classes are not of one size, so once the small ones are used up a
-    batch holds several images of the large ones; with ``strict`` small classes are gone through again instead, every
-    batch has one image of each class, and an epoch no longer shows every image once.
+    pseudo-classes as a batch has images, and batches take one image of each: images are ranked within their
+    class, and the first batch is everybody ranked first. Classes are not of one size, so once the small
+    ones are used up a batch holds several images of the large ones; with ``strict`` small classes are gone
+    through again instead, every batch has one image of each class, and an epoch no longer shows every image
+    once.
 
-    Ranks, the order of classes within a rank and the order of batches are drawn afresh each epoch. ``reshuffle=false``
-    gives the published order: ranks by index, classes by number, the same every epoch, so that the images at its end
-    are never seen where the batch does not divide the set. The sort is stable (pandas' default there was not).
+    Ranks, the order of classes within a rank and the order of batches are drawn afresh each epoch.
+    ``reshuffle=false`` gives the published order: ranks by index, classes by number, the same every epoch,
+    so that the images at its end are never seen where the batch does not divide the set. The sort is stable
+    (pandas' default there was not).
 
-    Clustering is done once a run; resuming reads it from the run's folder. All images are held in memory at
-    ``side`` x ``side`` pixels meanwhile. Early stopping watches a tenth of the images that is held out, where the
-    notebooks watch the test set.
+    The autoencoder is the notebooks' for CIFAR; theirs for 224 pixels is ``side=224
+    channels=64,128,256,512,1024 kernel=5 lr=0.0001 patience=5``. Clustering is done once a run; resuming
+    reads it from the run's folder. All images are held in memory at ``side`` x ``side`` pixels meanwhile.
+    Early stopping watches a tenth of the images that is held out, where the notebooks watch the test set.
 
-    Two habits of the notebooks are the views', not the batches', and are not imitated: they draw one augmentation
-    for a whole batch, and their greyscale on CIFAR does nothing (``jitter`` without grey comes near it).
-    Published on CIFAR-10 after 15 epochs, linear on the 256 units before the last projection: 39.40 SimCLR, 41.01
-    G-SimCLR; to be read as a difference.
+    Two habits of the notebooks are the views', not the batches', and are not imitated: they draw one
+    augmentation for a whole batch, and their greyscale on CIFAR does nothing (``jitter`` without grey comes
+    near it). Published on CIFAR-10 after 15 epochs, linear on the 256 units before the last projection:
+    39.40 SimCLR, 41.01 G-SimCLR; to be read as a difference.
     """
 
     @dataclass(frozen=True)
@@ -97,67 +104,96 @@ class GSimCLR(Modifier):
     def batches(self, run: Run, epoch: int) -> Iterator[Tensor]:
         rng = None
         if self.options.reshuffle:
-            rng = torch.Generator().manual_seed(mix_seed(run.seed, epoch))
+            rng = torch.Generator().manual_seed(mix_seed(run.seed, epoch, 1))
         return guided(self.labels.cpu(), run.batch_size, rng, strict=self.options.strict)
 
 
 # Which images go together -----------------------------------------------------------------------------------
 
 
-def guided(
-    labels: Tensor, size: int, rng: torch.Generator | None = None, *, strict: bool = False
-) -> Iterator[Tensor]:
-    """Batches (size,) of rows, each with rows of as many different ``labels`` (N,) as there are left.
+def guided(labels: Tensor, size: int, rng: torch.Generator | None = None, *, strict: bool = False) -> Iterator[Tensor]:
+    """Batches (size,) of rows, of as many different ``labels`` (N,) as the classes allow. The rest is
+    dropped.
 
-    Without ``rng`` the order is the published one. ``strict`` deals every class again when it is used up, until N
-    rows are dealt. What does not fill a batch is dropped.
+    Without ``rng`` the order is the published one. ``strict`` puts no class into a batch twice; the rows of
+    a class that is used up come again.
     """
-    order = ranked(labels, rng, rounds=strict)[: len(labels)]
+    if strict:
+        yield from _dealt(labels, size, rng)
+        return
+    order = ranked(labels, rng)
     batches = order[: len(order) // size * size].view(-1, size)
-    if rng is not None and not strict:
-        batches = batches[torch.randperm(len(batches), generator=rng)]
-    yield from batches
+    yield from batches if rng is None else batches[torch.randperm(len(batches), generator=rng)]
 
 
-def ranked(labels: Tensor, rng: torch.Generator | None = None, *, rounds: bool = False) -> Tensor:
-    """Rows sorted by their rank within their class, then by class: first everybody's first, then the seconds.
+def ranked(labels: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    """Rows (N,) sorted by their rank within their class, then by class: everybody's first, then the seconds.
 
-    With ``rng`` ranks are drawn, and classes come in another order at each rank. With ``rounds`` classes smaller than
-    the largest are repeated, each time in a new order, up to its size.
+    Rows of a class are ranked by their number. With ``rng`` ranks are drawn instead, and the classes come
+    in another order at each rank.
     """
-    _, labels = labels.unique(return_inverse=True)
-    counts = labels.bincount()
-    times = -(-int(counts.max()) // counts) if rounds else torch.ones_like(counts)
-    rows = torch.arange(len(labels)).repeat_interleave(times[labels])
-    turn = torch.cat([torch.arange(n) for n in times[labels].tolist()])
-    lots = rows.double() if rng is None else torch.rand(len(rows), generator=rng, dtype=torch.float64)
-    kept = lots.argsort(stable=True)
-    kept = kept[turn[kept].argsort(stable=True)]  # a class is gone through before it begins again
-    kept = kept[labels[rows[kept]].argsort(stable=True)]
-    classes = labels[rows[kept]]
-    sizes = classes.bincount()
-    rank = torch.arange(len(kept)) - (sizes.cumsum(0) - sizes)[classes]
-    full = rank < counts.max()
-    kept, classes, rank = kept[full], classes[full], rank[full]
+    rows, sizes = _by_class(labels, rng)
+    rank = torch.arange(len(rows)) - (sizes.cumsum(0) - sizes)[labels[rows]]
     if rng is not None:
-        shuffled = torch.randperm(len(kept), generator=rng)
-        kept, rank = kept[shuffled], rank[shuffled]
-    return rows[kept[rank.argsort(stable=True)]]
+        shuffled = torch.randperm(len(rows), generator=rng)
+        rows, rank = rows[shuffled], rank[shuffled]
+    return rows[rank.argsort(stable=True)]
+
+
+def _by_class(labels: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Rows class by class, in drawn order within each where there is ``rng``; and the sizes of the
+    classes.
+    """
+    rows = torch.arange(len(labels)) if rng is None else torch.randperm(len(labels), generator=rng)
+    return rows[labels[rows].argsort(stable=True)], labels.bincount()
+
+
+def _dealt(labels: Tensor, size: int, rng: torch.Generator | None) -> Iterator[Tensor]:
+    """Rounds of one row of each class that has any, cut into batches, until N rows are dealt."""
+    rows, sizes = _by_class(labels, rng)
+    classes, first = sizes.nonzero()[:, 0], sizes.cumsum(0) - sizes
+    used = len(classes) // size * size  # a batch lies within one round
+    if used == 0:
+        raise UsageError(
+            f"gsimclr cannot fill a batch of {size} from {len(classes)} pseudo-classes",
+            cause="strict batches hold one image of each",
+            fix=f"--set gsimclr.clusters={size} or more, or --set gsimclr.strict=false",
+        )
+    left = len(labels) // size
+    for turn in range(left):
+        order = torch.arange(len(classes)) if rng is None else torch.randperm(len(classes), generator=rng)
+        chosen = classes[order[:used]]
+        dealt = rows[first[chosen] + turn % sizes[chosen]].view(-1, size)[:left]
+        yield from dealt
+        left -= len(dealt)
+        if left == 0:
+            return
 
 
 # The autoencoder --------------------------------------------------------------------------------------------
 
 
 def shrunk(data: Images, side: int) -> Tensor:
-    """All images of a data set as (N, 3, side, side) uint8; one that does not decode is grey."""
+    """All images of a data set as (N, 3, side, side) uint8.
+
+    One that does not decode is grey here: training counts it and passes it over, or refuses it.
+    """
     images = torch.full((len(data), 3, side, side), 128, dtype=torch.uint8)
-    for row in range(len(data)):
-        images[row] = V.resize_image(data[row]["image"], [side, side], antialias=True)
+
+    def read(row: int) -> None:
+        with suppress(DataError):
+            images[row] = V.resize_image(data[row]["image"], [side, side], antialias=True)
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # decoding and resizing leave the interpreter's lock
+        for _ in threads.map(read, range(len(data))):
+            pass
     return images
 
 
 class Autoencoder(nn.Module):
-    """Convolution, normalisation, ReLU and pooling for each of ``channels``, and the way back, to pixels in [0,1]."""
+    """Convolution, normalisation, ReLU and pooling for each of ``channels``, and the way back, to pixels in
+    [0,1].
+    """
 
     def __init__(self, channels: tuple[int, ...], kernel: int) -> None:
         super().__init__()
@@ -184,13 +220,16 @@ class Autoencoder(nn.Module):
 
 
 def denoiser(images: Tensor, options: GSimCLR.Options, seed: int, device: torch.device) -> Autoencoder:
-    """An autoencoder trained to restore images (N, 3, H, W) uint8 from noisy ones, as long as that gets better."""
+    """An autoencoder trained to restore images (N, 3, H, W) uint8 from noisy ones, as long as that gets
+    better.
+    """
     model = Autoencoder(options.channels, options.kernel).to(device)
     optimizer = torch.optim.Adam(model.parameters(), options.lr)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     held_out, used = order[: max(1, len(order) // 10)], order[max(1, len(order) // 10) :]
     rng = torch.Generator().manual_seed(seed)
-    loader = DataLoader(TensorDataset(used), options.batch, shuffle=True, generator=rng, drop_last=len(used) > options.batch)
+    whole = len(used) > options.batch  # a last batch of one image has no batch statistics
+    loader = DataLoader(TensorDataset(used), options.batch, shuffle=True, generator=rng, drop_last=whole)
     best, waited = float("inf"), 0
     for _ in range(options.epochs):
         model.train()
@@ -200,8 +239,8 @@ def denoiser(images: Tensor, options: GSimCLR.Options, seed: int, device: torch.
             optimizer.zero_grad(set_to_none=True)
             error.backward()
             optimizer.step()
-        error = restoration_error(model, images[held_out], device)
-        best, waited = (error, 0) if error < best else (best, waited + 1)
+        found = restoration_error(model, images[held_out], device)
+        best, waited = (found, 0) if found < best else (best, waited + 1)
         if waited > options.patience:
             break
     return model

@@ -1,7 +1,7 @@
 """Hallucinator: extra positives, imagined in feature space away from the key.
 
-"Hallucination Improves the Performance of Unsupervised Visual Representation Learning", Wu, Hobbs, Hovakimyan, ICCV
-2023, arXiv 2307.12168; the facts are those of the official code, ``models/generator.py``,
+"Hallucination Improves the Performance of Unsupervised Visual Representation Learning", Wu, Hobbs,
+Hovakimyan, ICCV 2023, arXiv 2307.12168; the facts are those of the official code, ``models/generator.py``,
 ``datasets/transforms/ContrastiveCrop.py`` and the configs.
 """
 
@@ -12,10 +12,10 @@ from collections.abc import Generator
 from dataclasses import dataclass, fields
 
 import torch
-from evalsuite import Registry, UsageError, hookimpl
-from pretrain import Augment, Look, Modifier, Pairs, Run, View, blocks
-from pretrain import Sample
 from torch import Tensor, nn
+
+from evalsuite import Registry, UsageError, hookimpl
+from pretrain import Augment, Look, Modifier, Pairs, Run, Sample, View, blocks
 
 
 @hookimpl
@@ -43,22 +43,22 @@ class Imagination(nn.Module):
 class Hallucinator(Modifier):
     """Doubles the positives of any method that learns from pairs.
 
-    For each query a small network, trained with the rest, imagines a further one from the query and from its
-    extrapolation away from its mate, y = G(q, (1 + r) q - r k) with r ~ U(0, reach), and y shares the key of q. Rows
-    0..N-1 stay the real queries, rows N..2N-1 are imagined. In MoCo and SimCLR the mate is the key, in SimSiam and
-    BYOL the prediction of the other view.
+    For each query a small network, trained with the rest, imagines a further one from the query and from
+    its extrapolation away from its mate, y = G(q, (1 + r) q - r k) with r ~ U(0, reach), and y shares the
+    key of q. Rows 0..N-1 stay the real queries, rows N..2N-1 are imagined. In MoCo and SimCLR the mate is
+    the key, in SimSiam and BYOL the prediction of the other view.
 
-    Two habits of the official code are set right unless ``official_duplicates`` asks for them: MoCo puts each key
-    into its queue twice, so that it holds half as many images and its size must be a multiple of twice the batch;
-    and SimCLR's loss takes a key's own copy, at similarity 1, for a negative. Here rows of one image keep one
-    source: they are never each other's negatives, and a queue takes each key once.
+    Two habits of the official code are set right unless ``official_duplicates`` asks for them: MoCo puts
+    each key into its queue twice, so that it holds half as many images and its size must be a multiple of
+    twice the batch; and SimCLR's loss takes a key's own copy, at similarity 1, for a negative. Here rows of
+    one image keep one source: they are never each other's negatives, and a queue takes each key once.
 
-    ``box`` is the paper's other half, the crop of view 1: its centre stays within the middle of the image, from
-    ``box`` to 1 - ``box`` of each side, and Beta(alpha, alpha) drives it to the rim. The published configs have
-    ``box=0.25 alpha=0.1`` on CIFAR and STL-10, 0.15 and 0.1 on Tiny ImageNet, 0.2 and 0.6 on ImageNet (there after
-    20 epochs of plain crops, which are not imitated); 0, the default, leaves the views alone. The official code draws
-    one r a step; ``per_sample`` draws one a row. With SimSiam's constant predictor rate the official generator stays
-    as it was initialised; here it is always trained.
+    ``box`` is the paper's other half, the crop of view 1: its centre stays within the middle of the image,
+    from ``box`` to 1 - ``box`` of each side, and Beta(alpha, alpha) drives it to the rim. The published
+    configs have ``box=0.25 alpha=0.1`` on CIFAR and STL-10, 0.15 and 0.1 on Tiny ImageNet, 0.2 and 0.6 on
+    ImageNet (there after 20 epochs of plain crops, which are not imitated); 0, the default, leaves the
+    views alone. The official code draws one r a step; ``per_sample`` draws one a row. With SimSiam's
+    constant predictor rate the official generator stays as it was initialised; here it is always trained.
 
     The paper's tables could not be checked, so no number is claimed: compare with a run without it.
     """
@@ -154,8 +154,9 @@ class RimCrop(Augment):
 
 
 def placed(side: int, crop: int, box: float, share: float) -> int:
-    """Where a crop of ``crop`` pixels begins on a side of ``side``: ``share`` of the way from the first to the last
-    place that has its centre in the box, [box, 1 - box] of the side."""
+    """Where a crop of ``crop`` pixels begins on a side of ``side``: ``share`` of the way from the first to
+    the last place that has its centre in the box, [box, 1 - box] of the side.
+    """
     first, last = (min(max(int(side * edge) - crop // 2, 0), side - crop) for edge in (box, 1 - box))
     return first + int((last - first) * share)
 

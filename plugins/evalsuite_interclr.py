@@ -1,7 +1,8 @@
 """InterCLR: positives among other images of the same online pseudo-class, negatives that are semi-hard.
 
-"Delving into Inter-Image Invariance for Unsupervised Visual Representations", Xie, Zhan, Liu, Ong, Loy, IJCV 2022,
-arXiv 2008.11702; official code: mmselfsup 0.x, ``interclr_moco.py``, ``interclr_memory.py``, ``interclr_hook.py``.
+"Delving into Inter-Image Invariance for Unsupervised Visual Representations", Xie, Zhan, Liu, Ong, Loy,
+IJCV 2022, arXiv 2008.11702; official code: mmselfsup 0.x, ``interclr_moco.py``, ``interclr_memory.py``,
+``interclr_hook.py``.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from evalsuite import Registry, UsageError, hookimpl
 from pretrain import Modifier, Pairs, Run, blocks
-from torch import Tensor
 
 UNSEEN = -1  # the label of a row that no step has written yet
 LLOYD = 100_000  # rows up to which every k-means iteration looks at all of them
@@ -23,16 +25,15 @@ LLOYD = 100_000  # rows up to which every k-means iteration looks at all of them
 
 @hookimpl
 def evalsuite_register(registry: Registry) -> None:
-    registry.modifier(
-        "interclr", "evalsuite_interclr:InterCLR", "an inter-image branch beside the method's own loss"
-    )
+    registry.modifier("interclr", "evalsuite_interclr:InterCLR", "an inter-image branch beside the method's own loss")
 
 
 def with_margin(cosine: Tensor, margin: float, kind: Literal["cos", "arc"]) -> Tensor:
     """The similarity of a positive after its margin; a negative margin raises it and relaxes the boundary.
 
-    ``cos`` subtracts it. ``arc`` adds it to the angle: cos(theta + m), continued by a straight line where the angle
-    would leave [0, pi].
+    ``cos`` subtracts it. ``arc`` adds it to the angle: cos(theta + margin), and where the angle would leave
+    [0, pi] the similarity less |margin sin(margin)| or, for a negative margin, more by that. The two pieces
+    do not meet, as in ArcFace.
     """
     if kind == "cos":
         return cosine - margin
@@ -81,12 +82,14 @@ def mined(
     mining: Literal["semi-hard", "semi-easy", "hard", "random"],
     rng: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Rows of the bank as negatives of each query: their indices (B, count), and which of them are ones (B, count).
+    """Rows of the bank as negatives of each query: their indices (B, count), and which of them are ones (B,
+    count).
 
-    ``similarity`` and ``excluded`` are (B, N). ``semi-hard`` draws without replacement from the ``pool`` most similar
-    rows, ``semi-easy`` from the least similar, ``random`` from all; ``hard`` takes the most similar. Excluded rows
-    never count, so a query may have fewer negatives. The official code draws again until no row of the query's own
-    class is left, which may repeat rows and never ends where one class fills the pool.
+    ``similarity`` and ``excluded`` are (B, N). ``semi-hard`` draws without replacement from the ``pool``
+    most similar rows, ``semi-easy`` from the least similar, ``random`` from all; ``hard`` takes the most
+    similar. Excluded rows never count, so a query may have fewer negatives. The official code draws again
+    until no row of the query's own class is left, which may repeat rows and never ends where one class
+    fills the pool.
     """
     count = min(count, similarity.shape[1])
     if mining == "hard":
@@ -106,21 +109,24 @@ def mined(
 class InterCLR(Modifier):
     """Adds to any method with positives a branch that contrasts each query with *other* images.
 
-    A memory bank holds one key for each image, and a pseudo-label that is renewed whenever the image is seen: the
-    centroid with the largest dot product. The positive of a query is drawn from its pseudo-class, the negatives from
-    the most similar tenth of the bank but for that class, and a margin of -0.5 relaxes the boundary:
+    A memory bank holds one key for each image, and a pseudo-label that is renewed whenever the image is
+    seen: the centroid with the largest dot product. The positive of a query is drawn from its pseudo-class,
+    the negatives from the most similar tenth of the bank but for that class, and a margin of -0.5 relaxes
+    the boundary:
 
         L = (1 - weight) L_method + weight CE([cos(q, v+) - margin, cos(q, v-)] / temperature, 0)
 
-    Defaults are those of the published MoCo v2 run on ImageNet; ``clusters``, ``negatives`` and ``pool`` shrink with
-    smaller data sets to the same shares of them (1/128, 1.28 % and 10 %). Published result: ImageNet linear 68.04
-    for ResNet-50 after 200 epochs, against 67.58 of MoCo v2 in the same code.
+    Defaults are those of the published MoCo v2 run on ImageNet; ``clusters``, ``negatives`` and ``pool`` shrink
+    with smaller data sets to the same shares of them (1/128, 1.28 % and 10 %; the pool is twice an average
+    class at least). Published result: ImageNet linear 68.04 for ResNet-50 after 200 epochs, against 67.58 of
+    MoCo v2 in the same code.
 
-    Where this differs from the official code: the bank is filled by the keys of the first ``warmup`` epochs, during
-    which the method's loss stands alone, and clustered then (officially: features of the untrained network before
-    training, and no warm-up); negatives are drawn without repetition; every process holds the same bank and updates
-    it alike, so nothing is broadcast. Kept as published, with switches: an image may be its own positive
-    (``positive_may_be_self``) and centroids are means that are not normalised (``centroid_normalised``).
+    Where this differs from the official code: the bank is filled by the keys of the first ``warmup``
+    epochs, during which the method's loss stands alone, and clustered then (officially: features of the
+    untrained network before training, and no warm-up); negatives are drawn without repetition; every
+    process holds the same bank and updates it alike, so nothing is broadcast. Kept as published, with
+    switches: an image may be its own positive (``positive_may_be_self``) and centroids are means that are
+    not normalised (``centroid_normalised``).
     """
 
     @dataclass(frozen=True)
@@ -154,7 +160,8 @@ class InterCLR(Modifier):
             )
         clusters = max(2, min(o.clusters, size // 128))
         self.negatives = min(o.negatives, math.ceil(0.0128 * size))
-        self.pool = min(o.pool, math.ceil(0.1 * size))
+        # A pool no larger than a class would hold nothing but the query's own, where there are few classes.
+        self.pool = min(o.pool, max(math.ceil(0.1 * size), 2 * math.ceil(size / clusters)))
         self.min_size = min(o.min_size, max(1, size // clusters // 6))
         self.bank = blocks.Bank(size, run.width)
         self.register_buffer("labels", torch.full((size,), UNSEEN))
@@ -172,9 +179,7 @@ class InterCLR(Modifier):
         return found
 
     @hookimpl(wrapper=True)
-    def losses(
-        self, run: Run, pairs: list[Pairs]
-    ) -> Generator[None, list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+    def losses(self, run: Run, pairs: list[Pairs]) -> Generator[None, list[dict[str, Tensor]], list[dict[str, Tensor]]]:
         terms = yield
         if not self.started:
             return terms

@@ -48,24 +48,22 @@ class Batch:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with every tensor changed."""
-        views = tuple(
-            View(change(v.data), None if v.box is None else change(v.box), v.kind) for v in self.views
-        )
+        views = tuple(View(change(v.data), None if v.box is None else change(v.box), v.kind) for v in self.views)
         return Batch(views, change(self.index), {name: change(value) for name, value in self.extra.items()})
 
     def pin_memory(self) -> Batch:
         """In page-locked memory, from which a copy to a GPU need not wait."""
         return self.map(Tensor.pin_memory)
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Batch:
         """On a device, image pixels scaled to [0,1] there: eight-bit pixels are a quarter of the traffic."""
         moved = self.map(lambda t: t.to(device, non_blocking=True))
-        return replace(moved, views=tuple(_unit(v) for v in moved.views))
+        return replace(moved, views=tuple(_unit(v, dtype) for v in moved.views))
 
 
-def _unit(view: View) -> View:
+def _unit(view: View, dtype: torch.dtype) -> View:
     eight_bit = view.kind in ("image", "video") and view.data.dtype == torch.uint8
-    return replace(view, data=view.data.float().div_(255)) if eight_bit else view
+    return replace(view, data=view.data.to(dtype).div_(255)) if eight_bit else view
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class Pairs:
 class Draw:
     """A batch and the step it belongs to. No dataclass: Fabric takes those apart to convert their numbers."""
 
-    __slots__ = ("batch", "bad", "micro", "step")
+    __slots__ = ("bad", "batch", "micro", "step")
 
     def __init__(self, step: int, micro: int, batch: Batch, bad: tuple[int, ...] = ()) -> None:
         self.step, self.micro, self.batch, self.bad = step, micro, batch, bad

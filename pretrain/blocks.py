@@ -97,12 +97,22 @@ def gather(rows: Tensor) -> Tensor:
     return gathered
 
 
-def firsts(source: Tensor) -> Tensor:
-    """Positions, ascending, at which each value of ``source`` (M,) stands for the first time."""
-    values, inverse = source.unique(return_inverse=True)
-    position = torch.arange(len(source), device=source.device)
-    first = torch.full((len(values),), len(source), device=source.device)
-    return first.scatter_reduce_(0, inverse, position, "amin").sort().values
+def firsts(source: Tensor, index: Tensor | None = None) -> Tensor:
+    """Positions, ascending, at which each value of ``source`` (M,) stands for the first time.
+
+    With ``index``, the rows of a batch: for as many times as its sample stands there. A queue that takes the
+    keys of these positions takes every image of the batch once, whatever copies were added to the pairs and
+    even where an image is in the batch twice, so that their number does not depend on the images.
+    """
+    order = source.argsort(stable=True)
+    _, counts = source[order].unique_consecutive(return_counts=True)
+    starts = counts.cumsum(0) - counts
+    nth = torch.empty_like(order)
+    nth[order] = torch.arange(len(order), device=order.device) - starts.repeat_interleave(counts)
+    if index is None:
+        return (nth == 0).nonzero()[:, 0]
+    times = (sample_of(source)[:, None] == index).sum(1)
+    return (nth < times).nonzero()[:, 0]
 
 
 def apart(source: Tensor) -> Tensor:
@@ -198,7 +208,7 @@ def ema_momentum(step: int, total: int, start: float, end: float = 1.0) -> float
     """The momentum at ``step`` of ``total`` on a cosine from ``start`` to ``end``; it stays at ``end``
     afterwards.
 
-    BYOL (eq. 5 with start 0.996) and PixPro (start 0.99) write it as 1 - (1 - start) (cos(pi t / T) + 1) / 2.
+    BYOL and PixPro (start 0.99) write it as 1 - (1 - start) (cos(pi t / T) + 1) / 2.
     """
     return end - (end - start) * (math.cos(math.pi * min(step / total, 1.0)) + 1) / 2
 
@@ -249,7 +259,7 @@ class EmaTwin(nn.Module):
 class Queue(nn.Module):
     """The last ``size`` keys, oldest overwritten first: MoCo's dictionary.
 
-    ``rows`` is (size, width), one unit vector a row, so that a push is one contiguous copy; the official
+    ``rows`` is (size, width), one unit vector a row, as everywhere here; the official
     MoCo keeps the transpose, (width, size). It starts with random unit vectors drawn from ``rng``, or with
     zeros if ``empty``, and ``filled`` tells whether every row has been pushed. ``shared`` queues take the
     keys of all processes in rank order and so hold the same rows everywhere; the others keep to their own
@@ -303,7 +313,8 @@ class Queue(nn.Module):
         self.fits(len(keys))
         keys = F.normalize(keys.detach().to(self.rows.dtype))
         keys = gather(keys) if self._shared else keys
-        self.rows[self.pointer : self.pointer + len(keys)] = keys
+        place = torch.arange(self.pointer, self.pointer + len(keys), device=keys.device) % len(self.rows)
+        self.rows[place] = keys
         self.pushed.add(len(keys))
 
 
@@ -315,16 +326,13 @@ def _nearest(size: int, step: int) -> int:
 class Bank(nn.Module):
     """One unit vector for each sample of the data set: ``rows`` (size, width), written by sample index.
 
-    ``rate`` is the share of the new feature: row <- n((1 - rate) row + rate n(new)). 1 replaces it
-    (InterCLR), 0.5 is the memory of NPID. Rows start as random unit vectors drawn from ``rng``. Every
-    process holds the same bank.
+    ``rate`` is the share of the new feature: row <- n((1 - rate) row + rate n(new)); 1 replaces the row
+    (InterCLR). Rows start as random unit vectors drawn from ``rng``. Every process holds the same bank.
     """
 
     rows: Tensor
 
-    def __init__(
-        self, size: int, width: int, *, rate: float = 1.0, rng: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, size: int, width: int, *, rate: float = 1.0, rng: torch.Generator | None = None) -> None:
         super().__init__()
         if not 0 < rate <= 1:
             raise ValueError(f"the rate of a bank lies in (0,1], not at {rate}")
@@ -383,7 +391,7 @@ def kmeans(
             cause="every cluster needs a sample",
             fix="ask for fewer clusters or bring more data",
         )
-    options = {"n_clusters": clusters, "random_state": seed, "max_iter": iterations, "n_init": 1}
+    options = {"n_clusters": clusters, "random_state": seed % 2**32, "max_iter": iterations, "n_init": 1}
     model = KMeans(**options) if batch is None else MiniBatchKMeans(batch_size=batch, **options)
     fitted = model.fit(_wide(rows.detach()).cpu().numpy())
     labels = torch.as_tensor(fitted.labels_, dtype=torch.long, device=rows.device)
@@ -527,10 +535,10 @@ class LARS(torch.optim.Optimizer):
     - ``ratio="summed"``: trust |w| / (|g| + weight_decay |w| + eps), as in apex's LARC (SwAV, SimSiam's
       probe) and solo-learn (AdaInf, trust 0.02).
 
-    ``clip`` bounds the ratio by the learning rate: min(ratio / lr, 1) (solo-learn; LARC's default). Weights
-    that are all zero have the ratio 1; weights without any gradient take the ratio 1 of what decays them
-    when it is "decayed", and stand still when it is "summed". Then v <- momentum v + ratio g' and w <- w -
-    lr v. Pass the groups of :func:`split_decay` to leave vectors out.
+    ``clip`` bounds the ratio by the learning rate: min(ratio / lr, 1) (solo-learn). Weights that are all zero
+    have the ratio 1. Weights without any gradient stand still under "summed" and have the ratio 1 under
+    "decayed". Then v <- momentum v + ratio g' and w <- w - lr v. Pass the groups of :func:`split_decay` to
+    leave vectors out.
     """
 
     def __init__(

@@ -61,7 +61,7 @@ class Defaults(Plugin):
     def batches(self, run: Run, data: Images, epoch: int) -> Iterable[Tensor]:
         order = np.random.default_rng([run.seed, epoch, 0]).permutation(len(data))
         whole = len(order) // run.batch_size * run.batch_size
-        return torch.from_numpy(order[:whole]).split(run.batch_size)
+        return list(torch.from_numpy(order[:whole]).view(-1, run.batch_size))
 
     @hookimpl
     def features(self, run: Run, batch: Batch) -> list[Features]:
@@ -74,20 +74,18 @@ class Defaults(Plugin):
     @hookimpl
     def rate(self, run: Run) -> float:
         t = run.training
-        epoch = run.step / max(1, run.epoch_steps)
-        at = float(int(epoch)) if t.by_epoch else epoch
+        at, total = run.step / run.epoch_steps, run.steps / run.epoch_steps
+        at = float(int(at)) if t.by_epoch else at
         if at < t.warmup or t.schedule == "cosine":
-            return cosine_schedule(at, run.epochs, 1.0, warmup=t.warmup)
+            return cosine_schedule(at, total, 1.0, warmup=t.warmup)
         if t.schedule == "step":
-            return step_schedule(at, 1.0, [share * run.epochs for share in t.milestones])
+            return step_schedule(at, 1.0, [share * total for share in t.milestones])
         return 1.0
 
 
 def _groups(modules: nn.Module) -> list[dict[str, Any]]:
     """The trained parameters, in two groups: those of modules that ask for a constant learning rate, and the rest."""
-    constant = {
-        id(p) for m in modules.modules() if getattr(m, "constant_rate", False) for p in m.parameters()
-    }
+    constant = {id(p) for m in modules.modules() if getattr(m, "constant_rate", False) for p in m.parameters()}
     trained = [p for p in modules.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if id(p) not in constant], "constant": False},
@@ -107,9 +105,7 @@ def build_optimizer(t: Training, batch_size: int, groups: list[dict[str, Any]]) 
         else:
             parted += [part | _mark(group) for part in split_decay(group["params"], t.weight_decay)]
     if t.optimizer == "lars":
-        return LARS(
-            parted, lr, momentum=t.momentum, trust=t.trust, ratio=t.trust_ratio, clip=t.trust_clip
-        )
+        return LARS(parted, lr, momentum=t.momentum, trust=t.trust, ratio=t.trust_ratio, clip=t.trust_clip)
     if t.optimizer == "adamw":
         return AdamW(parted, lr)
     return SGD(parted, lr, momentum=t.momentum)

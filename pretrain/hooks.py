@@ -191,13 +191,9 @@ class Recipe:
             return []
         return list(self._manager.hook.pairs(run=run, batch=batch, features=features))
 
-    def losses(
-        self, run: Run, batch: Batch, features: list[Features], pairs: list[Pairs]
-    ) -> dict[str, Tensor]:
+    def losses(self, run: Run, batch: Batch, features: list[Features], pairs: list[Pairs]) -> dict[str, Tensor]:
         """All terms. Raises :class:`PluginError` where two parts use one name."""
-        found: list[dict[str, Tensor]] = self._manager.hook.losses(
-            run=run, batch=batch, features=features, pairs=pairs
-        )
+        found: list[dict[str, Tensor]] = self._manager.hook.losses(run=run, batch=batch, features=features, pairs=pairs)
         terms: dict[str, Tensor] = {}
         for part in reversed(found):  # pluggy asks the last registered first
             for name, term in part.items():

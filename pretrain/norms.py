@@ -140,4 +140,5 @@ class _Synced(_BatchNorm):
             self.running_var.lerp_(variance.detach() * (count / (count - 1)), momentum)
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked += 1
-        return out.to(x.dtype)
+        normed: Tensor = out.to(x.dtype)
+        return normed

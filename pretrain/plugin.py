@@ -123,6 +123,11 @@ class Run:
         return safetensors.torch.load_file(path)
 
 
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a plugin that has none."""
+
+
 class Plugin(nn.Module):
     """A part of a recipe: its marked methods are stages (:class:`pretrain.hooks.Stages`).
 
@@ -130,7 +135,7 @@ class Plugin(nn.Module):
     it. They are built in ``prepared``. ``options`` is an instance of the class's ``Options``, a frozen dataclass.
     """
 
-    Options: ClassVar[type[Any]]
+    Options: ClassVar[type[Any]] = NoOptions
     options: Any
 
     def __init__(self, options: Any = None) -> None:
@@ -138,12 +143,6 @@ class Plugin(nn.Module):
         self.options = self.Options() if options is None else options
         if not isinstance(self.options, self.Options):
             raise TypeError(f"{type(self).__name__} takes {self.Options}, not {type(self.options).__name__}")
-
-    @dataclass(frozen=True)
-    class _NoOptions:
-        pass
-
-    Options = _NoOptions
 
 
 class Method(Plugin):

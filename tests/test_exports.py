@@ -46,9 +46,7 @@ def test_the_version_is_that_of_the_distribution():
     assert evalsuite.__version__ == importlib.metadata.version("evalsuite")
 
 
-@pytest.mark.parametrize(
-    "statement", ["import evalsuite", "import evalsuite.hooks", "from evalsuite import hookimpl"]
-)
+@pytest.mark.parametrize("statement", ["import evalsuite", "import evalsuite.hooks", "from evalsuite import hookimpl"])
 def test_importing_the_face_loads_no_heavy_package(statement: str):
     heavy = ["torch", "torchvision", "timm", "numpy", "pydantic", "matplotlib", "scipy"]
     code = f"{statement}; import sys; print([m for m in {heavy!r} if m in sys.modules])"

@@ -223,11 +223,7 @@ def _of_the_suite(module: str, found: Import, target: str) -> str:
     if room == "evalsuite":
         return "" if found.deep else "the face is lazy"
     if target == "evalsuite":
-        return (
-            ""
-            if found.name in (None, "__version__") and room == "evalsuite.cli"
-            else "name the module it lives in"
-        )
+        return "" if found.name in (None, "__version__") and room == "evalsuite.cli" else "name the module it lives in"
     if other == room:
         apart = room in APART and target != room and module != room
         return f"files of {room} stand apart" if apart and not _private(target) else ""
@@ -248,11 +244,7 @@ def _of_pretrain(module: str, found: Import, target: str) -> str:
     if not module.startswith("pretrain.methods") or target == "pretrain.methods":
         return ""
     if target.startswith("pretrain.methods"):
-        return (
-            ""
-            if module == "pretrain.methods" or _private(target)
-            else "files of pretrain.methods stand apart"
-        )
+        return "" if module == "pretrain.methods" or _private(target) else "files of pretrain.methods stand apart"
     return "" if is_public(found) else "methods use only public names of pretrain and its blocks"
 
 
@@ -369,16 +361,10 @@ def declared() -> dict[str, str]:
 
 
 def test_every_module_with_a_hook_has_its_entry_point_and_the_reverse():
-    hooked = {
-        m for m, path in modules() if any(_registers(node) for node in ast.parse(path.read_text()).body)
-    }
-    assert hooked == set(declared().values()), (
-        "the table [project.entry-points.evalsuite] is the index of the house"
-    )
+    hooked = {m for m, path in modules() if any(_registers(node) for node in ast.parse(path.read_text()).body)}
+    assert hooked == set(declared().values()), "the table [project.entry-points.evalsuite] is the index of the house"
     for name, module in declared().items():
-        assert name == module.rpartition(".")[2].removeprefix("evalsuite_"), (
-            f"{module} is not to be called {name!r}"
-        )
+        assert name == module.rpartition(".")[2].removeprefix("evalsuite_"), f"{module} is not to be called {name!r}"
 
 
 def _registers(node: ast.stmt) -> bool:
@@ -386,11 +372,7 @@ def _registers(node: ast.stmt) -> bool:
 
 
 def test_plugins_are_named_as_a_stranger_would_name_them():
-    found = {
-        p.stem
-        for p in (REPOSITORY / "plugins").iterdir()
-        if p.suffix == ".py" or (p / "__init__.py").exists()
-    }
+    found = {p.stem for p in (REPOSITORY / "plugins").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
     assert all(name.startswith("evalsuite_") for name in found), found
     assert found == {module for module in declared().values() if module.startswith("evalsuite_")}
     assert not (REPOSITORY / "plugins" / "__init__.py").exists(), "plugins/ is a source root, not a package"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,12 +39,12 @@ def build(name: str, *, pretrained: bool = False, **options: Any) -> Backbone:
     net = torchvision.models.get_model(name, weights=weights, **options)
     if isinstance(net, torchvision.models.VisionTransformer):
         return Backbone(net, _spec_vit(name, net, options), _look_vit)
-    look = _look_resnet if isinstance(net, ResNet) else _look_features
-    if look is _look_features and not isinstance(getattr(net, "features", None), nn.Sequential):
+    if not isinstance(net, ResNet) and not isinstance(getattr(net, "features", None), nn.Sequential):
         raise ValueError(f"torchvision's {name} has no sequence of stages to read maps from")
+    shadow = copy.deepcopy(net).eval().to("meta")
+    look = _look_resnet if isinstance(net, ResNet) else partial(_look_features, strides=_strides(shadow))
     with torch.no_grad():
-        size = 256
-        shapes = look(copy.deepcopy(net).eval().to("meta"), torch.empty(1, 3, size, size, device="meta"))
+        shapes = look(shadow, torch.empty(1, 3, 256, 256, device="meta"))
     assert shapes.pooled is not None
     spec = BackboneSpec(
         arch=f"torchvision:{name}",
@@ -52,7 +53,7 @@ def build(name: str, *, pretrained: bool = False, **options: Any) -> Backbone:
         strides={stride: level.shape[1] for stride, level in shapes.maps.items()},
         gives=frozenset({"pooled", "maps"}),
     )
-    return Backbone(net, spec, look, _resnet_split if look is _look_resnet else None)
+    return Backbone(net, spec, look, _resnet_split if isinstance(net, ResNet) else None)
 
 
 def build_small(name: str, *, width: int = 64, stem_padding: int = 1, image_size: int = 32) -> Backbone:
@@ -117,17 +118,34 @@ def _look_stages(net: nn.Module, x: Tensor, strides: tuple[int, ...]) -> Feature
     return Features(x.mean((2, 3)), maps)
 
 
-def _look_features(net: Any, x: Tensor) -> Features:
+def _channels_last(net: nn.Module) -> bool:
+    return isinstance(net, torchvision.models.swin_transformer.SwinTransformer)
+
+
+def _strides(net: Any) -> tuple[int, ...]:
+    """The stride after each child of ``net.features``, for a network on the meta device.
+
+    Read off a large image, where what unpadded convolutions lose at the edges does not count: on a small one
+    AlexNet's last map is a single pixel, which says nothing of its stride.
+    """
+    size = 1024
+    x = torch.empty(1, 3, size, size, device="meta")
+    strides = []
+    with torch.no_grad():
+        for module in net.features:
+            x = module(x)
+            strides.append(2 ** round(math.log2(size / x.shape[2])))
+    return tuple(strides)
+
+
+def _look_features(net: Any, x: Tensor, strides: tuple[int, ...]) -> Features:
     """Run ``net.features`` child by child and keep the last map of each stride."""
-    width = x.shape[-1]
-    last = isinstance(net, torchvision.models.swin_transformer.SwinTransformer)  # channels last inside
     maps: dict[int, Tensor] = {}
-    for module in net.features:
+    for stride, module in zip(strides, net.features, strict=True):
         x = module(x)
-        level = x.permute(0, 3, 1, 2) if last else x
-        maps[2 ** round(math.log2(width / level.shape[-1]))] = level
+        maps[stride] = x.permute(0, 3, 1, 2) if _channels_last(net) else x
     maps.pop(1, None)
-    if last:
+    if _channels_last(net):
         return Features(net.norm(x).mean((1, 2)), maps)
     if isinstance(net, torchvision.models.DenseNet):
         x = F.relu(x)

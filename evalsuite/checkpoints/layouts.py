@@ -1,9 +1,9 @@
 """How families of architectures name their tensors, and what the shapes say of the architecture.
 
-A layout is a function from one dict of tensors to candidates: the tensors under the names of an architecture of ours, and
-that architecture. It never sees training frameworks: it looks for the names of its family behind any prefix, so that
-``module.encoder_q.layer1.0.conv1.weight`` and ``backbone.layer1.0.conv1.weight`` are the same to it. Which of several
-candidates is the backbone to judge is decided in :mod:`evalsuite.checkpoints.origins`.
+A layout is a function from one dict of tensors to candidates: the tensors under the names of an architecture of
+ours, and that architecture. It never sees training frameworks: it looks for the names of its family behind any
+prefix, so that ``module.encoder_q.layer1.0.conv1.weight`` and ``backbone.layer1.0.conv1.weight`` are the same to it.
+Which of several candidates is the backbone to judge is decided in :mod:`evalsuite.checkpoints.origins`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Candidate:
 
     ``prefix`` is what preceded the names in the file. ``sources`` gives for each name the name in the file where they
     differ by more than the prefix. ``arch`` is None where the tensors are of the family but no architecture of ours
-    has their shapes; ``note`` then says why. ``mean``, ``std`` and ``image_size`` are given where the layout knows them.
+    has their shapes; ``note`` then says why. ``mean``, ``std`` and ``image_size`` are for a layout that knows them.
     """
 
     tensors: Tensors
@@ -98,7 +98,7 @@ SMALL = ("resnet10", "resnet18", "resnet34", "resnet50")
 
 
 def resnet(state: State) -> Iterator[Candidate]:
-    """torchvision's names: ``conv1``, ``bn1``, ``layer1`` to ``layer4``; timm's, and most training code's, are the same."""
+    """torchvision's names, which are timm's and most training code's: ``conv1``, ``bn1``, ``layer1`` to ``layer4``."""
     for prefix, found in behind(state.tensors, "layer1.0.conv1.weight"):
         yield _resnet(found, {}, prefix)
 
@@ -129,9 +129,7 @@ def detectron2(state: State) -> Iterator[Candidate]:
         if not any(k.startswith("res5.") for k in found):
             inner = next((k[: k.index("res5.")] for k in state.tensors if "roi_heads.res5." in k), None)
             if inner is not None:
-                found |= {
-                    k[len(inner) :]: v for k, v in state.tensors.items() if k.startswith(inner + "res5.")
-                }
+                found |= {k[len(inner) :]: v for k, v in state.tensors.items() if k.startswith(inner + "res5.")}
         note = "channels taken as RGB, as in converted torchvision weights; detectron2's own MSRA models expect BGR"
         yield _resnet(*renamed(found, _from_detectron2), prefix, note)
 
@@ -183,12 +181,7 @@ def _resnet_arch(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str | None, dic
         return None, {}, f"a ResNet whose 7x7 stem has {width} channels; torchvision's and timm's have 64"
     groups = inner // per_group
     wide = WIDE.get((inner, groups))
-    if (
-        bottleneck
-        and name
-        and wide
-        and wide.format(name) in torchvision.models.list_models(torchvision.models)
-    ):
+    if bottleneck and name and wide and wide.format(name) in torchvision.models.list_models(torchvision.models):
         return f"torchvision:{wide.format(name)}", {}, ""
     if not bottleneck and name in ("resnet18", "resnet34"):
         return f"torchvision:{name}", {}, ""
@@ -209,7 +202,7 @@ def _deep_stem(
 
 # ------------------------------------------------------------------------------------------------------------ ViTs
 
-# (width, depth, patch) -> (name, image size); other numbers go through options of vit_base_patch16_224
+# (width, depth, patch) -> name; other numbers go through options of vit_base_patch16_224
 VITS = {(192, 12, 16): "vit_tiny_patch16_224", (384, 12, 32): "vit_small_patch32_224",
         (384, 12, 16): "vit_small_patch16_224", (384, 12, 8): "vit_small_patch8_224",
         (768, 12, 32): "vit_base_patch32_224", (768, 12, 16): "vit_base_patch16_224",
@@ -236,14 +229,10 @@ def _timm_vit_name(name: str, chunked: bool) -> str | None:
     return name.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2.")
 
 
-def _vits(
-    found: dict[str, Tensor], sources: dict[str, str], prefix: str, state: State
-) -> Iterator[Candidate]:
+def _vits(found: dict[str, Tensor], sources: dict[str, str], prefix: str, state: State) -> Iterator[Candidate]:
     width, channels, patch, wide = found["patch_embed.proj.weight"].shape
     if channels != 3 or patch != wide or "pos_embed" not in found or found["pos_embed"].ndim != 3:
-        yield Candidate(
-            found, None, {}, prefix, sources, "a ViT without square RGB patches or a table of positions"
-        )
+        yield Candidate(found, None, {}, prefix, sources, "a ViT without square RGB patches or a table of positions")
         return
     depth = count(found, r"blocks\.(\d+)\.norm1\.weight")
     name = VITS.get((width, depth, patch), "vit_base_patch16_224")
@@ -259,16 +248,12 @@ def _vits(
         out, back = found["blocks.0.mlp.fc1.weight"].shape[0], found["blocks.0.mlp.fc2.weight"].shape[1]
         if out == 2 * back:
             name = "vit_giant_patch14_dinov2"
-            options = {k: v for k, v in options.items() if k != "num_heads"} | {
-                "num_heads": max(width // 64, 1)
-            }
+            options = {k: v for k, v in options.items() if k != "num_heads"} | {"num_heads": max(width // 64, 1)}
             options |= {"mlp_ratio": out / width}
         elif out != 4 * width:
             options["mlp_ratio"] = out / width
     if "base_encoder." in prefix or "momentum_encoder." in prefix:
-        options |= (
-            {"num_heads": 12} if width == 384 else {}
-        )  # facebookresearch/moco-v3 vits.py: vit_small has 12
+        options |= {"num_heads": 12} if width == 384 else {}  # facebookresearch/moco-v3 vits.py: vit_small has 12
     grid = _positions(found, sources, options)
     if grid is None:
         yield Candidate(
@@ -359,11 +344,17 @@ def torchvision_vit(state: State) -> Iterator[Candidate]:
 
 # ------------------------------------------------------------------------------------------------- ConvNeXt and Swin
 
-CONVNEXTS: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {((2, 2, 6, 2), (40, 80, 160, 320)): "atto", ((2, 2, 6, 2), (48, 96, 192, 384)): "femto",
-             ((2, 2, 6, 2), (64, 128, 256, 512)): "pico", ((2, 2, 8, 2), (80, 160, 320, 640)): "nano",
-             ((3, 3, 9, 3), (96, 192, 384, 768)): "tiny", ((3, 3, 27, 3), (96, 192, 384, 768)): "small",
-             ((3, 3, 27, 3), (128, 256, 512, 1024)): "base", ((3, 3, 27, 3), (192, 384, 768, 1536)): "large",
-             ((3, 3, 27, 3), (256, 512, 1024, 2048)): "xlarge"}  # fmt: skip
+CONVNEXTS: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
+    ((2, 2, 6, 2), (40, 80, 160, 320)): "atto",
+    ((2, 2, 6, 2), (48, 96, 192, 384)): "femto",
+    ((2, 2, 6, 2), (64, 128, 256, 512)): "pico",
+    ((2, 2, 8, 2), (80, 160, 320, 640)): "nano",
+    ((3, 3, 9, 3), (96, 192, 384, 768)): "tiny",
+    ((3, 3, 27, 3), (96, 192, 384, 768)): "small",
+    ((3, 3, 27, 3), (128, 256, 512, 1024)): "base",
+    ((3, 3, 27, 3), (192, 384, 768, 1536)): "large",
+    ((3, 3, 27, 3), (256, 512, 1024, 2048)): "xlarge",
+}
 
 
 def convnext(state: State) -> Iterator[Candidate]:
@@ -388,9 +379,7 @@ def _from_official_convnext(name: str) -> str:
             break
     for old, new in ((".dwconv.", ".conv_dw."), (".pwconv1.", ".mlp.fc1."), (".pwconv2.", ".mlp.fc2.")):
         name = name.replace(old, new)
-    return re.sub(
-        r"\.grn\.(gamma|beta)$", lambda m: f".mlp.grn.{'weight' if m[1] == 'gamma' else 'bias'}", name
-    )
+    return re.sub(r"\.grn\.(gamma|beta)$", lambda m: f".mlp.grn.{'weight' if m[1] == 'gamma' else 'bias'}", name)
 
 
 def _convnext(found: dict[str, Tensor], sources: dict[str, str], prefix: str) -> Candidate:
@@ -416,10 +405,15 @@ def _convnext(found: dict[str, Tensor], sources: dict[str, str], prefix: str) ->
     return Candidate(found, f"timm:convnext{'v2' if second else ''}_{size}", options, prefix, sources)
 
 
-SWINS: dict[tuple[int, tuple[int, ...], int], str] = {(96, (2, 2, 6, 2), 7): "swin_tiny_patch4_window7_224", (96, (2, 2, 18, 2), 7): "swin_small_patch4_window7_224",
-         (128, (2, 2, 18, 2), 7): "swin_base_patch4_window7_224", (128, (2, 2, 18, 2), 12): "swin_base_patch4_window12_384",
-         (192, (2, 2, 18, 2), 7): "swin_large_patch4_window7_224",
-         (192, (2, 2, 18, 2), 12): "swin_large_patch4_window12_384"}  # fmt: skip
+# (width, depths, window) -> name
+SWINS: dict[tuple[int, tuple[int, ...], int], str] = {
+    (96, (2, 2, 6, 2), 7): "swin_tiny_patch4_window7_224",
+    (96, (2, 2, 18, 2), 7): "swin_small_patch4_window7_224",
+    (128, (2, 2, 18, 2), 7): "swin_base_patch4_window7_224",
+    (128, (2, 2, 18, 2), 12): "swin_base_patch4_window12_384",
+    (192, (2, 2, 18, 2), 7): "swin_large_patch4_window7_224",
+    (192, (2, 2, 18, 2), 12): "swin_large_patch4_window12_384",
+}
 
 
 def swin(state: State) -> Iterator[Candidate]:
@@ -433,9 +427,7 @@ def swin(state: State) -> Iterator[Candidate]:
         depths = tuple(count(found, rf"layers\.{i}\.blocks\.(\d+)\.norm1\.weight") for i in range(4))
         tables = [found.get(f"layers.{i}.blocks.0.attn.relative_position_bias_table") for i in range(4)]
         if not all(depths) or any(t is None for t in tables):
-            yield Candidate(
-                found, None, {}, prefix, sources, "a Swin transformer with fewer than four stages"
-            )
+            yield Candidate(found, None, {}, prefix, sources, "a Swin transformer with fewer than four stages")
             continue
         length, _ = tables[0].shape  # type: ignore[union-attr]
         heads = [t.shape[1] for t in tables if t is not None]
@@ -460,9 +452,17 @@ def _timm_swin_name(name: str, official: bool) -> str | None:
 
 
 # families and a name that only they have
-FAMILIES = {"alexnet": r"features\.0\.weight", "vgg": r"features\.0\.weight", "squeezenet": r"\.squeeze\.weight",
-            "densenet": r"denseblock1\.", "mobilenet_v2": r"\.conv\.0\.0\.", "mobilenet_v3": r"features\.1\.block\.0\.0\.",
-            "efficientnet": r"features\.1\.0\.block\.", "convnext": r"layer_scale", "swin": r"\.attn\.qkv\."}  # fmt: skip
+FAMILIES = {
+    "alexnet": r"features\.0\.weight",
+    "vgg": r"features\.0\.weight",
+    "squeezenet": r"\.squeeze\.weight",
+    "densenet": r"denseblock1\.",
+    "mobilenet_v2": r"\.conv\.0\.0\.",
+    "mobilenet_v3": r"features\.1\.block\.0\.0\.",
+    "efficientnet": r"features\.1\.0\.block\.",
+    "convnext": r"layer_scale",
+    "swin": r"\.attn\.qkv\.",
+}
 
 
 def torchvision_features(state: State) -> Iterator[Candidate]:
@@ -502,7 +502,5 @@ def _signatures(family: str) -> dict[str, dict[str, tuple[int, ...]]]:
         for name in torchvision.models.list_models(torchvision.models):
             if name.startswith(family):
                 net = torchvision.models.get_model(name, weights=None)
-                found[name] = {
-                    k: tuple(v.shape) for k, v in net.state_dict().items() if k.startswith("features.")
-                }
+                found[name] = {k: tuple(v.shape) for k, v in net.state_dict().items() if k.startswith("features.")}
     return found

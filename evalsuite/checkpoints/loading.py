@@ -14,7 +14,7 @@ import timm
 import torch
 import torchvision
 
-from evalsuite.backbone import HEADER, IMAGENET_MEAN, IMAGENET_STD, Backbone, build
+from evalsuite.backbone import HEADER, IMAGENET_MEAN, IMAGENET_STD, Backbone, build, read_header
 from evalsuite.checkpoints import origins, reading
 from evalsuite.checkpoints.layouts import Candidate
 from evalsuite.checkpoints.matching import LoadReport, Match, heads_of, match, prefixes
@@ -143,10 +143,8 @@ def _zoo(text: str, backbone: Backbone, inputs: Mapping[str, Any], how: str, **p
     return Loaded(backbone, report, _slug(text), {"source": text, **provenance})
 
 
-def _own(
-    path: Path, file: reading.File, registry: Registry, inputs: Mapping[str, Any], arch: str | None
-) -> Loaded:
-    header = json.loads(file.header[HEADER])
+def _own(path: Path, file: reading.File, registry: Registry, inputs: Mapping[str, Any], arch: str | None) -> Loaded:
+    header = read_header(path) or {}
     try:
         backbone = Backbone.load(path, registry).eval()
     except RuntimeError as error:
@@ -170,7 +168,7 @@ def _own(
         sha256=file.sha256,
         identity=backbone.identity,
     )
-    provenance = {"source": str(path), "sha256": file.sha256, **header["provenance"]}
+    provenance = {"source": str(path), "sha256": file.sha256, **header.get("provenance", {})}
     return Loaded(backbone, report, _name(path), provenance)
 
 
@@ -223,17 +221,11 @@ class _Builder:
         return self._built[key]
 
 
-def _find(
-    file: reading.File, registry: Registry, arch: str | None, options: Mapping[str, Any], seed: int
-) -> _Found:
+def _find(file: reading.File, registry: Registry, arch: str | None, options: Mapping[str, Any], seed: int) -> _Found:
     """The best reading of a file. Raises BackboneError where there is none."""
     held = reading.states(file)
     if not held:
-        keys = (
-            ", ".join(map(str, file.tree))[:120]
-            if isinstance(file.tree, Mapping)
-            else type(file.tree).__name__
-        )
+        keys = ", ".join(map(str, file.tree))[:120] if isinstance(file.tree, Mapping) else type(file.tree).__name__
         raise BackboneError(
             f"{file.path} holds no tensors",
             cause=f"it holds {keys or 'nothing'}",
@@ -260,16 +252,13 @@ def _find_as(
 ) -> _Found:
     """The best reading of a file as one architecture; what else it looks like, if that is no whole one."""
     builder = _Builder(registry, options, seed)
-    backbone, heads = builder(arch, {})
-    plain = _best(_behind_prefixes(held, arch, backbone, heads, why))
-    if plain is not None and plain.match.whole:
-        return plain
     read = _candidates(held, registry)
     best = _best(_forced(held, read, arch, builder, why))
     if best is not None and best.match.whole:
         return best
-    rival = _rival(read, _Builder(registry, {}, seed))
+    rival = _rival(read, _Builder(registry, {}, seed) if options else builder)
     if best is None:
+        backbone, heads = builder(arch, {})
         best = _Found(Candidate({}, arch), "", False, held[0], backbone, heads, match(backbone, heads, {}))
     return replace(best, rival=rival)
 
@@ -299,11 +288,14 @@ def _measure(read: Iterable[Read], builder: _Builder) -> Iterator[_Found]:
         if candidate.arch is None:
             continue
         extra = dict(candidate.options)
-        if candidate.arch.startswith("small:") and origins.origin(state, candidate.prefix) == "solo-learn":
-            extra.setdefault("stem_padding", 2)  # solo-learn, base.py: the CIFAR stem is padded by 2
+        padded = ""
+        if candidate.arch.startswith("small:"):
+            by_two = origins.origin(state, candidate.prefix) == "solo-learn"  # its base.py, for CIFAR
+            extra.setdefault("stem_padding", 2 if by_two else 1)
+            padded = f"stem taken as padded by {extra['stem_padding']}, which shapes do not show (options stem_padding)"
         backbone, heads = builder(candidate.arch, extra)
         _, why = origins.choice(state.container, candidate.prefix)
-        reason = tuple(r for r in (why, candidate.note) if r)
+        reason = tuple(r for r in (why, candidate.note, padded) if r)
         yield _Found(
             candidate,
             naming,
@@ -366,11 +358,7 @@ def _unknown(file: reading.File, held: list[reading.State], read: list[Read]) ->
     notes = [r.candidate.note for r in read if r.candidate.note]
     largest = max(held, key=lambda s: len(s.tensors))
     first = ", ".join(f"{k} {tuple(v.shape)}" for k, v in list(largest.tensors.items())[:3])
-    cause = (
-        f"it looks like {notes[0]}"
-        if notes
-        else f"no layout knows its {len(largest.tensors)} tensors: {first}"
-    )
+    cause = f"it looks like {notes[0]}" if notes else f"no layout knows its {len(largest.tensors)} tensors: {first}"
     return BackboneError(
         f"the architecture of {file.path} cannot be told from its tensors",
         cause=cause,
@@ -392,9 +380,7 @@ def _finish(file: reading.File, found: _Found, inputs: Mapping[str, Any], allow_
     backbone.respec(**values)
     candidate = found.candidate
     used = {candidate.sources.get(k, k) for k in fit.used}
-    inside = {
-        k[len(candidate.prefix) :] if k.startswith(candidate.prefix) else k: k for k in found.state.tensors
-    }
+    inside = {k[len(candidate.prefix) :] if k.startswith(candidate.prefix) else k: k for k in found.state.tensors}
     report = LoadReport(
         source=str(file.path),
         layout=found.naming if found.theirs else origins.origin(found.state, candidate.prefix),
@@ -430,9 +416,7 @@ def _refusal(file: reading.File, found: _Found) -> BackboneError:
     wrong = []
     if fit.mismatched:
         name, given, wanted = fit.mismatched[0]
-        wrong.append(
-            f"{len(fit.mismatched)} of another shape, first {name}: {given} in the file, {wanted} wanted"
-        )
+        wrong.append(f"{len(fit.mismatched)} of another shape, first {name}: {given} in the file, {wanted} wanted")
     if fit.missing:
         wrong.append(f"{len(fit.missing)} missing, first {fit.missing[0]}")
     if fit.leftover:
@@ -443,11 +427,7 @@ def _refusal(file: reading.File, found: _Found) -> BackboneError:
         short = f"{fit.matched:.1%} of parameters matched, but it is another network"
     if fit.buffers < 0.98 <= fit.matched:
         short = f"{fit.buffers:.1%} of running statistics matched (needs 98%)"
-    fix = (
-        f"--arch {found.rival}, or leave --arch out"
-        if found.rival
-        else "name the right one with --arch SCHEME:NAME"
-    )
+    fix = f"--arch {found.rival}, or leave --arch out" if found.rival else "name the right one with --arch SCHEME:NAME"
     return BackboneError(
         f"{file.path} as {arch}: {short}",
         cause="; ".join(wrong) + looks,
@@ -481,9 +461,7 @@ def _arch(text: str, registry: Registry) -> str:
     return _known(text) or text
 
 
-def _normalisation(
-    file: reading.File, found: _Found, inputs: Mapping[str, Any]
-) -> tuple[dict[str, Any], str]:
+def _normalisation(file: reading.File, found: _Found, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """mean, std and image size, and whose word it is: the user's, the layout's, the header's, or the custom."""
     spec, candidate = found.backbone.spec, found.candidate
     scheme, _, name = spec.arch.partition(":")
@@ -529,9 +507,7 @@ def _input(name: str, value: Any) -> tuple[Any, ...]:
     """mean or std as three numbers, image_size as (height, width)."""
     length, kind = (2, int) if name == "image_size" else (3, float)
     values = tuple(value) if isinstance(value, list | tuple) else (value,) * length
-    if len(values) != length or not all(
-        isinstance(v, int | float) and (v > 0 or name == "mean") for v in values
-    ):
+    if len(values) != length or not all(isinstance(v, int | float) and (v > 0 or name == "mean") for v in values):
         raise BackboneError(
             f"{name} {value!r} makes no sense",
             cause="mean and std are three numbers for RGB in [0,1], image_size is height and width in pixels",

@@ -28,7 +28,7 @@ class LoadReport:
     ``matched`` is the fraction of the backbone's parameters (those its Features depend on, so no classifier) that the
     file filled, ``buffers`` that of its running statistics. ``missing`` are names of the architecture; ``unexpected``
     names in the file that are not used, heads among them; ``leftover`` those of them that lie inside the backbone.
-    ``mismatched`` are (name, shape in the file, shape wanted). ``input`` says how pixels are normalised, and who says so.
+    ``mismatched`` are (name, shape in the file, shape wanted). ``input`` is how pixels are normalised, by whose word.
     """
 
     source: str
@@ -57,9 +57,7 @@ class LoadReport:
         return values
 
     def __str__(self) -> str:
-        place = (
-            f"{self.container or 'top level'}, prefix {self.prefix!r}" if self.sha256 and self.naming else ""
-        )
+        place = f"{self.container or 'top level'}, prefix {self.prefix!r}" if self.sha256 and self.naming else ""
         options = ", ".join(f"{k}={v}" for k, v in self.options.items())
         rows = [
             ("source", self.source),
@@ -111,16 +109,10 @@ def match(backbone: Backbone, heads: frozenset[str], tensors: Mapping[str, Tenso
     """Hold ``tensors`` against what ``backbone`` wants; ``heads`` are names of its parameters that do not matter."""
     parameters = {k: v for k, v in backbone.net.named_parameters() if k not in heads}
     every = backbone.net.state_dict()
-    statistics = {
-        k: v for k, v in every.items() if k not in parameters and k not in heads and v.is_floating_point()
-    }
+    statistics = {k: v for k, v in every.items() if k not in parameters and k not in heads and v.is_floating_point()}
     wanted = parameters | statistics
     fits = {k: tensors[k] for k, v in wanted.items() if k in tensors and _fits(tensors[k], v)}
-    odd = [
-        (k, tuple(tensors[k].shape), tuple(v.shape))
-        for k, v in wanted.items()
-        if k in tensors and k not in fits
-    ]
+    odd = [(k, tuple(tensors[k].shape), tuple(v.shape)) for k, v in wanted.items() if k in tensors and k not in fits]
     counted = {k: tensors[k] for k in every if k.endswith("num_batches_tracked") and k in tensors}
     return Match(
         used=fits | {k: v for k, v in counted.items() if v.shape == every[k].shape},
@@ -142,9 +134,7 @@ def _share(fits: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
     return sum(v.numel() for k, v in wanted.items() if k in fits) / total if total else 1.0
 
 
-def _leftover(
-    tensors: Mapping[str, Tensor], every: Mapping[str, Tensor], parameters: Iterable[str]
-) -> tuple[str, ...]:
+def _leftover(tensors: Mapping[str, Tensor], every: Mapping[str, Tensor], parameters: Iterable[str]) -> tuple[str, ...]:
     """Floating tensors that lie in a part the backbone owns but that it does not know.
 
     Blocks of a deeper network and relative positions in attention are such; without them features would be wrong.
@@ -185,8 +175,7 @@ def look_meta(backbone: Backbone, batch: int = 1) -> tuple[Features, dict[str, T
     try:
         for place in (torch.device("meta"), device):
             moved = {
-                k: v.detach().to(place).requires_grad_(v.is_floating_point())
-                for k, v in backbone.named_parameters()
+                k: v.detach().to(place).requires_grad_(v.is_floating_point()) for k, v in backbone.named_parameters()
             }
             buffers = {k: v.to(place) for k, v in backbone.named_buffers()}
             pixels = torch.zeros(batch, 3, height, width, device=place)
@@ -204,9 +193,7 @@ def heads_of(backbone: Backbone) -> frozenset[str]:
     """Names in ``backbone.net`` of the parameters that no feature depends on: a classifier, a projection head."""
     features, parameters = look_meta(backbone)
     outputs = [
-        t
-        for t in (features.pooled, features.tokens, *features.maps.values())
-        if t is not None and t.requires_grad
+        t for t in (features.pooled, features.tokens, *features.maps.values()) if t is not None and t.requires_grad
     ]
     if not outputs:
         return frozenset()

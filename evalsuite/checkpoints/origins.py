@@ -15,50 +15,52 @@ __all__ = ["Origin", "choice", "origin"]
 class Origin:
     """A training framework or method, known by where the tensors lie and by what lies beside them.
 
-    ``where`` matches ``container:prefix`` of the chosen tensors; ``beside`` one of the names in the same dict of tensors
-    (or a key of the file's top level). Both must match.
+    ``where`` matches ``container:prefix`` of the chosen tensors; each of ``beside`` matches one of the names in the
+    same dict of tensors, or a key of the file's top level. All must match.
     """
 
     name: str
     where: str = ""
-    beside: str = ""
+    beside: tuple[str, ...] = ()
 
     def matches(self, where: str, names: Iterable[str]) -> bool:
-        return bool(re.search(self.where, where)) and (
-            not self.beside or any(re.search(self.beside, name) for name in names)
+        seen = list(names)
+        return bool(re.search(self.where, where)) and all(
+            any(re.search(pattern, name) for name in seen) for pattern in self.beside
         )
 
 
-# the first that matches names the layout in the report; loading does not depend on it
+LIGHTNING = r"^pytorch-lightning_version$"
+SOLO = r"^(projector|predictor|prototypes|queue|momentum_backbone|momentum_encoder)\b"
+# the first that matches names the layout in the report; loading depends on it only for the padding of
+# solo-learn's small stems, which no shape shows
 ORIGINS = (
     Origin("vissl", r"classy_state_dict"),
+    Origin("solo-learn", r":(backbone|encoder)\.", (LIGHTNING, r"^classifier\.weight", SOLO)),
     Origin("moco-v3", r"(base|momentum)_encoder\."),
-    Origin("interclr", r"backbone\.|encoder_[qk]\.0\.", r"^(memory_bank|neck\.|encoder_[qk]\.1\.)"),
+    Origin("interclr", r"backbone\.|encoder_[qk]\.0\.", (r"^(memory_bank|neck\.|encoder_[qk]\.1\.)",)),
     Origin("hallucinator", r"(moco|simclr|simsiam)_state"),
-    Origin("moco", r"encoder_[qk]\.", r"queue|encoder_k\."),
-    Origin("obow", r"feature_extractor|_feature_blocks\.|^network:", r"bow_|feature_extractor|^network$"),
-    Origin("pixpro", r"encoder(_k)?\.", r"value_transform|projector_k\."),
+    Origin("moco", r"encoder_[qk]\.", (r"queue|encoder_k\.",)),
+    Origin("obow", r"feature_extractor|_feature_blocks\.|^network:", (r"bow_|feature_extractor|^network$",)),
+    Origin("pixpro", r"encoder(_k)?\.", (r"value_transform|projector_k\.",)),
     Origin("byol", r"(online|target)_(encoder|network)"),
-    Origin("dinov2", r"", r"(register_tokens|^ibot_head|teacher\.backbone\.mask_token)"),
-    Origin("ibot", r"(teacher|student)", r"masked_im_modeling|mask_token|patch_out"),
-    Origin("dino", r"(teacher|student)", r"^(student|teacher|dino_loss|epoch)$|head\.(mlp|last_layer)"),
+    Origin("dinov2", r"", (r"(register_tokens|^ibot_head|teacher\.backbone\.mask_token)",)),
+    Origin("ibot", r"(teacher|student)", (r"masked_im_modeling|mask_token|patch_out",)),
+    Origin("dino", r"(teacher|student)", (r"^(student|teacher|dino_loss|epoch)$|head\.(mlp|last_layer)",)),
     Origin("lightly-dino", r"(teacher|student)_backbone"),
-    Origin("mae", r"", r"decoder_(embed|blocks|pred)|^mask_token$"),
-    Origin("swav", r"", r"prototypes\."),
-    Origin("simsiam", r"encoder\.", r"predictor\."),
-    Origin("solo-learn", r"(backbone|encoder)\.", r"^(classifier|projector|momentum_\w+)\."),
-    Origin("mmselfsup", r"backbone\.", r"^(head|neck|data_preprocessor|meta$|message_hub$)"),
-    Origin("lightly", r"backbone\.", r"^(projection_head|prediction_head|backbone_momentum)"),
-    Origin(
-        "simclr", r"(convnet|f|encoder|backbone)\.", r"(projection|projector|^(module\.)?g\.|fc\.\d|linear)"
-    ),
-    Origin("lightning", r"", r"^pytorch-lightning_version$"),
-    Origin("detectron2", r"", r"(^|\.)stem\.conv1\.norm\.|^__author__$"),
+    Origin("mae", r"", (r"decoder_(embed|blocks|pred)|^mask_token$",)),
+    Origin("swav", r"", (r"prototypes\.",)),
+    Origin("simsiam", r"encoder\.", (r"predictor\.",)),
+    Origin("mmselfsup", r"backbone\.", (r"^(head|neck|data_preprocessor|meta$|message_hub$)",)),
+    Origin("lightly", r"backbone\.", (r"^(projection_head|prediction_head|backbone_momentum)",)),
+    Origin("simclr", r"(convnet|f|encoder|backbone)\.", (r"(projection|projector|^(module\.)?g\.|fc\.\d|linear)",)),
+    Origin("lightning", r"", (LIGHTNING,)),
+    Origin("detectron2", r"", (r"(^|\.)stem\.conv1\.norm\.|^__author__$",)),
     Origin("timm", r"(state_dict_ema|model_ema)"),
-    Origin("timm", r"^(state_dict|model)?:", r"^arch$"),
+    Origin("timm", r"^(state_dict|model)?:", (r"^arch$",)),
     Origin("torch.compile", r"_orig_mod\."),
     Origin("ddp", r"module\."),
-    Origin("safetensors", r"", r"^__safetensors__$"),
+    Origin("safetensors", r"", (r"^__safetensors__$",)),
 )
 
 # (pattern over container:prefix, how much it is to be preferred, why); all that match count

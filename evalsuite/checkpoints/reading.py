@@ -118,8 +118,7 @@ def _first_bytes(path: Path) -> bytes:
         raise BackboneError(
             f"{path} is a directory without a backbone.safetensors",
             cause="a checkpoint is one file, or a directory in which this suite has written one",
-            fix="name the file in it, for example "
-            + str(next(iter(sorted(path.glob("*.*"))), path / "ckpt.pth")),
+            fix="name the file in it, for example " + str(next(iter(sorted(path.glob("*.*"))), path / "ckpt.pth")),
         )
     try:
         with path.open("rb") as file:
@@ -131,9 +130,7 @@ def _first_bytes(path: Path) -> bytes:
             fix="check the path; published weights are timm:NAME or torchvision:NAME, fresh ones random:ARCH",
         ) from error
     if not start:
-        raise BackboneError(
-            f"{path} is empty", cause="the file has no bytes: a broken copy or download", fix=BROKEN
-        )
+        raise BackboneError(f"{path} is empty", cause="the file has no bytes: a broken copy or download", fix=BROKEN)
     return start
 
 
@@ -175,9 +172,7 @@ def _read_safetensors(path: Path) -> File:
             header = dict(file.metadata() or {})
         tree = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
-        raise BackboneError(
-            f"{path} cannot be read", cause=f"broken safetensors file: {error}", fix=BROKEN
-        ) from error
+        raise BackboneError(f"{path} cannot be read", cause=f"broken safetensors file: {error}", fix=BROKEN) from error
     return File(path, tree, _sha256(path), header)
 
 
@@ -209,9 +204,7 @@ def _read_torch(path: Path, trust: bool, mmap: bool) -> File:
     notes: tuple[str, ...] = ()
     trusted = False
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # a stranger's pickle protocol or storage type is not the user's affair
+        warnings.simplefilter("ignore")  # a stranger's pickle protocol or storage type is not the user's affair
         try:
             with torch.serialization.safe_globals(_safe_globals()):
                 tree = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -319,7 +312,7 @@ def _numpy_globals() -> dict[str, Any]:
 
     found: dict[str, Any] = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
     for module in ("numpy.core", "numpy._core"):
-        found[f"{module}.multiarray._reconstruct"] = multiarray._reconstruct  # type: ignore[attr-defined]
+        found[f"{module}.multiarray._reconstruct"] = multiarray._reconstruct
         found[f"{module}.multiarray.scalar"] = multiarray.scalar
         found[f"{module}.numeric._frombuffer"] = numeric._frombuffer  # type: ignore[attr-defined]
     return found
@@ -329,9 +322,7 @@ def _safe_globals() -> list[Any]:
     """For ``torch.serialization.safe_globals``: (stand-in, name) pairs."""
     pairs: list[Any] = [(found, name) for name, found in _numpy_globals().items()]
     pairs += [(_InertDict, name) for name in INERT_DICTS] + [(_Inert, name) for name in INERT]
-    return pairs + [
-        getattr(np.dtypes, name) for name in np.dtypes.__all__
-    ]  # the types that dtype instances have
+    return pairs + [getattr(np.dtypes, name) for name in np.dtypes.__all__]  # the types that dtype instances have
 
 
 def _full_name(module: str, name: str) -> str:
@@ -414,11 +405,7 @@ def _asked_of(path: Path, error: Exception) -> str | None:
         return next((n for n in names if n == short or n == f"builtins.{short}"), short)
     if "Unsupported operand" in str(error):  # a later pickle protocol: name what is beyond plain tensors
         known = {name for _, name in (p for p in _safe_globals() if isinstance(p, tuple))}
-        odd = [
-            n
-            for n in names
-            if n not in known and not re.match(r"torch\._utils\.|torch\.\w+$|collections\.O", n)
-        ]
+        odd = [n for n in names if n not in known and not re.match(r"torch\._utils\.|torch\.\w+$|collections\.O", n)]
         return odd[0] if odd else "a pickle protocol later than torch.save's own"
     return None
 

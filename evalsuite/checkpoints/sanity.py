@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SanityReport", "describe", "natural_images", "sanity"]
 
-VARIATION = (
-    1e-4  # images whose features differ by less than this, relative to their length, are not told apart
-)
+VARIATION = 1e-4  # images whose features differ by less than this, relative to their length, are not told apart
 RANK = 2.0  # the least effective rank of the features of a batch (RankMe, Garrido et al., 2023, equation 1)
 DEAD = 0.5  # the fraction of channels that may be the same everywhere before it is worth a warning
 
@@ -55,9 +53,7 @@ def natural_images(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
     """Images in [0,1] (count,3,H,W) with the statistics of photographs: 1/f noise, shading, and a few flat shapes."""
     rng = torch.Generator().manual_seed(seed)
     height, width = size
-    radius = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]).clamp_min(
-        1 / max(size)
-    )
+    radius = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]).clamp_min(1 / max(size))
     spectrum = torch.fft.rfft2(torch.randn(count, 3, height, width, generator=rng)) / radius
     noise: Tensor = torch.fft.irfft2(spectrum, s=size)
     noise = noise / noise.std((2, 3), keepdim=True).clamp_min(1e-6)
@@ -74,9 +70,7 @@ def natural_images(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
     return images.clamp_(0, 1)
 
 
-def sanity(
-    backbone: Backbone, registry: Registry | None = None, *, count: int = 32, seed: int = 0
-) -> SanityReport:
+def sanity(backbone: Backbone, registry: Registry | None = None, *, count: int = 32, seed: int = 0) -> SanityReport:
     """Look at ``count`` images and say whether the features can be of any use.
 
     With ``registry`` the weights are also compared with a fresh network of the same architecture. The backbone
@@ -134,9 +128,7 @@ def _spread(features: Tensor, faults: list[str], numbers: dict[str, float]) -> N
     if variation == 0:
         faults.append("constant features: all images give the very same vector")
     elif variation < VARIATION:
-        faults.append(
-            f"insensitive to the input: features vary by {variation:.1e} of their length between images"
-        )
+        faults.append(f"insensitive to the input: features vary by {variation:.1e} of their length between images")
     elif rank < RANK:
         faults.append(f"collapsed features: their effective rank over {len(features)} images is {rank:.2f}")
 
@@ -150,14 +142,10 @@ def _effective_rank(centred: Tensor) -> float:
     return math.exp(float(torch.special.entr(p).sum()))
 
 
-def _dead(
-    gathered: Mapping[str, Tensor], faults: list[str], warnings: list[str], numbers: dict[str, float]
-) -> None:
+def _dead(gathered: Mapping[str, Tensor], faults: list[str], warnings: list[str], numbers: dict[str, float]) -> None:
     for name, values in gathered.items():
         same = (values - values[0]).abs().amax(0) <= 1e-7 * values.abs().amax().clamp_min(1e-30)
-        if (
-            name != "pooled"
-        ):  # means and spreads: a channel is dead where it never varies, over images or places
+        if name != "pooled":  # means and spreads: a channel is dead where it never varies, over images or places
             mean, spread = same.chunk(2)
             flat = values.chunk(2, 1)[1].amax(0) <= 1e-7 * values.abs().amax().clamp_min(1e-30)
             same = mean & spread & flat
@@ -198,8 +186,7 @@ def _alike(ours: Tensor, fresh: Tensor) -> bool | None:
         return None  # too few numbers to tell
     error = 5 * spread / math.sqrt(fresh.numel())
     return (
-        abs(float(ours.mean() - fresh.mean())) < 2 * error
-        and abs(float(ours.std(correction=0)) - spread) < 2 * error
+        abs(float(ours.mean() - fresh.mean())) < 2 * error and abs(float(ours.std(correction=0)) - spread) < 2 * error
     )
 
 

@@ -104,12 +104,13 @@ class Detectron2RCNN:
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             model = convert_sync_batchnorm(model)
         records = [record for record in train.records if (~record.crowd).any()]
+        sample = partial(training_sample, train, records, protocol)
         run = Fit(
             model=model,
             optimizer=_library().build_optimizer(model.cfg, model),
             rate=protocol.rate,
             iterations=protocol.iterations,
-            sample=partial(training_sample, train, records, protocol),
+            sample=sample,
             length=len(records),
             batch_size=protocol.batch_size,
             seed=setup.seed,
@@ -121,7 +122,9 @@ class Detectron2RCNN:
         began = time.monotonic()
         fit(run, fabric, setup.progress)
         if protocol.precise_bn:
-            _precise_statistics(model, run, protocol.precise_bn, setup.workers, fabric)
+            place = fabric.global_rank, fabric.world_size
+            steps = Steps(sample, len(records), protocol.batch_size, setup.seed + 1, *place)
+            _precise_statistics(model, steps, protocol.precise_bn, setup.workers, fabric)
         trained = time.monotonic()
         detections = _detect(model, protocol, test, setup, fabric)
         timings = {"train": trained - began, "detect": time.monotonic() - trained}
@@ -461,7 +464,7 @@ def _pyramid_class() -> Any:
             self.top = d2.LastLevelMaxPool()
 
         def forward(self, x: Tensor) -> dict[str, Tensor]:
-            levels = self.pyramid(self.body.look(x).maps)
+            levels = self.pyramid(self.body.look(x).maps, (x.shape[-2], x.shape[-1]))
             named = {name: levels[stride] for name, stride in LEVELS.items()}
             (named["p6"],) = self.top(named["p5"])
             return named
@@ -501,7 +504,7 @@ def _register_heads(norm: bool) -> str:
     """The name, in detectron2's registry, of region heads that run a ResNet's last stage.
 
     detectron2's own know bottleneck blocks only. With ``norm``, a batch norm follows the stage, as in MoCo's
-    transfer (facebookresearch/moco, detection/train_net.py: Res5ROIHeadsExtraNorm). It is trained even where the
+    transfer (Res5ROIHeadsExtraNorm; facebookresearch/moco, issue 121). It is trained even where the
     backbone's norms are frozen, for it has nothing pretrained to keep.
     """
     d2 = _library()
@@ -591,14 +594,13 @@ def _tensor(image: Any) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def _precise_statistics(model: Detector, run: Fit, batches: int, workers: int, fabric: Fabric) -> None:
+def _precise_statistics(model: Detector, steps: Steps, batches: int, workers: int, fabric: Fabric) -> None:
     """Batch-norm statistics averaged over training batches with the final weights, by fvcore's PreciseBN."""
-    steps = Steps(run.sample, run.length, run.batch_size, run.seed + 1, fabric.global_rank, fabric.world_size)
     loader = DataLoader(steps, batch_size=None, sampler=range(batches), num_workers=workers)
 
     def seeded() -> Iterator[list[Sample]]:
         for step, batch in enumerate(loader):  # regions are sampled: a resumed run must sample the same ones
-            torch.manual_seed(mix_seed(run.seed + 1, step, 2 + fabric.global_rank))
+            torch.manual_seed(mix_seed(steps.seed, step, 2 + steps.rank))
             yield batch
 
     model.train()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -46,8 +46,8 @@ class TorchvisionRCNN:
     """The default engine. Where it departs from detectron2's recipes:
 
     box regression uses smooth L1 with beta 1/9 in the RPN and 1/9 in the head (detectron2: plain L1); region
-    features of the pyramid come from RoIAlign without the half-pixel shift and with 2x2 samples a bin; batches are
-    not grouped by aspect ratio.
+    features of the pyramid come from RoIAlign without the half-pixel shift and with 2x2 samples a bin; in C4 with masks
+    the last stage sees positive regions a second time; batches are not grouped by aspect ratio.
     """
 
     name = "torchvision"
@@ -78,12 +78,13 @@ class TorchvisionRCNN:
         if fabric.device.type == "cuda":
             model = model.to(memory_format=torch.channels_last)
         records = [record for record in train.records if (~record.crowd).any()]
+        sample = partial(training_sample, train, records, protocol)
         run = Fit(
             model=model,
             optimizer=_optimizer(model, protocol),
             rate=protocol.rate,
             iterations=protocol.iterations,
-            sample=partial(training_sample, train, records, protocol),
+            sample=sample,
             length=len(records),
             batch_size=protocol.batch_size,
             seed=setup.seed,
@@ -96,7 +97,9 @@ class TorchvisionRCNN:
         began = time.monotonic()
         fit(run, fabric, setup.progress)
         if protocol.precise_bn:
-            _precise_statistics(model, run, protocol.precise_bn, setup.workers)
+            place = fabric.global_rank, fabric.world_size
+            steps = Steps(sample, len(records), protocol.batch_size, setup.seed + 1, *place)
+            _precise_statistics(model, steps, protocol.precise_bn, setup.workers)
         trained = time.monotonic()
         detections = detect_all(model, protocol, test, setup, fabric)
         timings = {"train": trained - began, "detect": time.monotonic() - trained}
@@ -172,6 +175,7 @@ def build_model(backbone: Backbone, protocol: DetectionProtocol, classes: int, s
             box_nms_thresh=protocol.nms,
             box_detections_per_img=protocol.detections,
         )
+        _start_small(detector)
     detector.transform = GeneralizedRCNNTransform(
         protocol.test_min_size,
         protocol.test_max_size,
@@ -181,6 +185,23 @@ def build_model(backbone: Backbone, protocol: DetectionProtocol, classes: int, s
     )
     pieces = (parts["backbone"].trunk, parts["box_head"].res5.tail) if protocol.model == "c4" else (body,)
     return RCNN(detector, pieces, protocol)
+
+
+def _start_small(detector: FasterRCNN) -> None:
+    """detectron2's starting weights of the heads: first predictions near zero, whatever the features' size.
+
+    torchvision's own give first losses that grow with the features, which are large in a network without norms.
+    """
+    heads = detector.roi_heads
+    for layer, std in ((heads.box_predictor.cls_score, 0.01), (heads.box_predictor.bbox_pred, 0.001)):
+        nn.init.normal_(layer.weight, std=std)
+        nn.init.zeros_(layer.bias)
+    if isinstance(heads.box_head, TwoMLPHead):
+        for layer in (heads.box_head.fc6, heads.box_head.fc7):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+    if heads.has_mask():
+        nn.init.normal_(heads.mask_predictor.mask_fcn_logits.weight, std=0.001)
 
 
 class _PyramidBody(nn.Module):
@@ -195,7 +216,7 @@ class _PyramidBody(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             maps = self.body.look(x).maps
-        levels = self.pyramid(maps)
+        levels = self.pyramid(maps, (x.shape[-2], x.shape[-1]))
         named = OrderedDict((str(stride), level) for stride, level in levels.items())
         named["64"] = F.max_pool2d(levels[32], 1, 2)
         return named
@@ -336,18 +357,17 @@ def _sized(image: Tensor, shorter: int, longest: int) -> tuple[Tensor, tuple[flo
     return sized, (new[0] / height, new[1] / width)
 
 
-def _precise_statistics(model: RCNN, run: Fit, batches: int, workers: int) -> None:
+def _precise_statistics(model: RCNN, steps: Steps, batches: int, workers: int) -> None:
     """Batch-norm statistics averaged over many training batches with the final weights (PreciseBN)."""
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # a cumulative average
-    steps = Steps(run.sample, run.length, run.batch_size, run.seed + 1)
     with torch.no_grad():
         loader = DataLoader(steps, batch_size=None, sampler=range(batches), num_workers=workers)
         for step, batch in enumerate(loader):  # regions are sampled: a resumed run must sample the same ones
-            torch.manual_seed(mix_seed(run.seed + 1, step, 2))
+            torch.manual_seed(mix_seed(steps.seed, step, 2 + steps.rank))
             model(batch)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum

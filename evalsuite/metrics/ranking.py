@@ -59,15 +59,14 @@ def class_accuracy(
     total = w @ member
     with np.errstate(invalid="ignore"):
         shares = (w @ (member * np.asarray(hits, dtype=np.float64)[:, None])) / total
-    return shares[0] if weights is None else shares
+    found: Floats = shares[0] if weights is None else shares
+    return found
 
 
 @overload
 def balanced_accuracy(hits: npt.ArrayLike, labels: npt.ArrayLike, classes: int) -> float: ...
 @overload
-def balanced_accuracy(
-    hits: npt.ArrayLike, labels: npt.ArrayLike, classes: int, weights: npt.ArrayLike
-) -> Floats: ...
+def balanced_accuracy(hits: npt.ArrayLike, labels: npt.ArrayLike, classes: int, weights: npt.ArrayLike) -> Floats: ...
 def balanced_accuracy(
     hits: npt.ArrayLike, labels: npt.ArrayLike, classes: int, weights: npt.ArrayLike | None = None
 ) -> float | Floats:
@@ -79,9 +78,7 @@ def balanced_accuracy(
 def auroc(scores: npt.ArrayLike, targets: npt.ArrayLike) -> float: ...
 @overload
 def auroc(scores: npt.ArrayLike, targets: npt.ArrayLike, weights: npt.ArrayLike) -> Floats: ...
-def auroc(
-    scores: npt.ArrayLike, targets: npt.ArrayLike, weights: npt.ArrayLike | None = None
-) -> float | Floats:
+def auroc(scores: npt.ArrayLike, targets: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float | Floats:
     """The probability that a positive scores higher than a negative, a tie counting half; NaN without either.
 
     ``scores`` and ``targets`` (1 positive, 0 negative) are (N,). With weights, N log N once and N a replicate.

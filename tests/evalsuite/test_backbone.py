@@ -88,7 +88,7 @@ def test_features_are_what_the_spec_says(name, size, make):
         if name in EXACT:
             assert level.shape == exact
         else:
-            assert all(abs(a - b) <= 2 for a, b in zip(level.shape, exact, strict=True))
+            assert all(abs(a - b) <= 3 for a, b in zip(level.shape, exact, strict=True))
     if features.tokens is not None:
         (stride,) = spec.strides
         assert features.tokens.shape == (2, size[0] // stride * (size[1] // stride), spec.dim)
@@ -204,7 +204,7 @@ def test_the_state_dict_keeps_the_published_names(make):
         ("timm:resnet1984", {}),
         ("timm:resnet18", {"no_such_option": 1}),
         ("torchvision:resnet1984", {}),
-        ("torchvision:googlenet", {}),
+        ("torchvision:mnasnet0_5", {}),
         ("small:resnet101", {}),
         ("small", {}),
     ],

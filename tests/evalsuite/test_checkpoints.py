@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import json
@@ -23,7 +24,7 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.resnet import Bottleneck, ResNet
 
 import evalsuite.backbones
 import evalsuite.checkpoints
@@ -63,17 +64,16 @@ def trained(net: nn.Module, seed: int = 0) -> nn.Module:
 
 
 @functools.cache
-def resnet(depths: tuple[int, ...] = (1, 1, 1, 1), seed: int = 0, **kwargs: Any) -> nn.Module:
-    return trained(ResNet(BasicBlock, list(depths), num_classes=10, **kwargs), seed)
+def resnet(seed: int = 0, name: str = "resnet10", padding: int = 1) -> nn.Module:
+    """A narrow ResNet for small images, of torchvision's class and names: most layouts do not care which ResNet."""
+    registry = Registry()
+    evalsuite.backbones.evalsuite_register(registry)
+    return trained(build(f"small:{name}", registry, width=8, stem_padding=padding).net, seed)
 
 
 @functools.cache
-def cifar(padding: int = 1, seed: int = 0) -> nn.Module:
-    """ResNet-18 as ports of SimCLR change it for small images."""
-    net = torchvision.models.resnet18(num_classes=10)
-    net.conv1 = nn.Conv2d(3, 64, 3, padding=padding, bias=False)
-    net.maxpool = nn.Identity()
-    return trained(net, seed)
+def resnet18() -> nn.Module:
+    return trained(torchvision.models.resnet18(num_classes=10))
 
 
 @functools.cache
@@ -174,9 +174,8 @@ def layout(name: str, pixels: Tensor = PIXELS) -> Callable[[Callable[[Path], Cas
 
 @layout("torchvision, resnet18")
 def _(path: Path) -> Case:
-    net = trained(torchvision.models.resnet18())
-    torch.save(net.state_dict(), path)
-    return net, "plain"
+    torch.save(resnet18().state_dict(), path)
+    return resnet18(), "plain"
 
 
 @layout("torchvision behind DDP, in torch's old file format")
@@ -254,7 +253,7 @@ def _(path: Path) -> Case:
 
 @layout("SimCLR port that indexes children as f", SMALL_PIXELS)
 def _(path: Path) -> Case:
-    net = cifar()
+    net = resnet()
     f = nn.Sequential(net.conv1, net.bn1, net.relu, net.layer1, net.layer2, net.layer3, net.layer4)
     torch.save(state(f, "f.") | head("g.0"), path)
     return net, "simclr"
@@ -411,7 +410,7 @@ def _(path: Path) -> Case:
 
 @layout("solo-learn on CIFAR, a Lightning file with OmegaConf", SMALL_PIXELS)
 def _(path: Path) -> Case:
-    net = cifar(padding=2)
+    net = resnet(padding=2)
     made = Made("omegaconf.dictconfig.DictConfig", "omegaconf.base.ContainerMetadata", "omegaconf.nodes.AnyNode")
     config = made["omegaconf.dictconfig.DictConfig"]()
     config.__dict__ |= {
@@ -419,7 +418,7 @@ def _(path: Path) -> Case:
         "_metadata": made["omegaconf.base.ContainerMetadata"](),
         "_kind": Any,
     }
-    content = state(net, "backbone.", ("fc",)) | state(cifar(2, seed=1), "momentum_backbone.", ("fc",))
+    content = state(net, "backbone.", ("fc",)) | state(resnet(1, padding=2), "momentum_backbone.", ("fc",))
     content |= head("classifier", 10) | head("projector.0")
     made.save({"pytorch-lightning_version": "1.9", "state_dict": content, "hyper_parameters": {"cfg": config}}, path)
     return net, "solo-learn"
@@ -503,7 +502,7 @@ def _(path: Path) -> Case:
     net = resnet()
     half = {k: v.half() if v.is_floating_point() else v for k, v in state(net).items()}
     safetensors.torch.save_file(half, path)
-    whole = trained(ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10))
+    whole = copy.deepcopy(net)
     whole.load_state_dict({k: v.float() if v.dtype is torch.half else v for k, v in half.items()})
     return whole, "safetensors"
 
@@ -533,7 +532,9 @@ def _(path: Path) -> Case:
 
 @layout("Swin under its official names")
 def _(path: Path) -> Case:
-    net = timm_net("swin_tiny_patch4_window7_224", embed_dim=32, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), strict_img_size=False)
+    net = timm_net(
+        "swin_tiny_patch4_window7_224", embed_dim=32, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), strict_img_size=False
+    )
     official = {}
     for name, tensor in net.state_dict().items():
         if ".downsample." in name:
@@ -572,7 +573,7 @@ def test_a_checkpoint_is_recognised_without_a_flag_and_gives_the_features_of_its
     torch.testing.assert_close(features.pooled, pooled(source, INPUTS[name]), rtol=1e-5, atol=1e-5)
     assert loaded.report.matched == 1
     assert loaded.report.buffers == 1
-    assert not loaded.report.missing and not loaded.report.mismatched and not loaded.report.leftover
+    assert (loaded.report.missing, loaded.report.mismatched, loaded.report.leftover) == ((), (), ())
     assert loaded.report.layout == expected
     assert not loaded.report.trusted
     assert not loaded.backbone.training
@@ -670,6 +671,7 @@ def test_variants_of_a_vit_are_told_by_which_tensors_exist(options, registry):
     [
         ("timm:convnextv2_atto", {}),
         ("timm:convnext_tiny", {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32], "conv_mlp": True}),
+        ("timm:vit_giant_patch14_dinov2", {"embed_dim": 96, "depth": 2, "num_heads": 1, "img_size": 56}),
         ("timm:resnet26", {}),
         ("timm:resnet50d", {}),
         ("timm:resnet50", {"cardinality": 8, "base_width": 16}),
@@ -703,8 +705,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shelf")
     nets = {
         "resnet10": resnet(),
-        "resnet18": resnet((2, 2, 2, 2)),
-        "cifar18": cifar(),
+        "resnet18": resnet18(),
+        "cifar18": resnet(name="resnet18"),
         "vit": vit(),
         "vit-registers": vit(reg_tokens=4, no_embed_class=True),
         "vit-scale": vit(init_values=0.1),
@@ -727,7 +729,7 @@ WRONG: list[tuple[str, str, dict[str, Any]]] = [
     ("resnet18", "timm:resnet18d", {}),
     ("resnet18", "timm:resnet18", {"layers": [1, 1, 1, 1]}),
     ("resnet18", "timm:vit_tiny_patch16_224", {}),
-    ("resnet10", "torchvision:resnet18", {}),
+    ("resnet10", "small:resnet10", {"width": 16}),
     ("resnet10", "timm:convnext_atto", {}),
     ("cifar18", "torchvision:resnet18", {}),
     ("cifar18", "small:resnet18", {"width": 32}),
@@ -768,21 +770,25 @@ def test_the_refusal_says_what_the_file_looks_like(shelf, registry):
 
 
 def test_less_than_98_per_cent_is_refused_and_allowed_only_when_asked(tmp_path, registry):
-    part = {k: v for k, v in resnet((2, 2, 2, 2)).state_dict().items() if not k.startswith("layer4.1")}
+    part = {k: v for k, v in resnet().state_dict().items() if not k.startswith("layer4.0.conv2")}
     torch.save(part, tmp_path / "part.pth")
     with pytest.raises(BackboneError, match=r"\d\d\.\d% of parameters matched \(needs 98%\)"):
-        load_backbone(tmp_path / "part.pth", registry, arch="torchvision:resnet18")
-    allowed = load_backbone(tmp_path / "part.pth", registry, arch="torchvision:resnet18", allow_partial=True)
-    wanted = sum(p.numel() for k, p in resnet((2, 2, 2, 2)).named_parameters() if not k.startswith("fc"))
+        load_backbone(tmp_path / "part.pth", registry, arch="small:resnet10", options={"width": 8})
+    allowed = load_backbone(
+        tmp_path / "part.pth", registry, arch="small:resnet10", options={"width": 8}, allow_partial=True
+    )
+    wanted = sum(p.numel() for k, p in resnet().named_parameters() if not k.startswith("fc"))
     given = sum(v.numel() for k, v in part.items() if "running" not in k and "num_b" not in k and "fc" not in k)
     assert allowed.report.matched == pytest.approx(given / wanted)
-    assert all(name.startswith("layer4.1") for name in allowed.report.missing)
-    again = load_backbone(tmp_path / "part.pth", registry, arch="torchvision:resnet18", allow_partial=True)
+    assert all(name.startswith("layer4.0.conv2") for name in allowed.report.missing)
+    again = load_backbone(
+        tmp_path / "part.pth", registry, arch="small:resnet10", options={"width": 8}, allow_partial=True
+    )
     assert again.report.identity == allowed.report.identity  # what is missing is drawn from the seed
 
 
 def test_norms_without_running_statistics_are_refused(tmp_path, registry):
-    lacking = {k: v for k, v in resnet((2, 2, 2, 2)).state_dict().items() if "running" not in k}
+    lacking = {k: v for k, v in resnet().state_dict().items() if "running" not in k}
     torch.save(lacking, tmp_path / "no_statistics.pth")
     with pytest.raises(BackboneError, match=r"0\.0% of running statistics matched"):
         load_backbone(tmp_path / "no_statistics.pth", registry)
@@ -908,12 +914,12 @@ def test_trust_is_not_recorded_where_it_was_not_needed(shelf, registry):
 
 
 def test_a_pickled_module_is_refused_and_loads_when_trusted(tmp_path, registry):
-    torch.save(resnet(), tmp_path / "module.pth")
+    torch.save(resnet18(), tmp_path / "module.pth")
     with pytest.raises(BackboneError, match="pickled module"):
         load_backbone(tmp_path / "module.pth", registry)
     loaded = load_backbone(tmp_path / "module.pth", registry, trust=True)
     with torch.no_grad():
-        torch.testing.assert_close(loaded.backbone(PIXELS).pooled, pooled(resnet()), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(loaded.backbone(PIXELS).pooled, pooled(resnet18()), rtol=1e-5, atol=1e-5)
 
 
 def test_no_package_is_imported_for_a_configuration(tmp_path, registry):
@@ -923,6 +929,20 @@ def test_no_package_is_imported_for_a_configuration(tmp_path, registry):
     before = set(sys.modules)
     load_backbone(tmp_path / "config.pth", registry)
     assert not {name for name in set(sys.modules) - before if name.startswith(("omegaconf", "yacs"))}
+
+
+def test_real_configuration_classes_load_without_being_allowed_to_run(tmp_path, registry):
+    omegaconf = pytest.importorskip("omegaconf")
+    yacs = pytest.importorskip("yacs.config")
+    tree = {"method": "byol", "optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "out": "${method}", "none": None}
+    node = yacs.CfgNode({"A": {"B": [1, 2]}})
+    content = {
+        "state_dict": state(resnet()),
+        "cfg": omegaconf.OmegaConf.create(tree),
+        "args": Namespace(lr=np.float32(1)),
+    }
+    torch.save(content | {"node": node, "rng": np.random.get_state()}, tmp_path / "real.pth")
+    assert load_backbone(tmp_path / "real.pth", registry).report.matched == 1
 
 
 def html(path: Path) -> None:
@@ -1047,9 +1067,9 @@ def test_published_weights_are_loaded_with_their_own_normalisation(registry, mon
 
 
 def test_the_classifier_does_not_change_the_identity(tmp_path, registry):
-    body = state(resnet((2, 2, 2, 2)), drop=("fc",))
-    torch.save(body | head("fc", 1000), tmp_path / "a.pth")
-    torch.save(body | head("fc", 7), tmp_path / "b.pth")
+    body = state(trained(torchvision.models.squeezenet1_1()), drop=("classifier",))
+    torch.save(body | {"classifier.1.weight": torch.randn(1000, 512, 1, 1)}, tmp_path / "a.pth")
+    torch.save(body | head("classifier.1", 7), tmp_path / "b.pth")
     torch.save(body, tmp_path / "c.pth")
     found = {load_backbone(tmp_path / f"{name}.pth", registry).report.identity for name in "abc"}
     assert len(found) == 1
@@ -1091,7 +1111,7 @@ def test_normalisation_is_imagenets_unless_somebody_says_otherwise(tmp_path, reg
     ],
 )
 def test_a_safetensors_header_is_honoured(header, tmp_path, registry):
-    safetensors.torch.save_file(state(resnet((2, 2, 2, 2))), tmp_path / "a.safetensors", header)
+    safetensors.torch.save_file(state(resnet18()), tmp_path / "a.safetensors", header)
     spec = load_backbone(tmp_path / "a.safetensors", registry).backbone.spec
     assert spec.arch == "torchvision:resnet18"
     assert spec.mean == pytest.approx((0.1, 0.2, 0.3))
@@ -1290,7 +1310,8 @@ def fine(registry) -> Backbone:
 def test_natural_images_are_in_range_and_deterministic():
     images = natural_images(4, (33, 48), seed=2)
     assert images.shape == (4, 3, 33, 48)
-    assert images.min() >= 0 and images.max() <= 1
+    assert images.min() >= 0
+    assert images.max() <= 1
     assert torch.equal(images, natural_images(4, (33, 48), seed=2))
     assert not torch.equal(images, natural_images(4, (33, 48), seed=3))
     assert (images.std((1, 2, 3)) > 0.05).all()

@@ -160,9 +160,7 @@ def test_lars_with_the_summed_ratio(seed):
     results = []
     for make in (
         lambda ps: blocks.LARS(blocks.split_decay(ps, 1e-2), lr=0.3, ratio="summed"),
-        lambda ps: LightlyLARS(
-            [{"params": ps[:1], "weight_decay": 1e-2}, {"params": ps[1:]}], lr=0.3, momentum=0.9
-        ),
+        lambda ps: LightlyLARS([{"params": ps[:1], "weight_decay": 1e-2}, {"params": ps[1:]}], lr=0.3, momentum=0.9),
     ):
         parameters = [nn.Parameter(p.clone()) for p in start]
         optimizer = make(parameters)

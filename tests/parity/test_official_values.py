@@ -36,9 +36,7 @@ def test_the_inputs_are_the_recorded_ones(wave):
 # Contrastive losses ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("temperature", "expected"), [(0.2, 6.8528217372), (0.1, 12.9795118395), (0.5, 3.3874426833)]
-)
+@pytest.mark.parametrize(("temperature", "expected"), [(0.2, 6.8528217372), (0.1, 12.9795118395), (0.5, 3.3874426833)])
 def test_nt_xent_is_solo_learns_and_half_of_the_tensorflow_sum(views, temperature, expected):
     """solo-learn ``simclr_loss_func``. G-SimCLR's loss is the value at 0.1 by algebra.
 
@@ -146,9 +144,7 @@ SOLO = (
     ("options", "decay", "expected"),
     [
         pytest.param({"lr": 4.0}, 1e-5, PIXPRO, id="pixpro"),
-        pytest.param(
-            {"lr": 0.4, "trust": 0.02, "ratio": "summed", "clip": True}, 1e-4, SOLO, id="solo-learn"
-        ),
+        pytest.param({"lr": 0.4, "trust": 0.02, "ratio": "summed", "clip": True}, 1e-4, SOLO, id="solo-learn"),
     ],
 )
 def test_lars_is_pixpros_and_solo_learns(wave, options, decay, expected):

@@ -80,9 +80,7 @@ def test_kin_counts_only_where_sources_repeat():
 def test_info_nce_within_the_batch_is_cross_entropy_at_the_diagonal():
     query, key = rows(0, 6, 4), rows(1, 6, 4)
     logits = F.normalize(query) @ F.normalize(key).T / 0.2
-    torch.testing.assert_close(
-        blocks.info_nce(query, key, temperature=0.2), F.cross_entropy(logits, torch.arange(6))
-    )
+    torch.testing.assert_close(blocks.info_nce(query, key, temperature=0.2), F.cross_entropy(logits, torch.arange(6)))
 
 
 def test_a_negative_of_minus_infinity_does_not_count():
@@ -160,6 +158,17 @@ def test_firsts_are_the_first_of_each_value(values):
     assert blocks.firsts(torch.tensor(values)).tolist() == expected
 
 
+@quick
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=8), st.booleans())
+def test_firsts_of_a_batch_take_each_image_as_often_as_it_is_there(index, official):
+    """Copies behind the originals: left out where they share a source, and all taken where they stand apart."""
+    rows = torch.tensor(index)
+    copies = blocks.apart(rows) if official else rows
+    found = blocks.firsts(torch.cat([rows, copies]), rows)
+    assert found.tolist() == list(range(len(rows) * (1 + official)))
+    assert torch.equal(blocks.sample_of(torch.cat([rows, copies])), rows.repeat(2))
+
+
 # What is remembered ----------------------------------------------------------------------------------------
 
 
@@ -221,6 +230,14 @@ def test_a_queue_holds_the_last_keys(batch, pushes):
     assert queue.filled == (pushes * batch >= 12)
 
 
+def test_pushes_of_unlike_sizes_go_round_the_end():
+    queue, keys = blocks.Queue(8, 3), F.normalize(rows(0, 14, 3).float())
+    for chunk in keys.split([2, 4, 4, 4]):
+        queue.push(chunk)
+    torch.testing.assert_close(queue.rows, keys[[8, 9, 10, 11, 12, 13, 6, 7]])
+    assert queue.pointer == 6
+
+
 def test_a_queue_starts_with_unit_vectors_of_its_seed_or_empty():
     first, again = (blocks.Queue(8, 3, rng=torch.Generator().manual_seed(5)).rows for _ in range(2))
     assert torch.equal(first, again)
@@ -265,9 +282,7 @@ def test_a_bank_with_a_rate_moves_on_the_sphere():
     bank = blocks.Bank(2, 3, rate=0.5)
     before, new = bank.rows.clone(), rows(0, 1, 3).float()
     bank.write(torch.tensor([1]), new)
-    torch.testing.assert_close(
-        bank.rows[1], F.normalize(0.5 * before[1] + 0.5 * F.normalize(new[0], dim=0), dim=0)
-    )
+    torch.testing.assert_close(bank.rows[1], F.normalize(0.5 * before[1] + 0.5 * F.normalize(new[0], dim=0), dim=0))
     with pytest.raises(ValueError, match="rate"):
         blocks.Bank(2, 3, rate=0.0)
 

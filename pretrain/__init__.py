@@ -1,0 +1,56 @@
+"""What a method author imports: the parts of a recipe, what flows through a step, and views and images as data."""
+
+from __future__ import annotations
+
+from pretrain.batch import Batch, Look, Pairs, Sample, View
+from pretrain.data import Arrays, Corpus, Files, Images, Joined, Rows, read_npz
+from pretrain.defaults import look_at
+from pretrain.hooks import Recipe, Stages
+from pretrain.plugin import Method, Modifier, Preset, Run, Training
+from pretrain.views import (
+    Augment,
+    Centre,
+    Jitter,
+    moco_v1,
+    moco_v2,
+    multi_crop,
+    pixpro_pair,
+    simclr,
+    solo_asymmetric,
+    solo_symmetric,
+    swav,
+)
+
+__all__ = [
+    "Arrays",
+    "Augment",
+    "Batch",
+    "Centre",
+    "Corpus",
+    "Files",
+    "Images",
+    "Jitter",
+    "Joined",
+    "Look",
+    "Method",
+    "Modifier",
+    "Pairs",
+    "Preset",
+    "Recipe",
+    "Rows",
+    "Run",
+    "Sample",
+    "Stages",
+    "Training",
+    "View",
+    "look_at",
+    "moco_v1",
+    "moco_v2",
+    "multi_crop",
+    "pixpro_pair",
+    "read_npz",
+    "simclr",
+    "solo_asymmetric",
+    "solo_symmetric",
+    "swav",
+]

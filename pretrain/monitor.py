@@ -1,0 +1,143 @@
+"""What one watches while a network learns without labels: collapse, neighbours, curves, and a line of numbers a
+step."""
+
+from __future__ import annotations
+
+import json
+from collections import UserList
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from evalsuite import Backbone
+from evalsuite.files import atomic, write_text
+from evalsuite.probes import NearestNeighbours, Part, Rows, Site, accuracy
+from pretrain.data import Images
+from pretrain.views import Centre
+
+__all__ = ["Journal", "collapsed", "health", "knn_accuracy", "plot"]
+
+SPREAD = 0.02  # below this share of what rows can be apart they are one point
+RANK = 1.5  # below this many directions they lie on a line
+STRIKES = 3  # in so many logged steps one after the other
+ROWS = 512  # of a batch are looked at
+
+
+@torch.no_grad()
+def health(rows: Tensor) -> dict[str, float]:
+    """How far features (M,D) are from collapse.
+
+    ``spread``, in [0,1], is the root of 1 - |mean of the unit rows|^2: their standard deviation over the sphere,
+    0 if all point one way (SimSiam, section 4.1, watches it channel by channel). ``effective_rank`` is the exponential
+    of the entropy of the singular values of the centred rows (Roy and Vetterli, 2007): in how many directions they
+    differ.
+    """
+    unit = F.normalize(rows[:ROWS].detach().float())
+    values = torch.linalg.svdvals((unit - unit.mean(0)).cpu())
+    share = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
+    entropy = -(share * share.clamp_min(1e-12).log()).sum()
+    spread = (1 - unit.mean(0).square().sum()).clamp_min(0).sqrt()
+    return {"spread": float(spread), "effective_rank": float(entropy.exp())}
+
+
+def collapsed(log: Sequence[Mapping[str, float]]) -> str:
+    """What the last logged steps say of a collapse; empty if nothing."""
+    last = [entry for entry in log if "spread" in entry][-STRIKES:]
+    if len(last) < STRIKES:
+        return ""
+    if all(entry["spread"] < SPREAD for entry in last):
+        return f"all images look alike (spread {last[-1]['spread']:.2g} of 1)"
+    if all(entry["effective_rank"] < RANK for entry in last):
+        return f"images differ in one direction only (effective rank {last[-1]['effective_rank']:.2g})"
+    return ""
+
+
+class _Middles(Dataset[Tensor]):
+    def __init__(self, data: Images, size: int) -> None:
+        self.data, self.look = data, Centre(size)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, row: int) -> Tensor:
+        return self.look(self.data[row]).data
+
+
+@torch.no_grad()
+def _pooled(backbone: Backbone, data: Images, size: int, device: torch.device, workers: int) -> np.ndarray[Any, Any]:
+    loader = DataLoader(_Middles(data, size), batch_size=256, num_workers=workers)
+    found = [backbone(pixels.to(device).float() / 255).pooled for pixels in loader]
+    return torch.cat([f.float().cpu() for f in found if f is not None]).numpy()
+
+
+def knn_accuracy(
+    backbone: Backbone, bank: Images, queries: Images, size: int, *, k: int = 20, workers: int = 0
+) -> float:
+    """Top-1 accuracy of weighted k-NN on frozen pooled features, the evaluators' own (temperature 0.07).
+
+    The backbone is asked in eval mode and left as it was.
+    """
+    device = next(backbone.parameters()).device
+    training = backbone.training
+    backbone.eval()
+    try:
+        rows = [_pooled(backbone, data, size, device, workers) for data in (bank, queries)]
+    finally:
+        backbone.train(training)
+    setting = {"k": min(k, len(bank)), "temperature": 0.07}
+    part = Part(Rows(rows[0]), bank.labels, None, int(bank.labels.max()) + 1)
+    (fitted,) = NearestNeighbours().fit(part, Rows(rows[1]), [setting], Site(device))
+    return accuracy(fitted.scores, queries.labels)
+
+
+class Journal(UserList[dict[str, float]]):
+    """The log of a run, with a line of JSON in ``path`` for each entry. The log is part of the state; the file follows
+    it: after :meth:`rewrite` it holds what the state holds, so a resumed run repeats no line and loses none."""
+
+    def __init__(self, path: Path | None) -> None:
+        super().__init__()
+        self.path = path
+
+    def append(self, item: dict[str, float]) -> None:
+        super().append(item)
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(item) + "\n")
+
+    def rewrite(self) -> None:
+        """Make the file what the log is."""
+        if self.path is not None:
+            write_text(self.path, "".join(json.dumps(item) + "\n" for item in self))
+
+
+def plot(log: Sequence[Mapping[str, float]], path: Path, title: str) -> None:
+    """Curves of the loss, of k-NN accuracy where it was asked for, and of the signs of collapse, as a PNG."""
+    steps = [e for e in log if "spread" in e]
+    knn = [e for e in log if "knn" in e]
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    known = {"step", "lr", "images_s", "wait", "spread", "effective_rank", "knn", "epoch"}
+    for name in sorted({key for e in steps for key in e} - known):
+        upper.plot([e["step"] for e in steps if name in e], [e[name] for e in steps if name in e], label=name)
+    upper.set(ylabel="loss", title=title)
+    upper.legend(loc="upper right") if steps else None
+    if knn:
+        right = upper.twinx()
+        right.plot([e["step"] for e in knn], [e["knn"] for e in knn], "k.--")
+        right.set(ylabel="k-NN accuracy (dots)", ylim=(0, 1))
+    lower.plot([e["step"] for e in steps], [e["spread"] for e in steps], label="spread")
+    lower.set(xlabel="step", ylabel="spread", ylim=(0, 1))
+    ranks = lower.twinx()
+    ranks.plot([e["step"] for e in steps], [e["effective_rank"] for e in steps], "C1")
+    ranks.set(ylabel="effective rank", ylim=(0, None))
+    with atomic(path) as partial:
+        figure.set_canvas(FigureCanvasAgg(figure))
+        figure.savefig(partial, format="png")

@@ -1,0 +1,559 @@
+"""From names on a command line to a backbone in a file: compose the recipe, prepare it, train it, save it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
+
+from evalsuite import Backbone, DataError, PluginError, Registry, ResourceError, UsageError, load_backbone
+from evalsuite.errors import Refusal
+from evalsuite.files import write_text
+from evalsuite.fit import Fit, Moment, fit, mix_seed
+from evalsuite.progress import Progress
+from pretrain.batch import Batch, Draw, Look, Pairs, Sample, collate, join, join_pairs
+from pretrain.blocks import rank, world_size
+from pretrain.data import Corpus, Images, parse
+from pretrain.hooks import Recipe
+from pretrain.monitor import Journal, collapsed, health, knn_accuracy, plot
+from pretrain.norms import group_norms
+from pretrain.plugin import Method, Modifier, Plugin, Preset, Run, Training, read_options
+
+__all__ = ["Plan", "State", "Trained", "compose", "prepare", "run", "train"]
+
+PACKAGES = ("evalsuite", "torch", "torchvision", "timm", "lightning-fabric", "numpy")
+UNPUBLISHED = Preset("no recipe of its own", 100, 256)
+CPU = torch.device("cpu")
+TRIES = 64  # neighbours that may stand in for an unreadable image, one after the other
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a recipe is trained. ``batch_size`` counts images of one optimiser step over all processes; it is taken in
+    ``accumulate`` parts, and negatives and batch statistics come from one part. ``save_every`` is in seconds,
+    ``log_every`` in steps, ``knn_every`` in epochs (0: never). ``strict`` refuses unreadable images, which are else
+    replaced by the next row and counted."""
+
+    out: Path
+    epochs: int
+    batch_size: int
+    seed: int = 0
+    device: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    precision: str = "auto"
+    workers: int | None = None
+    accumulate: int = 1
+    clip_gradient: float | None = None
+    strict: bool = False
+    resume: bool = True
+    knn_every: int = 0
+    log_every: int = 20
+    save_every: float = 60.0
+    steps: int | None = None
+    note: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of it: the backbone, its file, the log (an entry a logged step), what there is to say of a collapse
+    (empty: nothing), and the rows whose images could not be read."""
+
+    backbone: Backbone
+    path: Path
+    log: list[dict[str, float]]
+    collapse: str
+    unreadable: tuple[int, ...]
+
+
+def run(
+    method: str,
+    modifiers: Sequence[str] = (),
+    *,
+    data: str,
+    out: Path | str,
+    registry: Registry,
+    arch: str = "timm:resnet50",
+    arch_options: Mapping[str, Any] | None = None,
+    preset: str | None = None,
+    settings: Mapping[str, str] | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **plan: Any,
+) -> Trained:
+    """Pretrain ``arch`` by names: what ``evalsuite pretrain`` does.
+
+    ``data`` is ``scheme:path`` or ``demo`` (:func:`pretrain.data.parse`); ``arch`` an architecture with fresh weights,
+    or a checkpoint to go on from; ``settings`` are ``{"simclr.temperature": "0.2"}``; ``plan`` holds further fields
+    of :class:`Plan`. Epochs and batch size are the preset's where none are given.
+
+    Raises a :class:`evalsuite.Refusal` for whatever cannot work, before any work is done.
+    """
+    recipe, chosen = compose(method, modifiers, registry=registry, preset=preset, settings=settings or {})
+    corpus = parse(data)
+    spec = arch if Path(arch).expanduser().exists() or arch.startswith("random:") else f"random:{arch}"
+    backbone = load_backbone(spec, registry, options=arch_options or {}, seed=seed).backbone
+    made = Plan(
+        out=Path(out),
+        epochs=chosen.epochs if epochs is None else epochs,
+        batch_size=chosen.batch_size if batch_size is None else batch_size,
+        seed=seed,
+        note={"data": data, "arch": arch, "preset": preset},
+        **plan,
+    )
+    return train(recipe, backbone, corpus, made, progress)
+
+
+def compose(
+    method: str,
+    modifiers: Sequence[str] = (),
+    *,
+    registry: Registry,
+    preset: str | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> tuple[Recipe, Preset]:
+    """The recipe of these names, with options from the preset and from ``part.key=value`` settings; and the preset
+    (the method's first where none is named), for its epochs and batch size.
+
+    Raises :class:`evalsuite.UsageError` where names or settings do not fit.
+    """
+    names = [method, *modifiers]
+    texts: dict[str, dict[str, str]] = {name: {} for name in [*names, "defaults"]}
+    for key, text in (settings or {}).items():
+        part, dot, option = key.partition(".")
+        if not dot or part not in texts:
+            raise UsageError(
+                f"--set {key}={text} names no part of the recipe",
+                cause=f"settings have the form part.key=value; the parts are {', '.join(texts)}",
+                fix=f"for example --set {method}.{key if not dot else option}={text}",
+            )
+        texts[part][option] = text
+    kind = _part(registry, "method", method, Method)
+    found = kind.preset(preset) if preset else next(iter(kind.presets.values()), UNPUBLISHED)
+    options = read_options(kind, method, texts[method], found.options if preset else {})
+    plugins: list[Plugin] = [kind(options)]
+    for name in modifiers:
+        modifier = _part(registry, "modifier", name, Modifier)
+        plugins.append(modifier(read_options(modifier, name, texts[name])))
+    recipe = Recipe(plugins[0], *plugins[1:], names=names)  # type: ignore[arg-type]  # held to their kinds above
+    defaults = recipe.parts["defaults"]
+    defaults.options = read_options(type(defaults), "defaults", texts["defaults"])
+    if texts["defaults"] and isinstance(recipe.method.options, Training):
+        raise UsageError(
+            f"{method} does not follow the defaults",
+            cause="it brings its own learning rate, optimiser and image size",
+            fix=f"set its own: --set {method}.{next(iter(texts['defaults']))}=...",
+        )
+    return recipe, found
+
+
+def _part(registry: Registry, shelf: str, name: str, base: type[Any]) -> Any:
+    found = registry.get(shelf, name)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise PluginError(
+            f"{shelf} {name!r} is no {base.__name__}",
+            cause=f"its target is {found!r}",
+            fix=f"bind it to a subclass of pretrain.{base.__name__}",
+        )
+    return found
+
+
+# Training --------------------------------------------------------------------------------------------------
+
+
+class Objective(nn.Module):
+    """A recipe over a backbone as one module: the seam for devices, processes and checkpoints. ``objective(draw)``
+    gives the named losses of a batch and remembers what it saw until the step is made."""
+
+    def __init__(self, run: Run, recipe: Recipe) -> None:
+        super().__init__()
+        self.backbone = run.backbone
+        self.parts = nn.ModuleDict(recipe.parts)
+        self._run, self._recipe = run, recipe
+        self.seen: list[tuple[Batch, list[Pairs]]] = []
+        self.rows: Tensor | None = None
+        self.unreadable: set[int] = set()
+
+    def forward(self, draw: Draw) -> dict[str, Tensor]:
+        run, recipe = self._run, self._recipe
+        run.step = draw.step
+        run.rng.manual_seed(mix_seed(run.seed, draw.step, draw.micro, 1))
+        self.unreadable.update(draw.bad)
+        batch = draw.batch.to(run.device, next(self.backbone.parameters()).dtype)
+        features = recipe.features(run, batch)
+        pairs = recipe.pairs(run, batch, features)
+        losses = recipe.losses(run, batch, features, pairs)
+        self.seen.append((batch, [p.detach() for p in pairs]))
+        self.rows = pairs[0].key.detach() if pairs else features[0].pooled
+        return losses
+
+    def take(self) -> tuple[Batch, list[Pairs]]:
+        """What was seen since the last step; it is forgotten."""
+        batch = join([b for b, _ in self.seen])
+        pairs = join_pairs([p for _, p in self.seen])
+        self.seen.clear()
+        return batch, pairs
+
+
+class _Reader(Dataset[Draw | Refusal]):
+    """Batches by task: decode and look at the rows of one. A refusal comes back as a value, for a data worker cannot
+    raise one whole."""
+
+    def __init__(self, data: Images, looks: Sequence[Look], seed: int, strict: bool) -> None:
+        self.data, self.looks, self.seed, self.strict = data, looks, seed, strict
+
+    def __getitem__(self, task: tuple[int, int, list[tuple[int, int]]]) -> Draw | Refusal:
+        """``task``: step, part of the step, and (place in the whole batch, row) of each sample."""
+        step, micro, places = task
+        try:
+            bad: list[int] = []
+            found = [self._sample(row, bad) for _, row in places]
+            views = [self._views(sample, step, place) for (_, sample), (place, _) in zip(found, places, strict=True)]
+            return Draw(step, micro, collate(views, [s for _, s in found], [row for row, _ in found]), tuple(bad))
+        except Refusal as error:
+            return error
+
+    def _views(self, sample: Sample, step: int, place: int) -> list[Any]:
+        rng = torch.Generator().manual_seed(mix_seed(self.seed, step, place, 4))
+        return [look(sample, rng) for look in self.looks]
+
+    def _sample(self, row: int, bad: list[int]) -> tuple[int, Sample]:
+        for other in range(row, row + min(TRIES, len(self.data))):
+            other %= len(self.data)
+            try:
+                return other, self.data[other]
+            except DataError:
+                if self.strict:
+                    raise
+                bad.append(other)
+        raise DataError(
+            f"{len(set(bad))} images in a row cannot be read",
+            cause="the last of them: see --strict",
+            fix="restore the images; --strict names the first that cannot be read",
+        )
+
+
+class _Tasks:
+    """The rows of each batch that this process takes, from a given one on: every world-th of a part of a step."""
+
+    def __init__(self, run: Run, recipe: Recipe, data: Images, accumulate: int, first: int) -> None:
+        self.run, self.recipe, self.data, self.accumulate, self.first = run, recipe, data, accumulate, first
+
+    def __iter__(self) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
+        run = self.run
+        part = run.batch_size // self.accumulate
+        for epoch in range(self.first // self.accumulate // run.epoch_steps, run.epochs + 1):
+            for place, rows in enumerate(self._epoch(epoch)):
+                step = epoch * run.epoch_steps + place
+                if step >= run.steps:
+                    return
+                for micro in range(self.accumulate):
+                    if step * self.accumulate + micro >= self.first:
+                        mine = range(micro * part + rank(), (micro + 1) * part, world_size())
+                        yield step, micro, [(p, int(rows[p])) for p in mine]
+
+    def _epoch(self, epoch: int) -> list[Tensor]:
+        run = self.run
+        batches = [b for _, b in zip(range(run.epoch_steps), self.recipe.batches(run, self.data, epoch), strict=False)]
+        if len(batches) < run.epoch_steps or any(b.shape != (run.batch_size,) for b in batches):
+            raise PluginError(
+                f"{self.recipe.name} does not fill an epoch of {run.epoch_steps} batches of {run.batch_size}",
+                cause=f"its batches stage gave {len(batches)}, of shapes {sorted({tuple(b.shape) for b in batches})}",
+                fix="give len(data) // run.batch_size batches of run.batch_size rows",
+            )
+        return batches
+
+
+def train(recipe: Recipe, backbone: Backbone, corpus: Corpus, plan: Plan, progress: Progress | None = None) -> Trained:
+    """Train a recipe on images, or go on where an earlier run in ``plan.out`` was stopped.
+
+    Writes ``state.pt``, ``metrics.jsonl``, ``metrics.png`` and at the end ``backbone.safetensors`` there. The backbone
+    is trained in place. With one count of workers or another, killed and resumed or not, the same seed ends in the
+    same bits on the same machine and number of processes. A termination signal saves the state and exits 143.
+
+    Raises :class:`evalsuite.UsageError` and :class:`evalsuite.DataError` before any work, and
+    :class:`evalsuite.TrainingError` when the loss is not finite: the last good state stays.
+    """
+    if plan.knn_every and corpus.probe is None:
+        raise UsageError(
+            "there is nothing to ask k-NN about",
+            cause="the data have no labels",
+            fix="leave out --knn-every, or put the images of a class into a folder of their own",
+        )
+    fabric = _fabric(plan)
+    progress = progress if progress is not None and fabric.is_global_zero else Progress(quiet=True)
+    state = prepare(recipe, backbone, corpus, plan, fabric.device)
+    _claim(plan, state.description, fabric)
+    journal = Journal(plan.out / "metrics.jsonl" if fabric.is_global_zero else None)
+    optimizer = recipe.optimizer(state.run, state.objective)
+    watch = _Watch(state, plan, corpus, journal, progress, optimizer)
+    job = Fit(
+        model=state.objective,
+        optimizer=optimizer,
+        rate=watch.rate,
+        iterations=state.run.steps,
+        seed=plan.seed,
+        key=state.key,
+        state=plan.out / "state.pt",
+        what=recipe.name,
+        clip_gradient=plan.clip_gradient,
+        saves=plan.save_every,
+        log=journal,  # type: ignore[arg-type]  # a list in all but name
+        logs=plan.log_every,
+        accumulate=plan.accumulate,
+        batches=lambda first: state.draws(plan, first),
+        stepped=watch.stepped,
+        resumed=lambda _: journal.rewrite(),
+    )
+    fit(job, fabric, progress)
+    return _finish(state, plan, journal, fabric, progress)
+
+
+@dataclass
+class State:
+    """A recipe that is ready to be trained."""
+
+    recipe: Recipe
+    run: Run
+    data: Images
+    looks: tuple[Look, ...]
+    objective: Objective
+    description: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()
+
+    def draws(self, plan: Plan, first: int = 0) -> Iterator[Draw]:
+        """This process's batches from the ``first``-th on. Raises what a data worker would not read."""
+        workers = _workers(plan)
+        loader = DataLoader(
+            _Reader(self.data, self.looks, plan.seed, plan.strict),
+            batch_size=None,
+            sampler=_Tasks(self.run, self.recipe, self.data, plan.accumulate, first),
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            pin_memory=self.run.device.type == "cuda",
+            worker_init_fn=_deaf,
+        )
+        for draw in loader:
+            if isinstance(draw, Refusal):
+                raise draw
+            yield draw
+
+
+def _fabric(plan: Plan) -> Fabric:
+    kind = plan.device.partition(":")[0]
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ResourceError("there is no CUDA device", cause="torch finds none", fix="--device cpu")
+    number = plan.device.partition(":")[2]
+    many = plan.devices * plan.nodes > 1
+    fabric = Fabric(
+        accelerator=kind,
+        devices=[int(number)] if number and not many else plan.devices,
+        num_nodes=plan.nodes,
+        # Buffers are each process's own: statistics of emulated devices, queues. Heads of published architectures
+        # that no feature depends on take no gradient.
+        strategy=DDPStrategy(find_unused_parameters=True, broadcast_buffers=False) if many else "auto",
+        precision=("bf16-mixed" if kind == "cuda" else "32-true") if plan.precision == "auto" else plan.precision,  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def prepare(recipe: Recipe, backbone: Backbone, corpus: Corpus, plan: Plan, device: torch.device = CPU) -> State:
+    """Make a recipe ready for its first step: data, looks, heads. Raises :class:`evalsuite.UsageError` for numbers
+    that do not go together."""
+    options = {name: dataclasses.asdict(part.options) for name, part in recipe.parts.items()}
+    start = backbone.identity
+    world = world_size()
+    if plan.batch_size % (plan.accumulate * world) or plan.epochs < 1 or plan.batch_size < 1:
+        raise UsageError(
+            f"a batch of {plan.batch_size} cannot be shared out over {world} processes and {plan.accumulate} parts",
+            cause="each takes as many images as any other",
+            fix=f"choose a multiple of {plan.accumulate * world}, and one epoch at least",
+        )
+    own = recipe.method.options
+    training = own if isinstance(own, Training) else recipe.parts["defaults"].options
+    run = Run(
+        backbone=backbone.to(device),
+        seed=plan.seed,
+        device=device,
+        out=plan.out,
+        epochs=plan.epochs,
+        batch_size=plan.batch_size,
+        micro_size=plan.batch_size // plan.accumulate // world,
+        width=recipe.method.width,
+        training=training,
+    )
+    data = recipe.dataset(run, corpus.train)
+    run.data, run.epoch_steps = data, len(data) // plan.batch_size
+    if not run.epoch_steps:
+        raise UsageError(
+            f"a batch of {plan.batch_size} is larger than the data set",
+            cause=f"there are {len(data)} images",
+            fix=f"--batch-size {max(1, len(data))} or less",
+        )
+    run.steps = run.epoch_steps * plan.epochs if plan.steps is None else plan.steps
+    run.epochs = max(1, -(-run.steps // run.epoch_steps))
+    looks = recipe.views(run)
+    recipe.prepared(run, data)
+    objective = Objective(run, recipe).to(device)
+    group_norms(objective, recipe.method.norm_groups, run.micro_size)
+    description = {
+        "recipe": recipe.name,
+        "options": json.loads(json.dumps(options, default=str)),
+        "views": [repr(look) for look in looks],
+        "data": data.fingerprint,
+        "images": len(data),
+        "backbone": backbone.spec.arch,
+        "start": start,
+        "seed": plan.seed,
+        "epochs": plan.epochs,
+        "steps": run.steps,
+        "batch_size": plan.batch_size,
+        "accumulate": plan.accumulate,
+        "clip_gradient": plan.clip_gradient,
+    }
+    return State(recipe, run, data, looks, objective, description)
+
+
+def _claim(plan: Plan, description: dict[str, Any], fabric: Fabric) -> None:
+    """Take the run's folder; refuse one that holds another run, unless it is to be replaced."""
+    note = plan.out / "run.json"
+    before = json.loads(note.read_text(encoding="utf-8")) if note.exists() and plan.resume else None
+    fabric.barrier()
+    if before is not None and before != description:
+        changed = [key for key in description if before.get(key) != description[key]]
+        raise UsageError(
+            f"{plan.out} holds another run",
+            cause=f"{', '.join(changed)} differ",
+            fix="choose another --out, repeat the earlier command to resume it, or --no-resume to replace it",
+        )
+    if fabric.is_global_zero:
+        plan.out.mkdir(parents=True, exist_ok=True)
+        if not plan.resume:
+            for name in ("state.pt", "metrics.jsonl", "metrics.png", "backbone.safetensors"):
+                (plan.out / name).unlink(missing_ok=True)
+        write_text(note, json.dumps(description, indent=1))
+    fabric.barrier()
+
+
+def _workers(plan: Plan) -> int:
+    return min(8, (os.cpu_count() or 1) - 1) if plan.workers is None else plan.workers
+
+
+def _deaf(_: int) -> None:
+    """A signal to the whole group is for the trainer, which still needs its data to finish the step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class _Watch:
+    """What is done besides the steps: stages that hear, the signs of collapse, k-NN, curves."""
+
+    def __init__(
+        self, state: State, plan: Plan, corpus: Corpus, journal: Journal, progress: Progress, optimizer: Optimizer
+    ) -> None:
+        self.state, self.plan, self.journal, self.progress = state, plan, journal, progress
+        self.probe, self.optimizer = corpus.probe, optimizer
+        self.alarmed = self.warned = False
+
+    def rate(self, step: int) -> float:
+        self.state.run.step = step
+        return self.state.recipe.rate(self.state.run)
+
+    def stepped(self, moment: Moment) -> dict[str, float]:
+        state, run = self.state, self.state.run
+        batch, pairs = state.objective.take()
+        state.recipe.stepped(run, batch, pairs)
+        numbers = self._numbers(moment) if moment.logged else {}
+        if moment.step % run.epoch_steps == 0:
+            state.recipe.epoch_ended(run)
+            self._epoch(moment.step)
+        return numbers
+
+    def _numbers(self, moment: Moment) -> dict[str, float]:
+        run, objective = self.state.run, self.state.objective
+        steps = min(self.plan.log_every, moment.step)
+        numbers = {
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "images_s": steps * run.batch_size / max(moment.passed, 1e-9),
+            "wait": moment.waited / max(moment.passed, 1e-9),
+        }
+        if objective.rows is not None:
+            numbers |= health(objective.rows)
+        reason = collapsed([*self.journal, numbers])
+        if reason and not self.alarmed:
+            self.progress.say(f"warning: step {moment.step}: the features have collapsed: {reason}")
+        self.alarmed = bool(reason)
+        if objective.unreadable and not self.warned:
+            self.warned = True
+            self.progress.say("warning: some images cannot be read; the next ones stand in for them")
+        return numbers
+
+    def _epoch(self, step: int) -> None:
+        run, plan = self.state.run, self.plan
+        epoch = step // run.epoch_steps
+        if not plan.knn_every or self.probe is None or (epoch % plan.knn_every and step != run.steps):
+            return
+        if rank() == 0:
+            size = run.training.size
+            found = knn_accuracy(run.backbone, *self.probe, size, workers=_workers(plan))
+            self.journal.append({"step": step, "epoch": epoch, "knn": found})
+            self.progress.say(f"epoch {epoch}: k-NN accuracy {found:.3f}")
+            plot(self.journal, plan.out / "metrics.png", self.state.recipe.name)
+
+
+def _finish(state: State, plan: Plan, journal: Journal, fabric: Fabric, progress: Progress) -> Trained:
+    run, path = state.run, plan.out / "backbone.safetensors"
+    run.backbone.respec(image_size=(run.training.size, run.training.size))
+    collapse = collapsed(journal)
+    unreadable = tuple(sorted(state.objective.unreadable))
+    if fabric.is_global_zero:
+        provenance = {
+            "kind": "pretrained",
+            **state.description,
+            **plan.note,
+            "data_fingerprint": state.data.fingerprint,
+            "collapse": collapse,
+            "unreadable": len(unreadable),
+            "versions": _versions(),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        run.backbone.save(path, provenance)
+        plot(journal, plan.out / "metrics.png", state.recipe.name)
+        if unreadable:
+            progress.say(f"warning: {len(unreadable)} images could not be read and were skipped")
+        progress.say(f"backbone {run.backbone.identity[:12]} in {path}")
+    fabric.barrier()
+    return Trained(run.backbone, path, list(journal), collapse, unreadable)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # run from a checkout that was not installed
+            found[package] = "not installed"
+    return found

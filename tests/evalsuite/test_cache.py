@@ -1,0 +1,570 @@
+"""The feature cache: keys, one pass, killed and shared encodings, damage, housekeeping."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision.transforms.v2 import functional as image_ops
+
+from evalsuite import cache as module
+from evalsuite.backbone import Backbone, BackboneSpec, Features
+from evalsuite.cache import Cache, Output, Preprocess
+from evalsuite.errors import BackboneError, DataError, ResourceError, UsageError
+
+
+class Net(nn.Module):
+    """Two convolutions; tokens are the places of the last map. Counts the images it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 6, 3, 2, 1)
+        self.norm = nn.BatchNorm2d(6)
+        self.seen, self.sizes = 0, []
+
+    def forward(self, x):
+        self.seen += len(x)
+        self.sizes.append(len(x))
+        one = torch.relu(self.first(x))
+        two = self.norm(self.second(one))
+        return Features(pooled=two.mean((2, 3)), maps={2: one, 4: two}, tokens=two.flatten(2).mT)
+
+
+def make(seed=0, **changes):
+    torch.manual_seed(seed)
+    spec = BackboneSpec(
+        arch="test:net",
+        dim=6,
+        strides={2: 4, 4: 6},
+        gives=frozenset({"pooled", "maps", "tokens"}),
+        image_size=(8, 8),
+    )
+    return Backbone(Net(), dataclasses.replace(spec, **changes))
+
+
+@dataclasses.dataclass
+class Images:
+    """Random images by number, read one at a time; ``reads`` counts."""
+
+    count: int = 10
+    fingerprint: str = "f0"
+    split: str = "train"
+    reads: int = 0
+
+    @property
+    def ids(self):
+        return [f"im{i}" for i in range(self.count)]
+
+    @property
+    def labels(self):
+        return np.arange(self.count) % 3
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+PLAIN = Preprocess((8, 8), "none")
+
+
+def pixels(images):
+    return torch.stack([torch.from_numpy(images[i]).permute(2, 0, 1) for i in range(images.count)]).float() / 255
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(module, "SHARD", 4)
+
+
+def test_all_outputs_come_from_one_pass_and_later_from_none(tmp_path, small_shards):
+    backbone, images, cache = make(), Images(), Cache(tmp_path)
+    what = ("pooled", "tokens", "tokens/max", "map2", "map4/max2", "layer:first", "layer:second/avg2")
+    backbone.train()
+    encoded = cache.features(backbone, images, what, preprocess=PLAIN, batch_size=3)
+    assert backbone.net.seen == encoded.encoded == images.reads == 10
+    assert backbone.training
+    assert backbone.net.norm.training
+    assert backbone.net.norm.num_batches_tracked == 0  # statistics did not move
+    backbone.eval()
+    with torch.no_grad():
+        x = backbone.normalise(pixels(images))
+        features, first = backbone.look(x), backbone.net.first(x)
+    expected = {
+        "pooled": features.pooled,
+        "tokens": features.tokens.mean(1),
+        "tokens/max": features.tokens.amax(1),
+        "map2": features.maps[2].mean((2, 3)),
+        "map4/max2": features.maps[4].flatten(1),
+        "layer:first": first.mean((2, 3)),
+        "layer:second/avg2": backbone.net.second(torch.relu(first)).flatten(1).detach(),
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(encoded.arrays[name], values.numpy(), atol=1e-5)
+        assert isinstance(encoded.arrays[name], np.memmap)
+    assert list(encoded.ids) == images.ids
+    assert (encoded.labels == images.labels).all()
+    seen = backbone.net.seen
+    again = cache.features(backbone, images, what, preprocess=PLAIN)
+    assert (backbone.net.seen, again.encoded) == (seen, 0)
+    assert all((again.arrays[name] == encoded.arrays[name]).all() for name in what)
+    with pytest.raises(ValueError, match="read-only"):
+        again.arrays["pooled"][0] = 0
+
+
+def test_only_the_outputs_that_are_missing_are_written(tmp_path):
+    backbone, cache = make(), Cache(tmp_path)
+    cache.features(backbone, Images(), ("pooled",), preprocess=PLAIN)
+    file = next(tmp_path.rglob("features.npy"))
+    before = file.stat().st_mtime_ns
+    cache.features(backbone, Images(), ("pooled", "map4"), preprocess=PLAIN)
+    assert len(cache.ls()) == 2
+    assert file.stat().st_mtime_ns == before
+
+
+def test_batches_do_not_cross_shards_and_change_nothing_else(tmp_path, small_shards):
+    backbone = make()
+    cache = Cache(tmp_path)
+    cache.features(backbone, Images(), preprocess=PLAIN, batch_size=3)
+    assert backbone.net.sizes == [3, 1, 3, 1, 2]
+
+
+def change_weight(backbone):
+    with torch.no_grad():
+        backbone.net.second.weight[0, 0, 0, 0] += 1e-3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": change_weight},
+        {"spec": {"mean": (0.5, 0.5, 0.5)}},
+        {"spec": {"std": (0.5, 0.5, 0.5)}},
+        {"spec": {"options": {"stride": 1}}},
+        {"images": {"fingerprint": "f1"}},
+        {"images": {"split": "test"}},
+        {"images": {"count": 9}},
+        {"preprocess": Preprocess((8, 8), "squash")},
+        {"precision": "bf16-mixed"},
+        {"dtype": "float16"},
+        {"what": ("map2",)},
+    ],
+    ids=str,
+)
+def test_whatever_can_change_a_feature_is_in_the_key(tmp_path, change):
+    cache = Cache(tmp_path)
+    cache.features(make(), Images(), preprocess=PLAIN)
+    backbone = make(**change.get("spec", {}))
+    change.get("weights", lambda b: None)(backbone)
+    images = Images(**change.get("images", {}))
+    rest = {k: v for k, v in change.items() if k in ("precision", "dtype", "what")}
+    found = cache.features(backbone, images, preprocess=change.get("preprocess", PLAIN), **rest)
+    assert found.encoded == images.count
+    assert len(cache.ls()) == 2
+
+
+@pytest.mark.parametrize("same", [{"batch_size": 2}, {"workers": 1}, {"device": torch.device("cpu")}], ids=str)
+def test_what_cannot_change_a_feature_is_not_in_the_key(tmp_path, same):
+    cache = Cache(tmp_path)
+    cache.features(make(), Images(), preprocess=PLAIN)
+    assert cache.features(make(), Images(), preprocess=PLAIN, **same).encoded == 0
+
+
+def test_changed_source_code_is_another_key(tmp_path, monkeypatch):
+    cache = Cache(tmp_path)
+    source = tmp_path / "look.py"
+    look = "def look(net, x):\n    features = net(x)\n    return type(features)(pooled={factor} * features.pooled)\n"
+    found = []
+    for factor in (1, 2):
+        source.write_text(look.format(factor=factor))
+        os.utime(source, ns=(factor, factor))
+        plugin = type(sys)("look_plugin")
+        plugin.__file__ = str(source)
+        monkeypatch.setitem(sys.modules, "look_plugin", plugin)
+        exec(compile(source.read_text(), source, "exec"), plugin.__dict__)
+        backbone = make()
+        found.append(cache.features(Backbone(backbone.net, backbone.spec, plugin.look), Images(), preprocess=PLAIN))
+    assert found[1].encoded == 10
+    np.testing.assert_allclose(found[1].arrays["pooled"], 2 * found[0].arrays["pooled"], rtol=1e-6)
+
+
+def test_precision_and_storage(tmp_path):
+    cache = Cache(tmp_path)
+    exact = cache.features(make(), Images(), preprocess=PLAIN).arrays["pooled"]
+    half = cache.features(make(), Images(), preprocess=PLAIN, dtype="float16").arrays["pooled"]
+    mixed = cache.features(make(), Images(), preprocess=PLAIN, precision="bf16-mixed").arrays["pooled"]
+    last = cache.features(make(1), Images(), preprocess=PLAIN, channels_last=True)
+    assert (half == exact.astype(np.float16)).all()
+    assert mixed.dtype == np.float32
+    np.testing.assert_allclose(mixed, exact, atol=0.05)
+    assert not (mixed == exact).all()
+    np.testing.assert_allclose(
+        last.arrays["pooled"], Cache(tmp_path / "b").features(make(1), Images(), preprocess=PLAIN).arrays["pooled"],
+        atol=1e-5,
+    )  # fmt: skip
+
+
+# --- killed and shared
+
+
+WHAT = ("pooled", "map2")
+
+# Runs in a process of its own, and forks: a child that is killed at each write point in turn, then one that is not.
+DRIVER = """
+import importlib.util, json, os, sys
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("cache_world", sys.argv[1])
+world = importlib.util.module_from_spec(spec)
+sys.modules["cache_world"] = world
+spec.loader.exec_module(world)
+# SIGKILL loses no page of the kernel's, and there are thousands of calls.
+os.fsync = world.np.memmap.flush = lambda *_: None
+stop = 0
+while True:
+    stop += 1
+    root = Path(sys.argv[2]) / str(stop)
+    killed, _ = world.in_child(lambda: world.encode(root), stop)
+    left = world.readable(root)
+    _, encoded = world.in_child(lambda: world.encode(root))
+    print(json.dumps({"killed": killed, "left": left, "encoded": encoded, "after": world.readable(root),
+                      "litter": [str(p) for p in root.rglob(".*.partial")]}), flush=True)
+    if not killed:
+        break
+"""
+
+
+def encode(root):
+    """Encode in shards of four, and say how many images went through the network."""
+    module.SHARD = 4
+    return Cache(root).features(make(), Images(6), WHAT, preprocess=PLAIN, batch_size=3).encoded
+
+
+def readable(root):
+    """The digests of what readers would see, by entry."""
+    return {
+        path.parent.name: hashlib.sha256((path.parent / "features.npy").read_bytes()).hexdigest()
+        for path in root.rglob("manifest.json")
+    }
+
+
+def in_child(function, stop=None):
+    """Run in a fork; whether it was killed, and its result. ``stop``: kill it at that write point."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(1)
+            if stop is not None:
+                die_at(stop)
+            os.write(writer, json.dumps(function()).encode())
+        except BaseException as error:
+            os.write(writer, json.dumps(repr(error)).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        result = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status), json.loads(result) if result else None
+
+
+def die_at(stop):
+    """Count the calls that write, and the end; SIGKILL before the ``stop``-th."""
+    count = 0
+
+    def tick():
+        nonlocal count
+        count += 1
+        if count == stop:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted(function):
+        def call(*args, **kwargs):
+            tick()
+            return function(*args, **kwargs)
+
+        return call
+
+    os.fsync, os.posix_fallocate = counted(os.fsync), counted(os.posix_fallocate)
+    for name in ("replace", "unlink", "write_text", "mkdir", "touch"):
+        setattr(Path, name, counted(getattr(Path, name)))
+    np.lib.format.open_memmap = counted(np.lib.format.open_memmap)
+    np.memmap.flush = counted(np.memmap.flush)
+    module._Writer.put, module._open = counted(module._Writer.put), counted(module._open)
+
+
+def test_killed_at_any_write_the_next_run_ends_with_the_same_bytes(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, __file__, str(tmp_path)],
+        capture_output=True, text=True, timeout=200, check=True,
+        env=os.environ | {"PYTHONPATH": str(Path(module.__file__).parent.parent)},
+    )  # fmt: skip
+    runs = [json.loads(line) for line in done.stdout.splitlines()]
+    expected = runs[-1]["after"]
+    assert len(runs) > 30
+    assert [run["killed"] for run in runs] == [True] * (len(runs) - 1) + [False]
+    assert runs[-1]["left"] == expected
+    assert len(expected) == 2
+    for run in runs:
+        assert run["after"] == expected
+        assert run["left"].items() <= expected.items()  # what is readable is right, at every moment
+        assert not run["litter"]
+    encoded = [run["encoded"] for run in runs]
+    assert encoded == sorted(encoded, reverse=True)  # the later it was killed, the less is left to do
+    assert {6, 2, 0} <= set(encoded)  # whole shards are kept
+
+
+def wait_for(path, seconds=20):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.01)
+
+
+def slow_encode(root, gate):
+    """Encode, but stay in the middle of the network until ``gate`` is there."""
+    torch.set_num_threads(1)
+    backbone = make()
+
+    def stop(*_):
+        (gate.parent / "inside").touch()
+        wait_for(gate)
+
+    backbone.net.register_forward_pre_hook(stop)
+    Cache(root).features(backbone, Images(), preprocess=PLAIN)
+
+
+def test_two_processes_share_one_encoding(tmp_path):
+    root, gate = tmp_path / "cache", tmp_path / "gate"
+    other = multiprocessing.get_context("spawn").Process(target=_spawned, args=(__file__, str(root), str(gate)))
+    other.start()
+    try:
+        wait_for(tmp_path / "inside", 60)
+        assert Cache(root).gc(0) == []  # what is being encoded is left alone
+        digest = next(path.name for path in root.glob("??/*"))
+        with pytest.raises(ResourceError, match="is in use"):
+            Cache(root).rm([digest])
+
+        class Told(module.Progress):
+            def say(self, line):
+                assert "waiting for another process" in line
+                gate.touch()  # only now may the other go on
+
+        backbone = make()
+        found = Cache(root).features(backbone, Images(), preprocess=PLAIN, progress=Told(quiet=True))
+    finally:
+        gate.touch()
+        other.join(60)
+    assert other.exitcode == 0
+    assert found.encoded == backbone.net.seen == 0
+    assert Cache(root).features(make(), Images(), preprocess=PLAIN).encoded == 0
+
+
+def _spawned(path, root, gate):
+    sys.path.insert(0, str(Path(path).parent))
+    slow_encode(Path(root), Path(gate))
+
+
+# --- memory
+
+
+class Narrow(Net):
+    """Fits ``most`` images."""
+
+    def __init__(self, most, error):
+        super().__init__()
+        self.most, self.error = most, error
+
+    def forward(self, x):
+        if len(x) > self.most:
+            raise self.error
+        return super().forward(x)
+
+
+OUT = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+]
+
+
+@pytest.mark.parametrize("error", OUT, ids=lambda e: type(e).__name__)
+def test_a_batch_that_does_not_fit_is_halved(tmp_path, error, capsys):
+    backbone = make()
+    torch.manual_seed(0)
+    narrow = Backbone(Narrow(3, error), backbone.spec)
+    progress = module.Progress(stream=sys.stderr)
+    found = Cache(tmp_path).features(narrow, Images(), preprocess=PLAIN, batch_size=10, progress=progress)
+    assert narrow.net.sizes == [2, 2, 2, 2, 2]
+    assert "out of memory at 10 images; going on with 5 at a time" in capsys.readouterr().err
+    plain = Cache(tmp_path / "b").features(backbone, Images(), preprocess=PLAIN)
+    np.testing.assert_allclose(found.arrays["pooled"], plain.arrays["pooled"], atol=1e-6)
+
+
+def test_an_image_that_does_not_fit_is_refused_and_other_errors_pass(tmp_path):
+    spec = make().spec
+    with pytest.raises(ResourceError, match="one image of"):
+        Cache(tmp_path).features(Backbone(Narrow(0, MemoryError()), spec), Images(), preprocess=PLAIN)
+    with pytest.raises(RuntimeError, match="shapes"):
+        Cache(tmp_path).features(Backbone(Narrow(0, RuntimeError("shapes")), spec), Images(), preprocess=PLAIN)
+
+
+def test_a_full_disk_is_told_of(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ResourceError, match="No space left on device"):
+        Cache(tmp_path).features(make(), Images(), preprocess=PLAIN)
+    monkeypatch.undo()
+    assert Cache(tmp_path).features(make(), Images(), preprocess=PLAIN).encoded == 10
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path):
+    backbone = make()
+    with torch.no_grad():
+        backbone.net.norm.weight.fill_(1e6)
+    with pytest.raises(BackboneError, match="do not fit into float16"):
+        Cache(tmp_path).features(backbone, Images(), preprocess=PLAIN, dtype="float16")
+    with torch.no_grad():
+        backbone.net.norm.weight.fill_(float("nan"))
+    with pytest.raises(BackboneError, match="are not finite"):
+        Cache(tmp_path).features(backbone, Images(), preprocess=PLAIN)
+    assert not any(entry.complete for entry in Cache(tmp_path).ls())
+
+
+# --- damage and housekeeping
+
+
+def test_damage_is_found_and_a_cut_file_is_refused(tmp_path, small_shards):
+    cache = Cache(tmp_path)
+    cache.features(make(), Images(), ("pooled", "map2"), preprocess=PLAIN)
+    assert cache.verify() == {}
+    file = next(tmp_path.rglob("features.npy"))
+    digest = file.parent.name
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert cache.verify() == {digest: "shard 2 is not what was written"}
+    assert cache.verify([digest[:10]]) == {digest: "shard 2 is not what was written"}
+    file.write_bytes(content[:-5])
+    assert list(cache.verify()) == [digest]
+    with pytest.raises(DataError, match=f"cache entry {digest[:12]} is damaged"):
+        cache.features(make(), Images(), ("pooled", "map2"), preprocess=PLAIN)
+    assert [entry.digest for entry in cache.rm([digest[:12]])] == [digest]
+    assert cache.features(make(), Images(), ("pooled", "map2"), preprocess=PLAIN).encoded == 10
+    assert cache.verify() == {}
+
+
+def test_a_manifest_of_nonsense_is_damage(tmp_path):
+    cache = Cache(tmp_path)
+    cache.features(make(), Images(), preprocess=PLAIN)
+    manifest = next(tmp_path.rglob("manifest.json"))
+    manifest.write_text("{")
+    assert list(cache.verify()) == [manifest.parent.name]
+    assert not cache.ls()[0].complete
+    with pytest.raises(DataError, match="is damaged"):
+        cache.features(make(), Images(), preprocess=PLAIN)
+    cache.rm([manifest.parent.name])
+    assert cache.ls() == []
+
+
+def test_a_cut_file_of_an_unfinished_encoding_is_begun_anew(tmp_path, small_shards):
+    cache = Cache(tmp_path)
+    cache.features(make(), Images(), preprocess=PLAIN)
+    folder = next(tmp_path.rglob("manifest.json")).parent
+    (folder / "manifest.json").unlink()
+    (folder / "shard-00000").write_text("0" * 64)
+    os.truncate(folder / "features.npy", 200)
+    assert cache.features(make(), Images(), preprocess=PLAIN).encoded == 10
+    assert cache.verify() == {}
+
+
+def test_entries_are_listed_by_use_and_the_oldest_go_first(tmp_path):
+    cache = Cache(tmp_path)
+    for split in ("a", "b", "c"):
+        cache.features(make(), Images(split=split), preprocess=PLAIN)
+    for entry in cache.ls():
+        at = {"a": 30, "b": 10, "c": 20}[entry.key["split"]]
+        os.utime(tmp_path / entry.digest[:2] / entry.digest / "used", (at, at))
+    entries = cache.ls()
+    assert [entry.key["split"] for entry in entries] == ["a", "c", "b"]
+    assert all((entry.rows, entry.width, entry.complete) == (10, 6, True) for entry in entries)
+    size = sum(entry.size for entry in entries)
+    assert cache.gc(size) == []
+    assert [entry.key["split"] for entry in cache.gc(size - 1)] == ["b"]
+    cache.features(make(), Images(split="c"), preprocess=PLAIN)  # used now
+    assert [entry.key["split"] for entry in cache.gc(entries[0].size)] == ["a"]
+    assert [entry.key["split"] for entry in cache.ls()] == ["c"]
+
+
+def test_names_that_say_nothing_are_refused(tmp_path):
+    cache = Cache(tmp_path)
+    for name in ("feet", "pooled/avg", "tokens/max2", "map0", "map2/avg0", "layer:", "map2/raw"):
+        with pytest.raises(UsageError, match="names no output"):
+            Output.parse(name)
+    for name in ("map8", "layer:third"):
+        with pytest.raises(BackboneError, match="has no output"):
+            cache.features(make(), Images(), (name,), preprocess=PLAIN)
+    with pytest.raises(BackboneError, match="has no output 'tokens'"):
+        cache.features(make(gives=frozenset({"pooled"})), Images(), ("tokens",), preprocess=PLAIN)
+    for options in ({"precision": "8"}, {"dtype": "float8"}, {"batch_size": 0}):
+        with pytest.raises(UsageError):
+            cache.features(make(), Images(), preprocess=PLAIN, **options)
+    with pytest.raises(DataError, match="is empty"):
+        cache.features(make(), Images(0), preprocess=PLAIN)
+    for names in ([""], ["ff"]):
+        with pytest.raises(UsageError, match="no cache entries begin with"):
+            cache.rm(names)
+    assert cache.rm([]) == []
+
+
+def test_the_root_is_told_by_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("EVALSUITE_CACHE", str(tmp_path))
+    assert Cache().root == tmp_path / "features"
+    monkeypatch.delenv("EVALSUITE_CACHE")
+    monkeypatch.setenv("HOME", "/nowhere")
+    assert Cache().root == Path("/nowhere/.cache/evalsuite/features")
+
+
+# --- preprocessing
+
+
+@pytest.mark.parametrize("size", [(40, 60), (60, 40), (33, 97), (20, 20)])
+def test_crop_is_torchvisions_resize_and_centre_crop(size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    found = Preprocess((28, 28))(image)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)
+    expected = image_ops.center_crop(image_ops.resize(pixels, [32], antialias=True), [28, 28])
+    assert torch.equal(found, expected)
+
+
+def test_squash_pad_and_none():
+    image = np.full((10, 20, 3), 200, dtype=np.uint8)
+    assert Preprocess((8, 8), "squash")(image).shape == (3, 8, 8)
+    padded = Preprocess((8, 8), "pad")(image)
+    assert padded[:, 2:6].eq(200).all()
+    assert padded[:, :2].eq(0).all()
+    assert padded[:, 6:].eq(0).all()
+    assert torch.equal(Preprocess((10, 20), "none")(image), torch.full((3, 10, 20), 200, dtype=torch.uint8))
+    with pytest.raises(DataError, match="20x10 pixels, not 8x8"):
+        Preprocess((8, 8), "none")(image)
+    wide = Preprocess((8, 32), "crop", ratio=1.0)(image)
+    assert wide.shape == (3, 8, 32)
+
+
+def test_workers_are_chosen_by_measurement(monkeypatch):
+    reader = module._Reader(Images(100), PLAIN)
+    assert module._measured_workers(reader, 100) == 0
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert module._measured_workers(reader, 100, patience=0.0) == 7

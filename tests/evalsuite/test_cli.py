@@ -1,0 +1,197 @@
+"""The command line, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from evalsuite.cli import main
+from evalsuite.data import source
+
+SITE = Path(__file__).resolve().parent.parent / "fixtures" / "site"
+QUICK = ["--protocol", "smoke", "--set", "min_sizes=64", "--set", "max_size=96", "--set", "test_min_size=64"]
+
+
+@pytest.fixture
+def evalsuite(monkeypatch, capsys):
+    """Run a command in this process: its exit code, standard output and standard error."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["evalsuite", *arguments])
+        with pytest.raises(SystemExit) as leave:
+            main()
+        said = capsys.readouterr()
+        return int(leave.value.code or 0), said.out, said.err
+
+    monkeypatch.setenv("EVALSUITE_PLUGINS", "")
+    monkeypatch.delenv("EVALSUITE_DATA", raising=False)
+    return call
+
+
+def three_lines(text: str) -> bool:
+    return re.fullmatch(r"error: .+\ncause: .+\nfix: .+\n", text) is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["run"], 2, "Missing option"),
+        (["run", "--nope"], 2, "No such option"),
+        (["frobnicate"], 2, "No such command"),
+        (["list", "tasks"], 2, "did you mean 'task'"),
+        (["run", "-b", "random:timm:test_resnet", "-t", "cocoo"], 2, "did you mean 'coco'"),
+        (["run", "-b", "random:timm:test_resnet", "-t", "coco"], 3, "no data root"),
+        (["run", "-b", "random:timm:test_resnet", "-t", "coco", "--data-root", "nowhere"], 3, "not a folder"),
+        (["run", "-b", "nowhere.pth", "-t", "coco", "--demo"], 4, "nowhere.pth"),
+        (["run", "-b", "random:timm:test_resnet", "-t", "coco", "--seeds", "-1"], 2, "--seeds"),
+        (["run", "-b", "random:timm:test_resnet", "-t", "coco", "--set", "lr"], 2, "no setting"),
+        (["data", "where", "coco"], 3, "no data root"),
+        (["data", "verify", "voc:nowhere"], 3, "not a folder"),
+        (["inspect", "nowhere.pth"], 4, "nowhere.pth"),
+    ],
+)
+def test_what_is_wrong_is_told_in_three_lines_with_its_code(evalsuite, arguments, code, text, monkeypatch, tmp_path):
+    monkeypatch.setenv("EVALSUITE_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    status, out, err = evalsuite(*arguments)
+    assert status == code
+    assert out == ""
+    assert three_lines(err), err
+    assert text in err
+
+
+def test_help_loads_neither_torch_nor_a_plugin():
+    code = (
+        "import sys; sys.argv = ['evalsuite', '--help']\n"
+        "from evalsuite.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'timm', 'evalsuite.tasks', 'evalsuite.backbones', 'pluggy'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "run" in done.stdout
+
+
+def test_lists_tell_what_there_is_and_who_brings_it(evalsuite):
+    status, out, _ = evalsuite("list", "task")
+    assert status == 0
+    assert re.search(r"task\s+coco\s+.*evalsuite \d", out)
+    status, out, _ = evalsuite("list", "--json")
+    assert {"coco", "voc", "detect"} <= {entry["name"] for entry in json.loads(out)}
+
+
+def test_broken_plugins_leave_the_command_line_working_and_are_reported():
+    environment = {**os.environ, "PYTHONPATH": str(SITE)}
+    environment.pop("EVALSUITE_PLUGINS", None)
+    call = [sys.executable, "-m", "evalsuite"]
+    listed = subprocess.run([*call, "list", "task"], capture_output=True, text=True, env=environment, check=True)
+    assert "coco" in listed.stdout
+    assert "is broken and was left out" in listed.stderr
+    told = subprocess.run([*call, "plugins", "list", "--json"], capture_output=True, env=environment, check=True)
+    rows = json.loads(told.stdout)
+    broken = [row for row in rows if row["status"] == "broken"]
+    assert broken
+    assert all(row["reason"] and row["distribution"] for row in broken)
+    assert any(row["status"] == "loaded" and row["distribution"] == "evalsuite" for row in rows)
+
+
+def test_data_are_found_and_verified(evalsuite, registry, tmp_path):
+    path = source(registry, "voc").demo(tmp_path, seed=0, images=4)
+    status, out, _ = evalsuite("data", "where", "voc", "--data-root", str(tmp_path))
+    assert (status, out.strip()) == (0, f"voc: {path}")
+    status, out, _ = evalsuite("data", "verify", "voc", "--data-root", str(tmp_path))
+    assert status == 0
+    victim = sorted(path.rglob("*.jpg"))[0]
+    victim.write_bytes(victim.read_bytes()[:200])
+    status, out, _ = evalsuite("data", "verify", "voc", "--data-root", str(tmp_path), "--json")
+    assert status == 3
+    assert any(victim.name in fault for fault in json.loads(out)["faults"])
+
+
+def test_a_checkpoint_is_inspected(evalsuite):
+    status, out, _ = evalsuite("inspect", "random:timm:test_resnet", "--json")
+    told = json.loads(out)
+    assert status == 0
+    assert told["parameters"] > 1000
+    assert told["flops"] > 1000
+    status, out, _ = evalsuite("inspect", "random:timm:test_resnet")
+    assert "test_resnet" in out
+
+
+def test_a_run_ends_in_a_table_a_result_and_a_picture(evalsuite, monkeypatch, tmp_path):
+    monkeypatch.setenv("EVALSUITE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    arguments = ["run", "-b", "random:timm:test_resnet", "-t", "voc", "--demo", "--limit", "3", *QUICK]
+    status, out, err = evalsuite(*arguments, "--set", "iterations=2")
+    assert status == 0, err
+    assert "AP50" in out
+    assert "not for ranking: demo, limited to 3 images, modified protocol" in out
+    result = Path(re.search(r"^result: (.+)$", out, re.MULTILINE)[1])
+    content = json.loads(result.read_text())
+    assert content["command"].startswith("evalsuite run -b random:timm:test_resnet")
+    picture = Path(re.search(r"^picture of detections: (.+)$", out, re.MULTILINE)[1])
+    with Image.open(picture) as opened:
+        assert opened.format == "PNG"
+    assert len(err.splitlines()) < 12, "a log must stay small"
+    status, out, err = evalsuite(*arguments, "--set", "iterations=2", "--json", "-q")
+    assert status == 0
+    assert json.loads(out)[0]["created"] == content["created"], "a finished cell was run again"
+
+
+def test_a_truncated_image_fails_its_cell_with_the_code_of_data(evalsuite, registry, monkeypatch, tmp_path):
+    path = source(registry, "voc").demo(tmp_path, seed=0, images=4)
+    for image in path.rglob("VOC2012/JPEGImages/*.jpg"):
+        image.write_bytes(image.read_bytes()[:300])
+    monkeypatch.chdir(tmp_path)
+    status, out, err = evalsuite(
+        "run", "-b", "random:timm:test_resnet", "-t", "voc", "--data-root", str(tmp_path), "--set", "iterations=2",
+        *QUICK,
+    )  # fmt: skip
+    assert status == 3
+    assert ".jpg" in err
+    assert "failed" in out
+
+
+def _start(folder: Path, cache: Path, *more: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable, "-m", "evalsuite", "run", "-b", "random:timm:test_resnet", "-t", "coco", "--demo", *QUICK,
+        "--set", "iterations=24", "--set", "batch_size=2", "--limit", "6", "--out", str(folder), *more,
+    ]  # fmt: skip
+    environment = {**os.environ, "EVALSUITE_CACHE": str(cache), "EVALSUITE_PLUGINS": ""}
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def _finished(process: subprocess.Popen[str]) -> dict:
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return json.loads(Path(re.search(r"^result: (.+)$", out, re.MULTILINE)[1]).read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
+def test_a_run_killed_in_mid_training_ends_in_the_same_scores(tmp_path, number, code):
+    whole = _finished(_start(tmp_path / "whole", tmp_path / "cache"))
+    process = _start(tmp_path / "cut", tmp_path / "cache", "--save-every", "0")
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "cut").rglob("state.pt")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.communicate(timeout=120)
+    assert process.returncode == code
+    assert not list((tmp_path / "cut").rglob("seed-0.json")), "it was killed too late to show anything"
+    resumed = _finished(_start(tmp_path / "cut", tmp_path / "cache"))
+    assert resumed["scores"] == whole["scores"]
+    assert resumed["details"]["log"] == whole["details"]["log"]

@@ -1,0 +1,677 @@
+"""Probes against scikit-learn, torch's own optimizer and official values; and that nothing is chosen on test."""
+
+from __future__ import annotations
+
+import gc
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.linear_model import Ridge as SkRidge
+from sklearn.metrics import average_precision_score
+from sklearn.model_selection import cross_val_score
+from sklearn.neighbors import NearestNeighbors as SkNeighbors
+from sklearn.svm import LinearSVC
+
+from evalsuite import probes
+from evalsuite.errors import DataError, UsageError
+from evalsuite.metrics.ranking import top_k_hits
+from evalsuite.probes import Fitted, Part, Rows, Site, Test, Train
+
+
+def formula(shape, a, b):
+    """The recipe of the golden values: sin(a i + b) over the flat index."""
+    return np.sin(a * np.arange(math.prod(shape)) + b).reshape(shape)
+
+
+def world(samples=300, width=12, classes=4, seed=0, noise=1.0, scale=1.0):
+    """Gaussian classes: features float32, labels."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(classes, width))
+    labels = rng.integers(0, classes, samples)
+    features = centres[labels] + noise * rng.normal(size=(samples, width)) + 1.5
+    return (scale * features).astype(np.float32), labels
+
+
+def part(features, labels, classes=None, groups=None):
+    found = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+    return Part(Rows(features), labels, groups, classes or found)
+
+
+def fit(probe, train, points, grid=None, **site):
+    rows = points if isinstance(points, Rows) else Rows(points)
+    return list(probe.fit(train, rows, grid or probe.settings(len(train.rows)), Site(**site)))
+
+
+# --- nearest neighbours
+
+
+def test_knn_reproduces_dino():
+    """The official knn_classifier, executed on these features."""
+    train = formula((200, 8), 0.37, 0.11).astype(np.float32)
+    test = formula((100, 8), 0.53, 0.7).astype(np.float32)
+    probe = probes.NearestNeighbours(ks=(20,), temperatures=(0.07,))
+    (found,) = fit(probe, part(train, np.arange(200) % 10), test)
+    assert top_k_hits(found.scores, np.arange(100) % 10, 1).mean() == pytest.approx(0.09)
+    assert top_k_hits(found.scores, np.arange(100) % 10, 5).mean() == pytest.approx(0.47)
+    np.testing.assert_allclose(found.scores.sum(1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(7, 33), (64, 4096), (64, 1000)])
+def test_neighbours_equal_scikit_learn(rows, columns):
+    rng = np.random.default_rng(0)
+    bank, points = rng.normal(size=(1500, 16)).astype(np.float32), rng.normal(size=(50, 16)).astype(np.float32)
+    similarity, index = probes.neighbours(Rows(bank), Rows(points), 9, rows=rows, columns=columns)
+    distance, expected = SkNeighbors(n_neighbors=9, metric="cosine").fit(bank).kneighbors(points)
+    assert (index.numpy() == expected).all()
+    np.testing.assert_allclose(similarity.numpy(), 1 - distance, atol=1e-6)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 40), st.integers(1, 12), st.integers(1, 40))
+@settings(deadline=None, max_examples=60)
+def test_the_lower_place_comes_first_among_equals_whatever_the_chunks(seed, n, k, columns):
+    rng = np.random.default_rng(seed)
+    corners = np.eye(3, dtype=np.float32)  # cosines are exactly 0 or 1: ties everywhere
+    bank, points = corners[rng.integers(0, 3, n)], corners[rng.integers(0, 3, 4)]
+    similarity, index = probes.neighbours(Rows(bank), Rows(points), k, columns=columns)
+    for i, point in enumerate(points):
+        exact = bank @ point
+        order = sorted(range(n), key=lambda j: (-exact[j], j))[:k]
+        assert index[i].tolist() == order
+        assert similarity[i].tolist() == exact[order].tolist()
+
+
+def test_blocks_give_what_topk_gives():
+    similarity = torch.randn(20, 1003)
+    values, places = probes._highest(similarity, 5)  # blocks, and a rest of 11
+    expected = similarity.topk(5)
+    assert torch.equal(values, expected.values)
+    assert torch.equal(places, expected.indices)
+    tied = torch.randint(0, 3, (20, 1003)).float()
+    values, places = probes._highest(tied, 5)
+    order = tied.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(places, order.indices[:, :5])
+
+
+def test_knn_votes_by_hand():
+    bank = np.array([[1, 0], [1, 0.1], [0, 1]], dtype=np.float32)
+    probe = probes.NearestNeighbours(ks=(3, 1), temperatures=(0.1, 1.0))
+    found = fit(probe, part(bank, np.array([0, 1, 1])), np.array([[2, 0]], dtype=np.float32))
+    assert probe.settings(3) == [
+        {"k": 3, "temperature": 1.0}, {"k": 3, "temperature": 0.1},
+        {"k": 1, "temperature": 1.0}, {"k": 1, "temperature": 0.1},
+    ]  # fmt: skip
+    cosines = np.array([1, 1 / math.sqrt(1.01), 0])
+    for i, temperature in enumerate((1.0, 0.1)):
+        weights = np.exp(cosines / temperature)
+        assert found[i].scores[0, 0] == pytest.approx(weights[0] / weights.sum(), rel=1e-5)
+    assert found[2].scores.tolist() == [[1, 0]]
+
+
+def test_knn_of_several_labels_asks_those_who_know():
+    bank = np.array([[1, 0], [1, 0], [1, 0], [0, 1]], dtype=np.float32)
+    labels = np.array([[1, 0], [0, -1], [-1, -1], [1, 1]])
+    (found,) = fit(probes.NearestNeighbours(ks=(3,)), part(bank, labels), np.array([[1, 0]], dtype=np.float32))
+    np.testing.assert_allclose(found.scores, [[0.5, 0]], atol=1e-6)
+
+
+def test_more_neighbours_than_samples_are_left_out_or_refused():
+    assert [s["k"] for s in probes.NearestNeighbours().settings(50)] == [20, 10]
+    with pytest.raises(DataError, match="5 training samples have no 10 neighbours"):
+        probes.NearestNeighbours().settings(5)
+
+
+def test_prototypes_reproduce_obow():
+    """The official few-shot scores, executed on these features."""
+    train, test = formula((6, 5), 0.37, 0.11), formula((4, 5), 0.53, 0.7)
+    (found,) = fit(probes.Prototypes(), part(train, np.array([0, 1, 2, 0, 1, 2])), test)
+    expected = [
+        [4.78147113, 9.15637614, -8.64486576], [-7.86393946, -6.8842406, 9.84765279],
+        [9.72825095, 3.12301726, -9.29902966], [-9.45323781, 2.06587271, 6.30939633],
+    ]  # fmt: skip
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-5)
+
+
+# --- logistic and ridge regression
+
+
+def objective(coefficients, intercept, features, labels, cost):
+    """scikit-learn's, in float64."""
+    logits = features.astype(np.float64) @ coefficients.T + intercept
+    if logits.shape[1] == 1:
+        logits = np.concatenate([np.zeros_like(logits), logits], 1)
+    losses = np.logaddexp.reduce(logits, axis=1) - np.take_along_axis(logits, labels[:, None], 1)[:, 0]
+    return cost * losses.sum() + (coefficients**2).sum() / 2
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("shape", [(300, 12), (40, 60)])
+def test_logistic_equals_scikit_learn(classes, shape):
+    features, labels = world(*shape, classes)
+    points = world(50, shape[1], classes, seed=1)[0]
+    costs = (1e-3, 1e-1, 10.0)
+    probe = probes.Logistic(costs, tolerance=1e-8, dtype="float64")
+    found = fit(probe, part(features, labels), points)
+    for cost, one in zip(costs, found, strict=True):
+        model = LogisticRegression(C=cost, tol=1e-10, max_iter=20_000).fit(features.astype(np.float64), labels)
+        expected = model.decision_function(points.astype(np.float64))
+        if classes == 2:
+            assert (one.scores[:, 0] == 0).all()
+            np.testing.assert_allclose(one.scores[:, 1], expected, atol=2e-5 * max(1, np.abs(expected).max()))
+        else:  # softmax has no place of its own for a constant
+            centred = expected - expected.mean(1, keepdims=True)
+            ours = one.scores - one.scores.mean(1, keepdims=True)
+            np.testing.assert_allclose(ours, centred, atol=2e-5 * max(1, np.abs(centred).max()))
+        value = objective(model.coef_, model.intercept_, features, labels, cost)
+        assert one.details["objective"] == pytest.approx(value, rel=1e-8)
+        assert not one.warnings
+
+
+def test_logistic_in_single_precision_is_as_good_as_scikit_learn():
+    features, labels = world(500, 20, 5, noise=2.0, scale=3.0)
+    found = fit(probes.Logistic(tuple(np.logspace(-4, 3, 8))), part(features, labels), features)
+    for setting, one in zip(np.logspace(-4, 3, 8), found, strict=True):
+        model = LogisticRegression(C=setting, max_iter=2000).fit(features, labels)
+        value = objective(model.coef_.astype(float), model.intercept_.astype(float), features, labels, setting)
+        assert one.details["objective"] <= value * (1 + 1e-4)
+        assert not one.warnings
+
+
+def test_many_labels_are_one_logistic_regression_each():
+    features, _ = world(200, 8)
+    rng = np.random.default_rng(1)
+    labels = np.stack([features[:, 0] + rng.normal(size=200) > 1.5, rng.random(200) < 0.1], axis=1).astype(int)
+    labels[::7, 0] = -1
+    (found,) = fit(probes.Logistic((0.3,), tolerance=1e-9, dtype="float64"), part(features, labels), features)
+    for label in range(2):
+        known = labels[:, label] >= 0
+        model = LogisticRegression(C=0.3, tol=1e-10, max_iter=5000)
+        model.fit(features[known].astype(np.float64), labels[known, label])
+        np.testing.assert_allclose(found.scores[:, label], model.decision_function(features), atol=1e-4)
+
+
+def test_the_path_in_parts_ends_where_one_batch_does_and_sooner():
+    features, labels = world()
+    costs = tuple(np.logspace(-3, 1, 12))
+    one = fit(probes.Logistic(costs, tolerance=1e-6, dtype="float64"), part(features, labels), features)
+    many = fit(probes.Logistic(costs, tolerance=1e-6, dtype="float64", together=1), part(features, labels), features)
+    for a, b in zip(one, many, strict=True):
+        np.testing.assert_allclose(a.scores, b.scores, atol=5e-3)
+    cold = sum(f.details["evaluations"] for f in one)
+    assert sum(f.details["evaluations"] for f in many) < cold  # each began where the one before ended
+
+
+def test_a_class_without_training_samples_scores_minus_infinity():
+    features, labels = world(classes=3)
+    labels[labels == 1] = 2
+    (found,) = fit(probes.Logistic((1.0,)), part(features, labels, classes=4), features)
+    assert np.isneginf(found.scores[:, [1, 3]]).all()
+    assert np.isfinite(found.scores[:, [0, 2]]).all()
+    with pytest.raises(DataError, match="a single class"):
+        fit(probes.Logistic((1.0,)), part(features, np.zeros(300, int), classes=2), features)
+
+
+def test_streaming_changes_nothing(monkeypatch):
+    features, labels = world()
+    probe = probes.Logistic((0.1, 10.0), tolerance=1e-8, dtype="float64", together=2)
+    resident = fit(probe, part(features, labels), features)
+    monkeypatch.setattr(probes, "_free_memory", lambda device: 0)
+    monkeypatch.setattr(Rows.chunks, "__defaults__", ("cpu", 64))
+    streamed = fit(probe, part(features, labels), features)
+    for a, b in zip(resident, streamed, strict=True):
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-4)
+
+
+def test_a_fit_that_does_not_end_says_so():
+    features, labels = world()
+    (found,) = fit(probes.Logistic((10.0,), max_evaluations=3), part(features, labels), features)
+    assert "C=10 stopped at a gradient of" in found.warnings[0]
+
+
+@given(st.integers(0, 1000))
+@settings(deadline=None, max_examples=20)
+def test_lbfgs_finds_the_minima_of_quadratics_each_at_its_own_pace(seed):
+    torch.manual_seed(seed)
+    factors = torch.randn(5, 8, 8, dtype=torch.float64)
+    hessians = factors @ factors.mT + 0.1 * torch.eye(8)
+    hessians *= torch.tensor([1e-3, 1.0, 1e3, 1.0, 10.0]).view(-1, 1, 1)
+    minima = torch.randn(5, 8, dtype=torch.float64)
+
+    def function(x, which):
+        slope = torch.einsum("gij,gj->gi", hessians[which], x - minima[which])
+        return ((x - minima[which]) * slope).sum(1) / 2, slope
+
+    found = probes.minimise(
+        function, torch.zeros(5, 8, dtype=torch.float64), lambda v, which: v, tolerance=1e-8, max_evaluations=500
+    )
+    assert found.converged.all()
+    slope = function(found.x, torch.arange(5))[1].norm(dim=1)
+    assert (slope <= 1e-8).all()
+
+
+@pytest.mark.parametrize("shape", [(200, 10), (20, 50)])
+def test_ridge_equals_scikit_learn(shape):
+    features, labels = world(*shape, 3)
+    points = world(30, shape[1], 3, seed=5)[0]
+    probe = probes.Ridge((1e-2, 1.0, 100.0))
+    assert [s["alpha"] for s in probe.settings(10)] == [100.0, 1.0, 1e-2]
+    for setting, found in zip(probe.settings(10), fit(probe, part(features, labels), points), strict=True):
+        signs = np.eye(3)[labels] * 2 - 1
+        model = SkRidge(alpha=setting["alpha"], solver="svd").fit(features.astype(np.float64), signs)
+        np.testing.assert_allclose(found.scores, model.predict(points.astype(np.float64)), atol=1e-4)
+        classifier = RidgeClassifier(alpha=setting["alpha"]).fit(features.astype(np.float64), labels)
+        assert (found.scores.argmax(1) == classifier.predict(points)).all()
+
+
+# --- SGD
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("softmax", [True, False])
+def test_every_head_is_torchs_sgd(nesterov, softmax):
+    torch.manual_seed(0)
+    lrs, decays = [0.1, 0.5, 0.1], [0.0, 1e-2, 1e-1]
+    heads = probes.LinearHeads(6, 3, lrs, decays, nesterov=nesterov, seed=3)
+    first = heads.weight[0].clone()
+    batches = [(torch.randn(8, 6), torch.eye(3)[torch.randint(0, 3, (8,))]) for _ in range(6)]
+    losses = [
+        heads.step(x, y, rate, softmax=softmax) for (x, y), rate in zip(batches, (1, 1, 1, 0.1, 0.1, 0.1), strict=True)
+    ]
+    for head, (lr, decay) in enumerate(zip(lrs, decays, strict=True)):
+        linear = torch.nn.Linear(6, 3)
+        linear.weight.data, linear.bias.data = first.T.clone(), torch.zeros(3)
+        optimizer = torch.optim.SGD(linear.parameters(), lr, momentum=0.9, weight_decay=decay, nesterov=nesterov)
+        criterion = torch.nn.CrossEntropyLoss() if softmax else torch.nn.BCEWithLogitsLoss()
+        for step, (x, y) in enumerate(batches):
+            optimizer.param_groups[0]["lr"] = lr * (1 if step < 3 else 0.1)
+            loss = criterion(linear(x), y)
+            torch.testing.assert_close(losses[step][head], loss.detach())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        torch.testing.assert_close(heads.weight[head].T, linear.weight.data)
+        torch.testing.assert_close(heads.bias[head, 0], linear.bias.data)
+
+
+def test_lars_reproduces_the_official_steps():
+    """LARS around SGD (trust 0.001, momentum 0.9, decay 1e-5, lr 4), executed for two steps on this tensor."""
+    heads = probes.LinearHeads(3, 4, [4.0], [1e-5], lars=True)
+    heads.weight = torch.from_numpy(formula((1, 3, 4), 0.37, 0.11)).float()
+    for step in (1, 2):
+        gradient = torch.from_numpy(0.1 * step * formula((1, 3, 4), 0.53, 0.7)).float()
+        heads._update(heads.weight, gradient, 0, 1.0)
+    expected = [
+        0.10262921, 0.45131979, 0.74038058, 0.93074975, 0.99630713, 0.9275067,
+        0.73285335, 0.43797315, 0.0823424, -0.28593617, -0.61663555, -0.86430733,
+    ]  # fmt: skip
+    np.testing.assert_allclose(heads.weight.flatten().numpy(), expected, atol=1e-6)
+
+
+def test_schedules():
+    step = probes.SgdHeads((30.0,), epochs=100, schedule="step", milestones=(60, 80))
+    assert [step.rate(e) for e in (0, 59.9, 60, 80)] == pytest.approx([1, 1, 0.1, 0.01])
+    cosine = probes.SgdHeads((1.0,), epochs=100)
+    assert [cosine.rate(e) for e in (0, 0.9, 50, 99.5)] == pytest.approx(
+        [1, 1, 0.5, (1 + math.cos(0.99 * math.pi)) / 2]
+    )
+    assert probes.SgdHeads((1.0,), epochs=100, per="step").rate(0.5) == pytest.approx(
+        (1 + math.cos(0.005 * math.pi)) / 2
+    )
+    assert probes.SgdHeads((1.0,), schedule="constant").rate(7) == 1
+
+
+def test_many_heads_are_the_same_as_one_at_a_time():
+    features, labels = world()
+    probe = probes.SgdHeads((0.01, 1.0), (0.0, 1e-3), epochs=3, batch_size=32)
+    grid = probe.settings(300)
+    assert grid[0] == {"lr": 0.01, "weight_decay": 1e-3}
+    together = fit(probe, part(features, labels), features, grid)
+    for setting, one in zip(grid, together, strict=True):
+        (alone,) = fit(probe, part(features, labels), features, [setting])
+        np.testing.assert_allclose(alone.scores, one.scores, rtol=1e-4, atol=1e-5)
+    assert top_k_hits(together[-1].scores, labels).mean() > 0.8
+
+
+def test_batchnorm_before_the_head_is_torchs():
+    features, labels = world(scale=100.0)
+    heads = probes.LinearHeads(12, 4, [0.1], [0.0], batchnorm=True, seed=1)
+    norm, x = torch.nn.BatchNorm1d(12, affine=False), torch.from_numpy(features)
+    expected = heads.weight[0].clone()
+    y = torch.eye(4)[torch.from_numpy(labels)]
+    normed = norm(x)
+    probabilities = torch.softmax(normed @ expected, 1)
+    heads.step(x, y)
+    expected -= 0.1 * normed.T @ (probabilities - y) / len(x)
+    torch.testing.assert_close(heads.weight[0], expected)
+    torch.testing.assert_close(heads.scores(x, 0), norm.eval()(x) @ expected + heads.bias[0])
+
+
+def test_unknown_labels_pull_no_head():
+    heads = probes.LinearHeads(4, 2, [1.0], [0.0])
+    before = heads.weight.clone()
+    targets = torch.tensor([[math.nan, 1.0], [math.nan, 0.0]])
+    heads.step(torch.randn(2, 4), targets, softmax=False)
+    assert torch.equal(heads.weight[:, :, 0], before[:, :, 0])
+    assert not torch.equal(heads.weight[:, :, 1], before[:, :, 1])
+
+
+# --- SVM
+
+
+def multilabel(seed=0, samples=120, labels=3):
+    features, _ = world(samples, 6, seed=seed)
+    rng = np.random.default_rng(seed)
+    targets = (features[:, :labels] + rng.normal(size=(samples, labels)) > 1.8).astype(int)
+    return features, targets
+
+
+def test_svm_is_the_voc07_protocol():
+    features, targets = multilabel()
+    targets[::11, 0] = -1
+    costs = (0.01, 0.1, 1.0)
+    (found,) = fit(probes.LinearSVM(costs, max_iterations=20_000), part(features, targets), features)
+    for label in range(3):
+        y = np.where(targets[:, label] == 1, 1, -1)  # the official code trains on unknown as negative
+
+        def machine(cost):
+            return LinearSVC(C=cost, class_weight={1: 2, -1: 1}, dual=True, max_iter=20_000, random_state=0)
+
+        means = [cross_val_score(machine(c), features, y, cv=3, scoring="average_precision").mean() for c in costs]
+        best = costs[int(np.argmax(means))]
+        assert found.details["C"][label] == best
+        expected = machine(best).fit(features, y).decision_function(features)
+        np.testing.assert_allclose(found.scores[:, label], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_svm_can_drop_unknown_labels_and_survives_absent_ones():
+    features, targets = multilabel()
+    targets[::3, 0] = -1
+    targets[:, 1] = 0
+    targets[:, 2] = 0
+    targets[5, 2] = 1  # a single positive: nothing to cross-validate
+    (found,) = fit(
+        probes.LinearSVM((0.1, 1.0, 10.0), unknown="drop", max_iterations=20_000),
+        part(features, targets),
+        features,
+    )
+    assert found.details["C"][1] is None
+    assert np.isneginf(found.scores[:, 1]).all()
+    assert found.details["C"][2] == 1.0
+    known = targets[:, 0] >= 0
+    y = np.where(targets[known, 0] == 1, 1, -1)
+    machine = LinearSVC(C=found.details["C"][0], class_weight={1: 2, -1: 1}, dual=True, max_iter=20_000, random_state=0)
+    np.testing.assert_allclose(
+        found.scores[:, 0], machine.fit(features[known], y).decision_function(features), rtol=1e-5
+    )
+
+
+def test_svm_tells_of_edges_and_of_stopping_early():
+    features, targets = multilabel()
+    (found,) = fit(probes.LinearSVM((1e-5, 1e-4), max_iterations=1), part(features * 100, targets), features)
+    assert any("costs are at the edge of 1e-05 to 0.0001" in line for line in found.warnings)
+    assert any("fits stopped at the limit of iterations" in line for line in found.warnings)
+
+
+def test_svm_keeps_groups_together_in_its_folds():
+    features, targets = multilabel(samples=60)
+    doubled, twice = np.repeat(features, 2, axis=0), np.repeat(targets, 2, axis=0)
+    groups = np.repeat(np.arange(60), 2)
+    (found,) = fit(probes.LinearSVM((0.01, 1.0)), part(doubled, twice, groups=groups), features)
+    assert np.isfinite(found.scores).all()
+
+
+def test_low_shot_machines_are_fitted_on_their_own_samples():
+    features, targets = multilabel()
+    sets = probes.draw_low_shot(targets, 4, 2, seed=0)
+    found = list(
+        probes.low_shot_svm(
+            probes.LinearSVM(max_iterations=20_000), part(features, targets), Rows(features), sets, cost=1.0
+        )
+    )
+    assert len(found) == 2
+    for draw, scores in zip(sets, found, strict=True):
+        for label, places in enumerate(draw):
+            y = np.where(targets[places, label] == 1, 1, -1)
+            machine = LinearSVC(C=1.0, class_weight={1: 2, -1: 1}, dual=True, max_iter=20_000, random_state=0)
+            expected = machine.fit(features[places], y).decision_function(features)
+            np.testing.assert_allclose(scores[:, label], expected, rtol=1e-5, atol=1e-6)
+    assert average_precision_score(targets[:, 0], found[0][:, 0]) > targets[:, 0].mean()
+
+
+# --- draws
+
+
+@given(st.integers(0, 1000), st.sampled_from([0.1, 0.25, 0.5]))
+@settings(deadline=None, max_examples=40)
+def test_hold_out_is_stratified_and_whole(seed, fraction):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, 80)
+    labels[0] = 9  # a class of one stays with the fit
+    fitted, held = probes.hold_out(labels, fraction, seed)
+    assert sorted([*fitted, *held]) == list(range(80))
+    assert 0 in fitted
+    for label in range(4):
+        count = (labels == label).sum()
+        assert (labels[held] == label).sum() == max(1, round(fraction * count))
+    again = probes.hold_out(labels, fraction, seed)
+    assert (again[1] == held).all()
+
+
+@given(st.integers(0, 1000), st.booleans())
+@settings(deadline=None, max_examples=40)
+def test_no_group_is_on_both_sides(seed, several):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, (200, 3)) if several else rng.integers(0, 3, 200)
+    groups = np.array([f"p{g}" for g in rng.integers(0, 60, 200)])
+    fitted, held = probes.hold_out(labels, 0.2, seed, groups)
+    assert not set(groups[fitted]) & set(groups[held])
+    assert 20 <= len(held) <= 60
+    if not several:
+        shares = np.bincount(labels[held], minlength=3) / np.bincount(labels, minlength=3)
+        assert (np.abs(shares - 0.2) < 0.12).all()
+
+
+def test_no_validation_part_of_single_samples():
+    with pytest.raises(DataError, match="every class has a single sample"):
+        probes.hold_out(np.arange(5), 0.1, 0)
+    with pytest.raises(DataError, match="a single group"):
+        probes.hold_out(np.zeros(5, int), 0.1, 0, np.zeros(5))
+    with pytest.raises(UsageError):
+        probes.hold_out(np.arange(5), 1.0, 0)
+
+
+def test_fractions_are_stratified_nested_and_keep_groups_whole():
+    labels = np.repeat([0, 1, 2], [100, 40, 5])
+    small, large = probes.draw_fraction(labels, 0.1, 0), probes.draw_fraction(labels, 0.5, 0)
+    assert np.bincount(labels[small]).tolist() == [10, 4, 1]
+    assert set(small) <= set(large)
+    assert (probes.draw_fraction(labels, 1.0, 0) == np.arange(145)).all()
+    groups = np.arange(145) // 5
+    drawn = probes.draw_fraction(labels, 0.2, 0, groups)
+    assert len(drawn) == 30
+    assert not set(groups[drawn]) & set(groups[np.setdiff1d(np.arange(145), drawn)])
+
+
+def test_shots_are_k_of_each_class():
+    labels = np.repeat([0, 1, 3], 6)
+    sets = probes.draw_shots(labels, 4, 5, seed=1)
+    assert len(sets) == 5
+    assert all(np.bincount(labels[s]).tolist() == [4, 4, 0, 4] for s in sets)
+    assert len({tuple(s) for s in sets}) == 5
+    with pytest.raises(DataError, match="class 0 has 6 training samples, fewer than 7"):
+        probes.draw_shots(labels, 7, 1, seed=0)
+
+
+def test_low_shot_sets_hold_k_positives_and_their_share_of_negatives():
+    targets = np.random.default_rng(0).integers(-1, 2, (300, 4))
+    for one in probes.draw_low_shot(targets, 8, 2, seed=0):
+        for label, places in enumerate(one):
+            assert (targets[places, label] == 1).sum() == 8
+            assert (targets[places, label] == 0).sum() == 24
+            assert len(places) == 32
+
+
+# --- selection
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A probe one of whose settings is perfect on test data alone: it knows the labels of points it has seen there."""
+
+    answers: dict
+    scale: str = "logits"
+
+    def settings(self, samples):
+        return [{"trick": trick} for trick in ("weak", "honest", "oracle")]
+
+    def fit(self, train, points, settings, site):
+        for setting in settings:
+            rows = points.at(slice(None)).numpy()
+            right = np.array([self.answers.get(row.tobytes(), -1) for row in rows])
+            if setting["trick"] == "oracle":  # on validation points it knows nothing
+                scores = np.where(right[:, None] == np.arange(4), 1.0, 0.0)
+            else:
+                weight = 1.0 if setting["trick"] == "honest" else 0.0
+                (found,) = probes.Prototypes().fit(train, points, [{}], site)
+                scores = weight * found.scores
+            yield Fitted(scores)
+
+
+def test_a_setting_that_is_best_on_test_alone_is_not_chosen():
+    train_x, train_y = world(300, noise=2.0)
+    test_x, test_y = world(100, noise=2.0, seed=7)
+    probe = Planted({row.tobytes(): label for row, label in zip(test_x, test_y, strict=True)})
+    (oracle,) = fit(probe, part(train_x, train_y), test_x, [{"trick": "oracle"}])
+    assert probes.accuracy(oracle.scores, test_y) == 1  # selecting on test would take it
+    found = probes.evaluate(probe, Train({"f": train_x}, train_y), Test({"f": test_x}, test_y))
+    assert found.choice.setting == {"trick": "honest"}
+    assert probes.accuracy(found.scores, found.labels) < 1
+
+
+def test_selection_is_the_same_whatever_the_test_labels():
+    train_x, train_y = world(200, noise=2.0)
+    test_x, test_y = world(50, noise=2.0, seed=7)
+    probe = probes.Logistic((1e-3, 1e-1, 10.0))
+    one = probes.evaluate(probe, Train({"f": train_x}, train_y), Test({"f": test_x}, test_y))
+    other = probes.evaluate(probe, Train({"f": train_x}, train_y), Test({"f": test_x}, (test_y + 1) % 4))
+    assert one.choice == other.choice
+    assert (one.scores == other.scores).all()
+
+
+def test_test_labels_are_shown_once_for_scores():
+    labels = np.array([3, 1, 4, 1, 5])
+    test = Test({"f": np.zeros((5, 2))}, labels)
+    held = [value for value in vars(test).values() if isinstance(value, np.ndarray)]
+    assert not held
+    assert not any(x is test.__dict__ for x in gc.get_referrers(labels))
+    with pytest.raises(UsageError, match="4 scores for 5 test samples"):
+        test.reveal(np.zeros((4, 6)))
+    assert test.reveal(np.zeros((5, 6))).tolist() == labels.tolist()
+    with pytest.raises(UsageError, match="scored before"):
+        test.reveal(np.zeros((5, 6)))
+
+
+def test_the_choice_is_reported_with_everything_tried_and_the_edge_of_the_grid():
+    features, labels = world(noise=3.0)
+    train = Train({"layer3": features[:, :3], "layer4": features}, labels)
+    choice = probes.select(probes.Logistic((1e-4, 1e-3)), train)
+    assert len(choice.table) == 4
+    assert choice.setting["features"] == "layer4"
+    assert choice.value == max(value for _, value in choice.table)
+    assert any(line.endswith("is at the edge of its grid, 0.0001 to 0.001") for line in choice.warnings)
+    wide = probes.select(probes.Logistic((1e-6, 1e-2, 1e6)), Train({"f": features}, labels))
+    assert wide.setting == {"C": 1e-2}
+    assert wide.warnings == ()
+
+
+def test_of_equally_good_settings_the_simplest_is_taken():
+    features, labels = world(noise=0.01)
+    choice = probes.select(probes.Logistic((1.0, 10.0, 100.0)), Train({"f": features}, labels))
+    assert choice.setting == {"C": 1.0}
+
+
+def test_one_setting_holds_nothing_out():
+    features, labels = world()
+    found = probes.evaluate(
+        probes.NearestNeighbours(ks=(20,)), Train({"f": features}, labels), Test({"f": features}, labels)
+    )
+    assert found.choice.value is None
+    assert found.choice.setting == {"k": 20, "temperature": 0.07}
+    corners, classes = {"f": np.eye(4)}, np.arange(4)  # nothing could be held out of one sample a class
+    single = probes.evaluate(probes.Ridge((1.0,)), Train(corners, classes), Test(corners, classes))
+    assert probes.accuracy(single.scores, single.labels) == 1
+
+
+def test_a_head_that_diverges_loses_and_is_told_of():
+    features, labels = world(scale=1e4)
+    probe = probes.SgdHeads((1e-9, 1e30), epochs=2, batch_size=64, schedule="constant")
+    choice = probes.select(probe, Train({"f": features}, labels))
+    assert choice.setting["lr"] == 1e-9
+    assert "1 of 2 settings could not be scored" in choice.warnings
+    with pytest.raises(DataError, match="no setting of the probe can be scored"):
+        probes.select(probes.SgdHeads((1e30, 1e31), epochs=2, batch_size=64), Train({"f": features}, labels))
+
+
+def test_groups_stay_on_one_side_of_the_selection():
+    features, labels = world(60)
+    doubled, twice, groups = np.repeat(features, 2, 0), np.repeat(labels, 2), np.repeat(np.arange(60), 2)
+    seen = []
+
+    @dataclass(frozen=True)
+    class Spy(probes.Prototypes):
+        def settings(self, samples):
+            return [{"a": 1}, {"a": 2}]
+
+        def fit(self, train, points, settings, site):
+            seen.append((train.rows.at(slice(None)), points.at(slice(None))))
+            return super().fit(train, points, settings, site)
+
+    probes.select(Spy(), Train({"f": doubled}, twice, groups))
+    ((fitted, held),) = seen
+    assert not {row.numpy().tobytes() for row in fitted} & {row.numpy().tobytes() for row in held}
+
+
+@pytest.mark.parametrize("kind", ["l2", "l2+1e-5", "standard"])
+def test_normalisation_is_learnt_from_training_rows(kind):
+    features, labels = world(scale=7.0)
+    features[:, 3] = 5.0  # constant
+    other = world(50, seed=3, scale=2.0)[0]
+    norm = probes._normaliser(Rows(features), kind, "cpu")
+    if kind == "standard":
+        spread = features.std(0, dtype=np.float64)
+        expected = (other - features.mean(0, dtype=np.float64)) / np.where(spread > 1e-9, spread, 1)
+    else:
+        expected = other / (np.linalg.norm(other, axis=1, keepdims=True) + (1e-5 if kind == "l2+1e-5" else 0))
+    np.testing.assert_allclose(norm(torch.from_numpy(other)).numpy(), expected, atol=1e-4, rtol=1e-5)
+    assert np.isfinite(fit(probes.Ridge((1.0,)), part(features, labels), Rows(other, norm=norm))[0].scores).all()
+
+
+def test_features_on_disk_in_half_precision_are_read_as_they_are(tmp_path):
+    features, labels = world()
+    np.save(tmp_path / "f.npy", features.astype(np.float16))
+    mapped = np.load(tmp_path / "f.npy", mmap_mode="r")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = probes.evaluate(
+            probes.Logistic((0.1, 1.0)),
+            Train({"f": mapped}, labels),
+            Test({"f": mapped}, labels),
+            normalise="standard",
+        )
+    assert probes.accuracy(found.scores, found.labels) > 0.8
+    assert (mapped == features.astype(np.float16)).all()
+
+
+def test_ragged_training_data_are_refused():
+    with pytest.raises(DataError, match="different lengths"):
+        Train({"f": np.zeros((3, 2))}, np.zeros(4, int))
+    with pytest.raises(DataError, match="1 training samples have no class"):
+        Train({"f": np.zeros((3, 2))}, np.array([0, 1, -1]))
+    with pytest.raises(UsageError):
+        Rows(np.zeros((3, 2, 2)))

@@ -1,0 +1,330 @@
+"""Reading images from the layouts people have: what comes out, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evalsuite import DataError, UsageError
+from pretrain import Arrays, Joined, Rows, read_npz
+from pretrain.data import Images, demo, parse
+
+
+def pixels(count: int, size: int = 32, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def image(data: Images, row: int) -> np.ndarray:
+    return data[row]["image"].permute(1, 2, 0).numpy()
+
+
+def write(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def planes(array: np.ndarray) -> np.ndarray:
+    return array.transpose(0, 3, 1, 2).reshape(len(array), -1)
+
+
+# Folders
+
+
+def tree(root: Path, splits: tuple[str, ...] = ("train", "val")) -> Path:
+    for split in splits:
+        for place, name in enumerate(("cat", "dog", "emu")):
+            for i in range(3):
+                write(root / split / name / f"{i}.png", pixels(1, 6, 10 * place + i)[0])
+    return root
+
+
+def test_a_folder_a_class(tmp_path):
+    found = parse(f"folder:{tree(tmp_path)}")
+    assert found.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert np.array_equal(image(found.train, 4), pixels(1, 6, 11)[0])
+    bank, queries = found.probe
+    assert bank is found.train
+    assert queries.labels.tolist() == found.train.labels.tolist()
+
+
+def test_classes_of_a_test_split_are_those_of_the_training_split(tmp_path):
+    tree(tmp_path, ("train",))
+    write(tmp_path / "val" / "emu" / "0.png", pixels(1)[0])
+    assert parse(f"imagenet:{tmp_path}").probe[1].labels.tolist() == [2]
+
+
+def test_labelled_images_without_a_test_split_ask_themselves(tmp_path):
+    found = parse(f"folder:{tree(tmp_path) / 'train'}")
+    bank, queries = found.probe
+    assert (len(found.train), len(bank), len(queries)) == (9, 7, 2)
+    assert np.array_equal(image(queries, 1), image(found.train, 5))
+
+
+def test_images_in_no_folder_have_no_label(tmp_path):
+    for i in range(3):
+        write(tmp_path / f"{i}.JPEG", pixels(1)[0])
+    found = parse(f"folder:{tmp_path}")
+    assert found.train.labels.tolist() == [-1, -1, -1]
+    assert found.probe is None
+
+
+def test_hidden_files_are_not_images_and_links_are_followed_once(tmp_path):
+    tree(tmp_path / "real", ("cat",))
+    write(tmp_path / "real" / ".trash" / "x.png", pixels(1)[0])
+    write(tmp_path / "real" / "._x.png", pixels(1)[0])
+    (tmp_path / "linked").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "again").symlink_to(tmp_path / "real")
+    assert len(parse(f"folder:{tmp_path / 'linked'}").train) == 9
+
+
+def test_the_fingerprint_is_of_names_sizes_and_labels(tmp_path):
+    first = parse(f"folder:{tree(tmp_path / 'a')}").train.fingerprint
+    assert parse(f"folder:{tree(tmp_path / 'b')}").train.fingerprint == first
+    write(tmp_path / "b" / "train" / "cat" / "9.png", pixels(1)[0])
+    assert parse(f"folder:{tmp_path / 'b'}").train.fingerprint != first
+
+
+def test_an_empty_folder_and_one_without_images_are_refused(tmp_path):
+    with pytest.raises(DataError, match="holds no image") as empty:
+        parse(f"folder:{tmp_path}")
+    assert empty.value.cause == "it is empty"
+    (tmp_path / "cat.npy").write_bytes(b"x")
+    (tmp_path / "dog.npy").write_bytes(b"x")
+    with pytest.raises(DataError) as other:
+        parse(f"folder:{tmp_path}")
+    assert "of 2 files none ends in .jpg" in other.value.cause
+    assert "npz:PATH" in other.value.fix
+
+
+def test_an_unreadable_image_is_named(tmp_path):
+    tree(tmp_path)
+    (tmp_path / "train" / "cat" / "1.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"1\.png"):
+        parse(f"folder:{tmp_path}").train[1]
+
+
+@pytest.mark.parametrize("text", ["cifar", "folder", "folder:", "magic:x", "demo:many"])
+def test_what_names_no_data_is_refused(text):
+    with pytest.raises(UsageError, match="does not name data"):
+        parse(text)
+
+
+def test_a_path_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(DataError, match="was not found"):
+        parse(f"folder:{tmp_path / 'nowhere'}")
+
+
+def test_tiny_imagenet(tmp_path):
+    for name in ("n01", "n02"):
+        for i in range(2):
+            write(tmp_path / "train" / name / "images" / f"{name}_{i}.JPEG", pixels(1, 8)[0])
+    for i in range(3):
+        write(tmp_path / "val" / "images" / f"val_{i}.JPEG", pixels(1, 8)[0])
+    notes = "val_0.JPEG\tn02\t0\t0\t1\t1\nval_2.JPEG\tn01\t0\t0\t1\t1\nval_1.JPEG\tn02\t0\t0\t1\t1\n"
+    (tmp_path / "val" / "val_annotations.txt").write_text(notes)
+    found = parse(f"tinyimagenet:{tmp_path}")
+    assert found.train.labels.tolist() == [0, 0, 1, 1]
+    assert found.probe[1].labels.tolist() == [1, 1, 0]
+    (tmp_path / "val" / "val_annotations.txt").unlink()
+    with pytest.raises(DataError, match="val_annotations.txt is missing"):
+        parse(f"tinyimagenet:{tmp_path}")
+
+
+# CIFAR
+
+
+def cifar10(root: Path, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    everything, labels = pixels(12), np.arange(12) % 10
+    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
+    for i, name in enumerate(names):
+        part, marks = planes(everything[2 * i : 2 * i + 2]), labels[2 * i : 2 * i + 2]
+        if kind == "py":
+            content = {b"data": part, b"labels": marks.tolist(), b"batch_label": b"x"}
+            (root / name).write_bytes(pickle.dumps(content, protocol=2))
+        else:
+            np.concatenate([marks[:, None].astype(np.uint8), part], 1).tofile(root / f"{name}.bin")
+    return everything, labels
+
+
+@pytest.mark.parametrize("kind", ["py", "bin"])
+def test_cifar10_in_the_official_files(tmp_path, kind):
+    home = tmp_path / f"cifar-10-batches-{kind}"
+    home.mkdir()
+    everything, labels = cifar10(home, kind)
+    for path in (tmp_path, home):
+        found = parse(f"cifar10:{path}")
+        assert np.array_equal(np.stack([image(found.train, i) for i in range(10)]), everything[:10])
+        assert found.train.labels.tolist() == labels[:10].tolist()
+        assert np.array_equal(image(found.probe[1], 1), everything[11])
+        assert found.probe[1].labels.tolist() == labels[10:].tolist()
+
+
+@pytest.mark.parametrize("kind", ["py", "bin"])
+def test_cifar100_takes_the_fine_labels(tmp_path, kind):
+    shown = pixels(3)
+    for name in ("train", "test"):
+        if kind == "py":
+            content = {b"data": planes(shown), b"fine_labels": [7, 99, 3], b"coarse_labels": [1, 1, 1]}
+            (tmp_path / name).write_bytes(pickle.dumps(content, protocol=2))
+        else:
+            marks = np.array([[1, 7], [1, 99], [1, 3]], dtype=np.uint8)
+            np.concatenate([marks, planes(shown)], 1).tofile(tmp_path / f"{name}.bin")
+    found = parse(f"cifar100:{tmp_path}")
+    assert found.train.labels.tolist() == [7, 99, 3]
+    assert np.array_equal(image(found.train, 2), shown[2])
+
+
+def test_cifar_in_folders(tmp_path):
+    assert len(parse(f"cifar10:{tree(tmp_path)}").train) == 9
+
+
+def test_a_folder_without_cifar_is_refused(tmp_path):
+    with pytest.raises(DataError, match="does not hold CIFAR") as refusal:
+        parse(f"cifar10:{tmp_path}")
+    assert "data_batch_1 or data_batch_1.bin" in refusal.value.cause
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("echo harm",)
+
+
+def test_a_pickle_that_wants_more_than_arrays_is_refused(tmp_path):
+    cifar10(tmp_path, "py")
+    (tmp_path / "data_batch_3").write_bytes(pickle.dumps({b"data": Evil()}, protocol=2))
+    with pytest.raises(DataError, match="data_batch_3 cannot be read") as refusal:
+        parse(f"cifar10:{tmp_path}")
+    assert "system" in refusal.value.cause
+
+
+def test_a_truncated_binary_file_and_a_missing_one_are_refused(tmp_path):
+    cifar10(tmp_path, "bin")
+    path = tmp_path / "data_batch_2.bin"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(DataError, match=r"data_batch_2\.bin cannot be read"):
+        parse(f"cifar10:{tmp_path}")
+    path.unlink()
+    with pytest.raises(DataError, match=r"data_batch_2\.bin is missing"):
+        parse(f"cifar10:{tmp_path}")
+
+
+# Other arrays
+
+
+def stl10(root: Path, *, unlabelled: bool) -> np.ndarray:
+    shown = pixels(3, 96)
+    for name, count in (("train", 3), ("test", 2), ("unlabeled", 2))[: 3 if unlabelled else 2]:
+        shown[:count].transpose(0, 3, 2, 1).tofile(root / f"{name}_X.bin")
+        if name != "unlabeled":
+            np.array([1, 10, 5], dtype=np.uint8)[:count].tofile(root / f"{name}_y.bin")
+    return shown
+
+
+def test_stl10_stores_columns_and_joins_the_unlabelled_images(tmp_path):
+    (tmp_path / "stl10_binary").mkdir()
+    shown = stl10(tmp_path / "stl10_binary", unlabelled=True)
+    found = parse(f"stl10:{tmp_path}")
+    assert found.train.labels.tolist() == [0, 9, 4, -1, -1]
+    assert np.array_equal(image(found.train, 1), shown[1])
+    assert np.array_equal(image(found.train, 4), shown[1])
+    assert [len(part) for part in found.probe] == [3, 2]
+
+
+def test_stl10_without_the_unlabelled_images_or_broken(tmp_path):
+    stl10(tmp_path, unlabelled=False)
+    assert len(parse(f"stl10:{tmp_path}").train) == 3
+    (tmp_path / "train_X.bin").write_bytes(b"123")
+    with pytest.raises(DataError, match=r"train_X\.bin cannot be read"):
+        parse(f"stl10:{tmp_path}")
+    (tmp_path / "train_X.bin").unlink()
+    with pytest.raises(DataError, match="does not hold STL-10"):
+        parse(f"stl10:{tmp_path}")
+
+
+def test_npz_of_generated_images(tmp_path):
+    np.savez(tmp_path / "g.npz", image=pixels(4, 8), label=np.full(4, -1))
+    found = read_npz(tmp_path / "g.npz")
+    assert np.array_equal(image(found, 3), pixels(4, 8)[3])
+    assert parse(f"npz:{tmp_path / 'g.npz'}").probe is None
+
+
+def test_npz_in_the_layout_of_medmnist(tmp_path):
+    grey = pixels(5, 8)[..., 0]
+    np.savez(
+        tmp_path / "m.npz", train_images=grey, train_labels=np.arange(5)[:, None], test_images=grey[:2],
+        test_labels=np.arange(2)[:, None], val_images=grey,
+    )  # fmt: skip
+    found = parse(f"npz:{tmp_path / 'm.npz'}")
+    assert found.train.labels.tolist() == [0, 1, 2, 3, 4]
+    assert np.array_equal(image(found.train, 2), np.repeat(grey[2][..., None], 3, 2))
+    assert len(found.probe[1]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arrays", "why"),
+    [
+        ({"image": np.zeros((2, 4, 4, 3))}, "uint8, not"),
+        ({"image": np.zeros((2, 3, 4, 4), np.uint8)}, "uint8, not"),
+        ({"image": np.zeros((2, 4, 4, 3), np.uint8), "label": np.zeros(3)}, "2 images come with 3 labels"),
+        ({"picture": np.zeros((2, 4, 4, 3), np.uint8)}, "none of its arrays is called"),
+        ({"image": np.array([{}, {}], dtype=object)}, "allow_pickle=False"),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(tmp_path, arrays, why):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(DataError) as refusal:
+        read_npz(tmp_path / "x.npz")
+    assert why in refusal.value.cause
+
+
+def test_a_file_that_is_no_npz_is_refused(tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"PK but not really")
+    with pytest.raises(DataError, match=r"x\.npz cannot be read"):
+        read_npz(tmp_path / "x.npz")
+
+
+# Sets of sets
+
+
+def test_joined_sets_keep_their_order_and_copies_are_rows_of_their_own():
+    one, other = Arrays(pixels(3, 4, 1), [0, 1, 2]), Arrays(pixels(2, 4, 2))
+    joined = Joined([one, other, one])
+    assert len(joined) == 8
+    assert joined.labels.tolist() == [0, 1, 2, -1, -1, 0, 1, 2]
+    sources = [one[0], one[1], one[2], other[0], other[1], one[0], one[1], one[2]]
+    assert all(torch.equal(joined[i]["image"], s["image"]) for i, s in enumerate(sources))
+    assert not joined.labelled
+    assert joined.fingerprint != Joined([other, one, one]).fingerprint
+
+
+def test_rows_of_a_set():
+    data = Arrays(pixels(4, 4), [3, 2, 1, 0])
+    some = Rows(data, [3, 1])
+    assert some.labels.tolist() == [0, 2]
+    assert torch.equal(some[0]["image"], data[3]["image"])
+    assert some.fingerprint != Rows(data, [1, 3]).fingerprint
+
+
+def test_arrays_are_known_by_their_pixels():
+    assert Arrays(pixels(2, 4)).fingerprint == Arrays(pixels(2, 4)).fingerprint
+    assert Arrays(pixels(2, 4)).fingerprint != Arrays(pixels(2, 4, 1)).fingerprint
+
+
+def test_the_demo_world_is_the_same_for_a_seed_and_balanced():
+    found = parse("demo:16")
+    assert found.train.fingerprint == demo(16).train.fingerprint != demo(16, seed=1).train.fingerprint
+    assert np.bincount(found.train.labels).tolist() == [2] * 8
+    assert [len(part) for part in found.probe] == [16, 8]
+
+
+def test_real_cifar_as_folders(realdata):
+    found = parse(f"folder:{realdata / 'cls_cifar10_jpeg'}")
+    assert (len(found.train), len(found.probe[1])) == (2000, 1000)
+    assert found.train[0]["image"].shape == (3, 32, 32)
+    assert np.bincount(found.train.labels).tolist() == [200] * 10

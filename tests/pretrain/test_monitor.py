@@ -1,0 +1,92 @@
+"""The signs of collapse, neighbours, and the journal."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from evalsuite import Backbone, BackboneSpec, Features
+from pretrain import Arrays
+from pretrain.monitor import Journal, collapsed, health, knn_accuracy, plot
+from pretrain.testing import tiny_backbone, tiny_corpus
+
+
+def test_health_of_known_sets():
+    spread = health(torch.eye(8).repeat(4, 1))
+    assert spread["spread"] == pytest.approx((1 - 1 / 8) ** 0.5, abs=1e-5)
+    assert spread["effective_rank"] == pytest.approx(7, abs=1e-3)
+    point = health(torch.ones(8, 5))
+    assert point["spread"] == pytest.approx(0, abs=1e-3)
+    line = health(torch.randn(32, 1) * torch.randn(1, 6))
+    assert line["effective_rank"] == pytest.approx(1, abs=1e-3)
+    assert line["spread"] > 0.8
+    cloud = health(torch.randn(500, 10, generator=torch.Generator().manual_seed(0)))
+    assert cloud["spread"] > 0.99
+    assert 9.5 < cloud["effective_rank"] <= 10
+
+
+def test_health_does_not_depend_on_scale_or_order():
+    rows = torch.randn(40, 6)
+    assert health(rows) == pytest.approx(health(7 * rows.flip(0)), abs=1e-4)
+
+
+def entry(spread: float, rank: float) -> dict[str, float]:
+    return {"spread": spread, "effective_rank": rank}
+
+
+def test_collapse_needs_three_signs_in_a_row():
+    assert collapsed([entry(0.001, 5)] * 2) == ""
+    assert collapsed([entry(0.001, 5)] * 3).startswith("all images look alike")
+    assert collapsed([entry(0.001, 5)] * 3 + [entry(0.5, 5)]) == ""
+    assert collapsed([entry(0.9, 1.1), {"knn": 0.1}, entry(0.9, 1.2), entry(0.9, 1.0)]).startswith("images differ in one")
+
+
+class Means(torch.nn.Module):
+    def forward(self, pixels):
+        self.saw_training = self.training
+        return Features(pixels.mean((2, 3)) - 0.5)
+
+
+def test_knn_of_colours_is_perfect_and_leaves_the_mode_alone():
+    rng = np.random.default_rng(0)
+    colours = np.array([[230, 20, 20], [20, 230, 20], [20, 20, 230]])
+    labels = np.arange(60) % 3
+    shown = (colours[labels][:, None, None] + rng.normal(0, 8, (60, 4, 4, 3))).clip(0, 255).astype(np.uint8)
+    spec = BackboneSpec("means", 3, {}, frozenset({"pooled"}), mean=(0.0,) * 3, std=(1.0,) * 3)
+    backbone = Backbone(Means(), spec).train()
+    backbone.register_parameter("unused", torch.nn.Parameter(torch.zeros(1)))
+    found = knn_accuracy(backbone, Arrays(shown[:30], labels[:30]), Arrays(shown[30:], labels[30:]), 4, k=5)
+    assert found == 1.0
+    assert backbone.training
+    assert not backbone.net.saw_training
+    wrong = knn_accuracy(backbone, Arrays(shown[:30], labels[:30]), Arrays(shown[30:], (labels[30:] + 1) % 3), 4, k=5)
+    assert wrong == 0.0
+
+
+def test_knn_of_an_untrained_network_is_no_more_than_a_guess_on_shuffled_labels():
+    bank, queries = tiny_corpus(64).probe
+    mixed = Arrays(queries.pixels, np.random.default_rng(0).permutation(queries.labels))
+    assert knn_accuracy(tiny_backbone(), bank, mixed, 16) < 0.4
+
+
+def test_the_journal_writes_a_line_at_once_and_can_be_set_back(tmp_path):
+    journal = Journal(tmp_path / "metrics.jsonl")
+    for step in range(4):
+        journal.append({"step": step, "loss": step / 3})
+        assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == step + 1
+    journal[:] = list(journal)[:2]
+    journal.rewrite()
+    journal.append({"step": 2, "loss": 0.5})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == list(journal)
+    assert [line["step"] for line in lines] == [0, 1, 2]
+
+
+def test_a_plot_of_an_empty_log_and_of_a_full_one(tmp_path):
+    plot([], tmp_path / "a.png", "nothing yet")
+    steps = [{"step": i, "a": 1 / (i + 1), "spread": 0.5, "effective_rank": 3.0} for i in range(5)]
+    plot([*steps, {"step": 4, "knn": 0.3}], tmp_path / "b.png", "two terms")
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("a.png", "b.png"))
