@@ -13,7 +13,8 @@ from lightning_fabric import Fabric
 from evalsuite.backbone import build
 from evalsuite.data import source
 from evalsuite.data.detection import DetectionSet
-from evalsuite.engines.torchvision_rcnn import build_model, detect_all
+from evalsuite.engines._detection import detect_all
+from evalsuite.engines.torchvision_rcnn import build_model, detector
 from evalsuite.hooks import Registry, load
 from evalsuite.progress import Progress
 from evalsuite.protocols import DetectionProtocol
@@ -45,7 +46,7 @@ def _evaluate(data: DetectionSet, registry: Registry, folder: Path) -> None:
     model = build_model(backbone, protocol, len(data.classes), seed=0)
     setup = Setup(protocol=protocol, work=folder, registry=registry, progress=Progress(quiet=True))
     fabric = Fabric(accelerator="cpu", devices=1)
-    found = detect_all(model, protocol, data, setup, fabric)
+    found = detect_all(model, detector(model, protocol, data, data), data, setup, fabric)
     Coco().score(data, found, protocol)
 
 

@@ -102,7 +102,7 @@ def run(
         seeds=_seeds(seeds), data_root=data_root, data=data, demo=demo, device=device, devices=devices,
         precision=precision, workers=workers, settings=_pairs(setting, "--set"), limit=limit, arch=arch,
         save_every=save_every,
-        backbone_options={k: _value(v) for k, v in _pairs(backbone_arg, "--backbone-arg").items()},
+        backbone_options=_values(backbone_arg, "--backbone-arg"),
         allow_partial=allow_partial, trust=trust_checkpoint, out=out, command=_command(),
     )  # fmt: skip
     cells = runner.execute(request, _load().registry, Progress(quiet=quiet))
@@ -113,6 +113,53 @@ def run(
     failed = {result.error_code for _, result in cells if result.status == "failed"}
     if failed:
         raise typer.Exit(failed.pop() if len(failed) == 1 else 1)
+
+
+@app.command()
+def pretrain(
+    method: Annotated[str, typer.Option("-m", "--method", help="What to learn by; see: evalsuite list method.")],
+    data: Annotated[str, typer.Option(help="folder:PATH, cifar10:PATH, npz:PATH, ... or demo.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder of this run.")],
+    modifier: Annotated[
+        list[str] | None, typer.Option("--with", help="A modifier; see: evalsuite list modifier. Repeatable.")
+    ] = None,
+    arch: Annotated[str, typer.Option(help="An architecture, or a checkpoint to go on from.")] = "timm:resnet50",
+    arch_option: Annotated[list[str] | None, typer.Option(help="An option of it: width=16. Repeatable.")] = None,
+    preset: Annotated[str | None, typer.Option(help="A published setting of the method: imagenet, cifar.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="An option of a part: simclr.temperature=0.2. Repeatable.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="The preset's, where none is given.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Over all processes; the preset's by default.")] = None,
+    accumulate: Annotated[int, typer.Option(min=1, help="Parts a batch is taken in.")] = 1,
+    clip_gradient: Annotated[float | None, typer.Option(help="The largest norm of a gradient.")] = None,
+    knn_every: Annotated[int, typer.Option(min=0, help="Epochs between two k-NN scores (0: none).")] = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse data with unreadable images.")] = False,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    devices: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
+    precision: Annotated[str, typer.Option(help="auto, 32-true, bf16-mixed, 16-mixed.")] = "auto",
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode and augment.")] = None,
+    save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between two saves of the training state.")] = 60.0,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
+) -> None:
+    """Train a backbone by a method and modifiers. The same command goes on where a killed run was."""
+    from evalsuite.progress import Progress
+    from pretrain import train
+
+    trained = train.run(
+        method, modifier or [], data=data, out=out, registry=_load().registry, arch=arch,
+        arch_options=_values(arch_option, "--arch-option"), preset=preset, settings=_pairs(setting, "--set"),
+        epochs=epochs, batch_size=batch_size, seed=seed, progress=Progress(quiet=quiet), accumulate=accumulate,
+        clip_gradient=clip_gradient, knn_every=knn_every, strict=strict, device=device, devices=devices,
+        precision=precision, workers=workers, save_every=save_every,
+    )  # fmt: skip
+    if trained.unreadable:
+        typer.echo(f"unreadable images passed over: {len(trained.unreadable)}")
+    if trained.collapse:
+        typer.echo(f"warning: {trained.collapse}", err=True)
+    typer.echo(f"backbone: {os.path.relpath(trained.path)}")
+    typer.echo(f"identity: {trained.backbone.identity}")
 
 
 @app.command("list")
@@ -327,6 +374,10 @@ def _pairs(items: list[str] | None, flag: str) -> dict[str, str]:
             raise UsageError(f"{flag} {item} is no setting", cause="it has no '='", fix=f"{flag} name=value")
         pairs[key.strip()] = value.strip()
     return pairs
+
+
+def _values(items: list[str] | None, flag: str) -> dict[str, Any]:
+    return {key: _value(text) for key, text in _pairs(items, flag).items()}
 
 
 def _value(text: str) -> Any:

@@ -9,10 +9,10 @@ the way from one to the other.
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -113,8 +113,8 @@ class Rows:
             yield where, self.at(where, device)
 
     def resident(self, device: torch.device | str) -> Tensor | None:
-        """All rows on the device, if they take no more than half of what is free there."""
-        if len(self) * self.width * 4 > _free_memory(torch.device(device)) // 2:
+        """All rows on the device, if they take no more than a third of what is free there."""
+        if len(self) * self.width * 4 > _free_memory(torch.device(device)) // 3:
             return None
         return self.at(slice(None), device)
 
@@ -1222,7 +1222,13 @@ def _held_groups(labels: Array, groups: Array, fraction: float, rng: np.random.G
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes."""
+    """Bytes that may be taken: on the GPU, or of this machine within the limit of its control group."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with open("/proc/meminfo") as table:
+        free = next(int(line.split()[1]) * 1024 for line in table if line.startswith("MemAvailable:"))
+    try:
+        limit, used = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.current"))
+    except OSError:  # no control groups of version 2
+        return free
+    return free if limit.strip() == "max" else max(0, min(free, int(limit) - int(used)))

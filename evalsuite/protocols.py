@@ -17,7 +17,10 @@ __all__ = ["Detected", "DetectionEngine", "DetectionProtocol", "Training"]
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Protocol):
-    """How a dense head, and with it perhaps the backbone, is trained: SGD over a number of iterations.
+    """How a dense head, and with it perhaps the backbone, is trained over a number of iterations.
+
+    ``optimizer`` is ``"sgd"``, as in the published recipes of convolutional networks, or ``"adamw"``; ``momentum`` is
+    of the first. Norms are not decayed.
 
     ``batch_size`` counts images over all devices. The learning rate rises linearly from ``lr * warmup_factor`` to
     ``lr`` over ``warmup_iterations``, then is multiplied by ``gamma`` at each of ``milestones`` (iterations).
@@ -26,6 +29,7 @@ class Training(Protocol):
     iterations: int
     batch_size: int
     lr: float
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 1e-4
     milestones: tuple[int, ...] = ()

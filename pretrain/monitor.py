@@ -23,10 +23,10 @@ from evalsuite.probes import NearestNeighbours, Part, Rows, Site, accuracy
 from pretrain.data import Images
 from pretrain.views import Centre
 
-__all__ = ["Journal", "collapsed", "health", "knn_accuracy", "plot"]
+__all__ = ["Journal", "collapsed", "health", "knn_accuracy", "last_collapse", "plot"]
 
-SPREAD = 0.02  # below this share of what rows can be apart they are one point
-RANK = 1.5  # below this many directions they lie on a line
+SPREAD = 0.1  # below this share of what rows can be apart they are nearly one point
+RANK = 2.0  # below this many directions they lie nearly on a line
 STRIKES = 3  # in so many logged steps one after the other
 ROWS = 512  # of a batch are looked at
 
@@ -49,14 +49,22 @@ def health(rows: Tensor) -> dict[str, float]:
 
 
 def collapsed(log: Sequence[Mapping[str, float]]) -> str:
-    """What the last logged steps say of a collapse; empty if nothing."""
-    last = [entry for entry in log if "spread" in entry][-STRIKES:]
+    """What the last logged steps say of a collapse; empty if nothing. Three in a row must say so."""
+    last = [entry for entry in log[-3 * STRIKES :] if "spread" in entry][-STRIKES:]
     if len(last) < STRIKES:
         return ""
     if all(entry["spread"] < SPREAD for entry in last):
         return f"all images look alike (spread {last[-1]['spread']:.2g} of 1)"
     if all(entry["effective_rank"] < RANK for entry in last):
         return f"images differ in one direction only (effective rank {last[-1]['effective_rank']:.2g})"
+    return ""
+
+
+def last_collapse(log: Sequence[Mapping[str, float]]) -> str:
+    """When a log last told of a collapse, and what; empty if never."""
+    for end in range(len(log), 0, -1):
+        if reason := collapsed(log[max(0, end - 3 * STRIKES) : end]):
+            return f"step {int(log[end - 1]['step'])}: {reason}"
     return ""
 
 

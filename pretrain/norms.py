@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,16 +42,27 @@ def group_norms(module: nn.Module, groups: int, micro_size: int) -> None:
         _replace(module, lambda norm: _grouped(norm, local))
 
 
-def _replace(module: nn.Module, change: Any) -> None:
+PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+FUSED = {"drop", "act"}  # what timm's BatchNormAct2d does after normalising
+
+
+def _replace(module: nn.Module, change: Callable[[_BatchNorm], _BatchNorm]) -> None:
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, _BatchNorm) and not isinstance(child, nn.SyncBatchNorm | _Grouped | _Synced):
-                setattr(parent, name, change(child))
+            if not isinstance(child, _BatchNorm) or isinstance(child, _Grouped | _Synced | _SyncedGpu):
+                continue
+            if type(child) not in PLAIN and {n for n, _ in child.named_children()} != FUSED:
+                raise UsageError(
+                    f"{type(child).__name__} cannot take its statistics over a stated number of images",
+                    cause="it is a batch normalisation of its own kind",
+                    fix="train in one process with one group, or choose another architecture",
+                )
+            setattr(parent, name, change(child))
 
 
 def _synced(norm: _BatchNorm) -> _BatchNorm:
     if norm.running_mean is not None and norm.running_mean.device.type == "cuda":
-        return _take(nn.SyncBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine), norm)
+        return _take(_SyncedGpu(norm.num_features, norm.eps, norm.momentum, norm.affine), norm)
     return _take(_Synced(norm.num_features, norm.eps, norm.momentum, norm.affine), norm)
 
 
@@ -66,7 +78,22 @@ def _take(new: _BatchNorm, old: _BatchNorm) -> _BatchNorm:
         setattr(new, name, parameter)
     for name, buffer in old.named_buffers(recurse=False):
         setattr(new, name, buffer)
+    for name, child in old.named_children():
+        setattr(new, name, child)
     return new.train(old.training)
+
+
+def _fused(norm: nn.Module, x: Tensor) -> Tensor:
+    for module in norm.children():
+        x = module(x)
+    return x
+
+
+class _SyncedGpu(nn.SyncBatchNorm):
+    """torch's own, with what a fused layer does after it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _fused(self, super().forward(x))
 
 
 class _Grouped(_BatchNorm):
@@ -79,7 +106,7 @@ class _Grouped(_BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.running_mean is None or self.running_var is None:
-            return super().forward(x)
+            return _fused(self, super().forward(x))
         rows, channels, *rest = x.shape
         groups = self.groups
         if rows % groups:
@@ -94,7 +121,7 @@ class _Grouped(_BatchNorm):
             self.running_var.copy_(variances.view(groups, channels).mean(0))
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked += 1
-        return out.reshape(x.shape)
+        return _fused(self, out.reshape(x.shape))
 
 
 class _Sum(torch.autograd.Function):
@@ -121,7 +148,7 @@ class _Synced(_BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.running_mean is None or self.running_var is None:
-            return super().forward(x)
+            return _fused(self, super().forward(x))
         axes = [0, *range(2, x.ndim)]
         shape = [1, -1] + [1] * (x.ndim - 2)
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -141,4 +168,4 @@ class _Synced(_BatchNorm):
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked += 1
         normed: Tensor = out.to(x.dtype)
-        return normed
+        return _fused(self, normed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
@@ -30,7 +32,7 @@ from pretrain.batch import Batch, Draw, Look, Pairs, Sample, collate, join, join
 from pretrain.blocks import rank, world_size
 from pretrain.data import Corpus, Images, parse
 from pretrain.hooks import Recipe
-from pretrain.monitor import Journal, collapsed, health, knn_accuracy, plot
+from pretrain.monitor import Journal, collapsed, health, knn_accuracy, last_collapse, plot
 from pretrain.norms import group_norms
 from pretrain.plugin import Method, Modifier, Plugin, Preset, Run, Training, read_options
 
@@ -39,6 +41,7 @@ __all__ = ["Plan", "State", "Trained", "compose", "prepare", "run", "train"]
 PACKAGES = ("evalsuite", "torch", "torchvision", "timm", "lightning-fabric", "numpy")
 UNPUBLISHED = Preset("no recipe of its own", 100, 256)
 CPU = torch.device("cpu")
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "64-true")
 TRIES = 64  # neighbours that may stand in for an unreadable image, one after the other
 
 
@@ -71,8 +74,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of it: the backbone, its file, the log (an entry a logged step), what there is to say of a collapse
-    (empty: nothing), and the rows whose images could not be read."""
+    """What came of it: the backbone, its file, the log (an entry a logged step), when it last told of a collapse
+    (empty: never), and the rows whose images could not be read."""
 
     backbone: Backbone
     path: Path
@@ -361,6 +364,12 @@ class State:
 
 def _fabric(plan: Plan) -> Fabric:
     kind = plan.device.partition(":")[0]
+    if kind not in ("auto", "cpu", "cuda") or plan.precision not in PRECISIONS:
+        raise UsageError(
+            f"no training on {plan.device!r} in {plan.precision!r}",
+            cause="a loss scale (16-mixed) would not survive a resume; bfloat16 needs none",
+            fix=f"--device auto, cpu, cuda or cuda:1; --precision {', '.join(PRECISIONS)}",
+        )
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda" and not torch.cuda.is_available():
@@ -373,11 +382,17 @@ def _fabric(plan: Plan) -> Fabric:
         num_nodes=plan.nodes,
         # Buffers are each process's own: statistics of emulated devices, queues. Heads of published architectures
         # that no feature depends on take no gradient.
-        strategy=DDPStrategy(find_unused_parameters=True, broadcast_buffers=False) if many else "auto",
+        strategy=DDPStrategy(find_unused_parameters=True, **_apart()) if many else "auto",
         precision=("bf16-mixed" if kind == "cuda" else "32-true") if plan.precision == "auto" else plan.precision,  # type: ignore[arg-type]
     )
     fabric.launch()
     return fabric
+
+
+def _apart() -> dict[str, Any]:
+    """What tells DistributedDataParallel to leave buffers alone, in the words of this torch."""
+    words = inspect.signature(DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in words else "broadcast_buffers": False}
 
 
 def prepare(recipe: Recipe, backbone: Backbone, corpus: Corpus, plan: Plan, device: torch.device = CPU) -> State:
@@ -418,6 +433,8 @@ def prepare(recipe: Recipe, backbone: Backbone, corpus: Corpus, plan: Plan, devi
     looks = recipe.views(run)
     recipe.prepared(run, data)
     objective = Objective(run, recipe).to(device)
+    if device.type == "cuda":
+        objective = objective.to(memory_format=torch.channels_last)
     group_norms(objective, recipe.method.norm_groups, run.micro_size)
     description = {
         "recipe": recipe.name,
@@ -459,7 +476,7 @@ def _claim(plan: Plan, description: dict[str, Any], fabric: Fabric) -> None:
 
 
 def _workers(plan: Plan) -> int:
-    return min(8, (os.cpu_count() or 1) - 1) if plan.workers is None else plan.workers
+    return min(8, ((os.cpu_count() or 1) - 1) // plan.devices) if plan.workers is None else plan.workers
 
 
 def _deaf(_: int) -> None:
@@ -502,7 +519,7 @@ class _Watch:
         }
         if objective.rows is not None:
             numbers |= health(objective.rows)
-        reason = collapsed([*self.journal, numbers])
+        reason = collapsed([*self.journal.data, numbers])
         if reason and not self.alarmed:
             self.progress.say(f"warning: step {moment.step}: the features have collapsed: {reason}")
         self.alarmed = bool(reason)
@@ -521,13 +538,13 @@ class _Watch:
             found = knn_accuracy(run.backbone, *self.probe, size, workers=_workers(plan))
             self.journal.append({"step": step, "epoch": epoch, "knn": found})
             self.progress.say(f"epoch {epoch}: k-NN accuracy {found:.3f}")
-            plot(self.journal, plan.out / "metrics.png", self.state.recipe.name)
+            plot(self.journal.data, plan.out / "metrics.png", self.state.recipe.name)
 
 
 def _finish(state: State, plan: Plan, journal: Journal, fabric: Fabric, progress: Progress) -> Trained:
     run, path = state.run, plan.out / "backbone.safetensors"
     run.backbone.respec(image_size=(run.training.size, run.training.size))
-    collapse = collapsed(journal)
+    collapse = last_collapse(journal.data)
     unreadable = tuple(sorted(state.objective.unreadable))
     if fabric.is_global_zero:
         provenance = {
@@ -541,7 +558,7 @@ def _finish(state: State, plan: Plan, journal: Journal, fabric: Fabric, progress
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         run.backbone.save(path, provenance)
-        plot(journal, plan.out / "metrics.png", state.recipe.name)
+        plot(journal.data, plan.out / "metrics.png", state.recipe.name)
         if unreadable:
             progress.say(f"warning: {len(unreadable)} images could not be read and were skipped")
         progress.say(f"backbone {run.backbone.identity[:12]} in {path}")

@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import logging
 import re
-import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,17 +24,16 @@ from typing import Any
 import numpy as np
 import torch
 from faster_coco_eval.core import mask as rle
-from lightning_fabric import Fabric
-from timm.layers import DropBlock2d, DropPath, convert_sync_batchnorm
+from timm.layers import DropBlock2d, DropPath
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader, Dataset
 from torchvision.ops import StochasticDepth
 
 from evalsuite.backbone import Backbone, BackboneSpec
 from evalsuite.data.detection import DetectionSet, Record
+from evalsuite.engines._detection import Detector as Assembled
+from evalsuite.engines._detection import learnable, train_and_detect
 from evalsuite.errors import BackboneError, TrainingError, UsageError
-from evalsuite.fit import Fit, Steps, fit, mix_seed
 from evalsuite.metrics.detection import Detections
 from evalsuite.protocols import Detected, DetectionProtocol
 from evalsuite.pyramid import Pyramid
@@ -92,45 +90,19 @@ class Detectron2RCNN:
         is C4 and the backbone cannot be cut, :class:`TrainingError` when training diverges.
         """
         version = self.version()
-        fabric = Fabric(
-            accelerator=setup.device.type,
-            devices=setup.devices if setup.devices > 1 or setup.device.index is None else [setup.device.index],
-            # heads a backbone file carries take no part, nor does a mask head without positive regions
-            strategy="ddp_find_unused_parameters_true" if setup.devices > 1 else "auto",
-            precision=setup.precision,  # type: ignore[arg-type]  # the CLI holds it to Fabric's list
-        )
-        fabric.launch()
-        model = build_detector(backbone, protocol, len(train.classes), setup.seed)
-        if fabric.world_size > 1 and fabric.device.type == "cuda":
-            model = convert_sync_batchnorm(model)
-        records = [record for record in train.records if (~record.crowd).any()]
-        sample = partial(training_sample, train, records, protocol)
-        run = Fit(
-            model=model,
-            optimizer=_library().build_optimizer(model.cfg, model),
-            rate=protocol.rate,
-            iterations=protocol.iterations,
-            sample=sample,
-            length=len(records),
-            batch_size=protocol.batch_size,
-            seed=setup.seed,
-            key=f"{backbone.identity} {protocol.hash} {train.fingerprint} {setup.seed} {version}",
-            state=setup.work / "state.pt",
-            clip_gradient=protocol.clip_gradient,
-            workers=setup.workers,
-        )
-        began = time.monotonic()
-        fit(run, fabric, setup.progress)
-        if protocol.precise_bn:
-            place = fabric.global_rank, fabric.world_size
-            steps = Steps(sample, len(records), protocol.batch_size, setup.seed + 1, *place)
-            _precise_statistics(model, steps, protocol.precise_bn, setup.workers, fabric)
-        trained = time.monotonic()
-        detections = _detect(model, protocol, test, setup, fabric)
-        timings = {"train": trained - began, "detect": time.monotonic() - trained}
-        parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        details = {"trained_parameters": parameters, "images": len(records), "network": model.network}
-        return Detected(detections, run.log, timings, details)
+
+        def build() -> Assembled:
+            model = build_detector(backbone, protocol, len(train.classes), setup.seed)
+            return Assembled(
+                model=model,
+                optimizer=_optimizer(model, protocol),
+                sample=partial(training_sample, train, learnable(train), protocol),
+                view=partial(_test_sample, test, protocol),
+                read=_detections,
+                details={"network": model.network},
+            )
+
+        return train_and_detect(build, backbone, protocol, train, test, setup, version)
 
 
 @functools.cache
@@ -147,10 +119,9 @@ def _library() -> SimpleNamespace:
                 for name in (
                     "", "config", "data.detection_utils", "data.transforms", "layers", "modeling",
                     "modeling.backbone.fpn", "modeling.backbone.resnet", "modeling.roi_heads.roi_heads",
-                    "solver", "structures", "utils.events",
+                    "solver", "solver.build", "structures", "utils.events",
                 )
             }  # fmt: skip
-            precise_bn = importlib.import_module("fvcore.nn.precise_bn")
             _hush_tracing()
         except ImportError as error:  # also what a compiled part built for another torch raises
             raise UsageError(
@@ -172,6 +143,7 @@ def _library() -> SimpleNamespace:
         "modeling.backbone.resnet": ("BasicBlock", "ResNet", "build_resnet_backbone"),
         "modeling.roi_heads.roi_heads": ("ROI_HEADS_REGISTRY", "Res5ROIHeads"),
         "solver": ("build_optimizer",),
+        "solver.build": ("get_default_optimizer_params",),
         "structures": ("BoxMode",),
         "utils.events": ("EventStorage",),
     }
@@ -182,7 +154,6 @@ def _library() -> SimpleNamespace:
         configs=Path(str(modules[""].__file__)).parent / "model_zoo" / "configs",
         transforms=modules["data.transforms"],
         annotations=modules["data.detection_utils"],
-        update_bn_stats=precise_bn.update_bn_stats,
         **parts,
     )
 
@@ -594,62 +565,28 @@ def _tensor(image: Any) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def _precise_statistics(model: Detector, steps: Steps, batches: int, workers: int, fabric: Fabric) -> None:
-    """Batch-norm statistics averaged over training batches with the final weights, by fvcore's PreciseBN."""
-    loader = DataLoader(steps, batch_size=None, sampler=range(batches), num_workers=workers)
-
-    def seeded() -> Iterator[list[Sample]]:
-        for step, batch in enumerate(loader):  # regions are sampled: a resumed run must sample the same ones
-            torch.manual_seed(mix_seed(steps.seed, step, 2 + steps.rank))
-            yield batch
-
-    model.train()
-    with torch.no_grad(), fabric.autocast():
-        _library().update_bn_stats(model, seeded(), batches)
+def _optimizer(model: Detector, protocol: DetectionProtocol) -> torch.optim.Optimizer:
+    """detectron2's own SGD; AdamW on the groups its default gives, norms undecayed in both."""
+    optimizer: torch.optim.Optimizer
+    if protocol.optimizer == "adamw":
+        groups = _library().get_default_optimizer_params(model, weight_decay_norm=0.0)
+        optimizer = torch.optim.AdamW(groups, protocol.lr, weight_decay=protocol.weight_decay)
+    else:
+        optimizer = _library().build_optimizer(model.cfg, model)
+    return optimizer
 
 
-class _Images(Dataset[Sample]):
-    """Test images sized as detectron2's DefaultPredictor does."""
-
-    def __init__(self, data: DetectionSet, records: list[Record], protocol: DetectionProtocol) -> None:
-        self.data, self.records, self.protocol = data, records, protocol
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Sample:
-        record, protocol = self.records[index], self.protocol
-        image = _pixels(self.data, record)
-        sizes = [protocol.test_min_size], protocol.test_max_size
-        resize = _library().transforms.ResizeShortestEdge(*sizes, "choice")
-        with _numpy_seeded(0):  # a choice of one, but drawn
-            sized = resize.get_transform(image).apply_image(image)
-        return {"image": _tensor(sized), "height": record.height, "width": record.width}
+def _test_sample(data: DetectionSet, protocol: DetectionProtocol, record: Record) -> Sample:
+    """A test image sized as detectron2's DefaultPredictor does."""
+    image = _pixels(data, record)
+    resize = _library().transforms.ResizeShortestEdge([protocol.test_min_size], protocol.test_max_size, "choice")
+    with _numpy_seeded(0):  # a choice of one, but drawn
+        sized = resize.get_transform(image).apply_image(image)
+    return {"image": _tensor(sized), "height": record.height, "width": record.width}
 
 
-def _detect(
-    model: Detector, protocol: DetectionProtocol, test: DetectionSet, setup: Setup, fabric: Fabric
-) -> list[Detections]:
-    """Detections of every test image, one image at a time as the recipes do, shared among processes."""
-    mine = list(test.records)[fabric.global_rank :: fabric.world_size]
-    loader = DataLoader(_Images(test, mine, protocol), batch_size=None, num_workers=setup.workers)
-    model.eval()
-    found: list[Detections] = []
-    with torch.inference_mode(), fabric.autocast(), setup.progress.track("detect", len(mine)) as meter:
-        for done, (record, sample) in enumerate(zip(mine, loader, strict=True), 1):
-            (output,) = model([sample])
-            found.append(_detections(record, output["instances"].to("cpu")))
-            meter.update(done)
-    if fabric.world_size == 1:
-        return found
-    gathered: list[Any] = [None] * fabric.world_size
-    torch.distributed.all_gather_object(gathered, found)
-    by_id = {d.image_id: d for part in gathered for d in part}
-    return [by_id[record.image_id] for record in test.records]
-
-
-def _detections(record: Record, instances: Any) -> Detections:
-    masks = None
+def _detections(record: Record, output: Any) -> Detections:
+    instances, masks = output["instances"].to("cpu"), None
     if instances.has("pred_masks"):
         masks = tuple(rle.encode(np.asfortranarray(mask, np.uint8)) for mask in instances.pred_masks.numpy())
     return Detections(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -14,11 +13,8 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from faster_coco_eval.core import mask as rle
-from lightning_fabric import Fabric
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -30,14 +26,14 @@ from torchvision.transforms.v2 import functional as vision
 
 from evalsuite.backbone import Backbone
 from evalsuite.data.detection import DetectionSet, Record
+from evalsuite.engines._detection import Detector, learnable, train_and_detect
 from evalsuite.errors import BackboneError
-from evalsuite.fit import Fit, Steps, fit, mix_seed
 from evalsuite.metrics.detection import Detections
 from evalsuite.protocols import Detected, DetectionProtocol
 from evalsuite.pyramid import Pyramid
 from evalsuite.task import Setup
 
-__all__ = ["RCNN", "TorchvisionRCNN", "build_model", "detect_all", "training_sample"]
+__all__ = ["RCNN", "TorchvisionRCNN", "build_model", "detector", "training_sample"]
 
 Sample = tuple[Tensor, dict[str, Tensor]]
 
@@ -64,47 +60,22 @@ class TorchvisionRCNN:
         setup: Setup,
     ) -> Detected:
         """Train on ``train`` as the protocol says, then detect on every image of ``test``."""
-        fabric = Fabric(
-            accelerator=setup.device.type,
-            devices=setup.devices if setup.devices > 1 or setup.device.index is None else [setup.device.index],
-            # heads a backbone file carries take no part in detection
-            strategy="ddp_find_unused_parameters_true" if setup.devices > 1 else "auto",
-            precision=setup.precision,  # type: ignore[arg-type]  # the CLI holds it to Fabric's list
-        )
-        fabric.launch()
-        model = build_model(backbone, protocol, len(train.classes), setup.seed)
-        if fabric.world_size > 1 and fabric.device.type == "cuda":
-            model = convert_sync_batchnorm(model)  # timm's: it keeps the activations its norms carry
-        if fabric.device.type == "cuda":
-            model = model.to(memory_format=torch.channels_last)
-        records = [record for record in train.records if (~record.crowd).any()]
-        sample = partial(training_sample, train, records, protocol)
-        run = Fit(
-            model=model,
-            optimizer=_optimizer(model, protocol),
-            rate=protocol.rate,
-            iterations=protocol.iterations,
-            sample=sample,
-            length=len(records),
-            batch_size=protocol.batch_size,
-            seed=setup.seed,
-            key=f"{backbone.identity} {protocol.hash} {train.fingerprint} {setup.seed} {self.version()}",
-            state=setup.work / "state.pt",
-            clip_gradient=protocol.clip_gradient,
-            workers=setup.workers,
-            saves=setup.save_every,
-        )
-        began = time.monotonic()
-        fit(run, fabric, setup.progress)
-        if protocol.precise_bn:
-            place = fabric.global_rank, fabric.world_size
-            steps = Steps(sample, len(records), protocol.batch_size, setup.seed + 1, *place)
-            _precise_statistics(model, steps, protocol.precise_bn, setup.workers)
-        trained = time.monotonic()
-        detections = detect_all(model, protocol, test, setup, fabric)
-        timings = {"train": trained - began, "detect": time.monotonic() - trained}
-        parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        return Detected(detections, run.log, timings, {"trained_parameters": parameters, "images": len(records)})
+
+        def build() -> Detector:
+            return detector(build_model(backbone, protocol, len(train.classes), setup.seed), protocol, train, test)
+
+        return train_and_detect(build, backbone, protocol, train, test, setup, self.version())
+
+
+def detector(model: RCNN, protocol: DetectionProtocol, train: DetectionSet, test: DetectionSet) -> Detector:
+    """The model with its optimiser and its way of sizing and reading images."""
+    return Detector(
+        model=model,
+        optimizer=_optimizer(model, protocol),
+        sample=partial(training_sample, train, learnable(train), protocol),
+        view=partial(_test_sample, test, protocol),
+        read=_detections,
+    )
 
 
 class RCNN(nn.Module):
@@ -313,12 +284,12 @@ def _c4(body: Backbone, protocol: DetectionProtocol, classes: int) -> dict[str, 
 
 
 def _optimizer(model: nn.Module, protocol: DetectionProtocol) -> torch.optim.Optimizer:
-    """SGD without weight decay on norms (detectron2's SOLVER.WEIGHT_DECAY_NORM = 0)."""
+    """Without weight decay on norms (detectron2's SOLVER.WEIGHT_DECAY_NORM = 0)."""
     norms, others = split_normalization_params(model)
-    groups = [{"params": others}, {"params": norms, "weight_decay": 0.0}]
-    return torch.optim.SGD(
-        [g for g in groups if g["params"]], protocol.lr, protocol.momentum, weight_decay=protocol.weight_decay
-    )
+    groups = [g for g in ({"params": others}, {"params": norms, "weight_decay": 0.0}) if g["params"]]
+    if protocol.optimizer == "adamw":
+        return torch.optim.AdamW(groups, protocol.lr, weight_decay=protocol.weight_decay)
+    return torch.optim.SGD(groups, protocol.lr, protocol.momentum, weight_decay=protocol.weight_decay)
 
 
 def training_sample(
@@ -357,55 +328,10 @@ def _sized(image: Tensor, shorter: int, longest: int) -> tuple[Tensor, tuple[flo
     return sized, (new[0] / height, new[1] / width)
 
 
-def _precise_statistics(model: RCNN, steps: Steps, batches: int, workers: int) -> None:
-    """Batch-norm statistics averaged over many training batches with the final weights (PreciseBN)."""
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # a cumulative average
-    with torch.no_grad():
-        loader = DataLoader(steps, batch_size=None, sampler=range(batches), num_workers=workers)
-        for step, batch in enumerate(loader):  # regions are sampled: a resumed run must sample the same ones
-            torch.manual_seed(mix_seed(steps.seed, step, 2 + steps.rank))
-            model(batch)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-
-
-class _Images(torch.utils.data.Dataset[tuple[Tensor, tuple[int, int]]]):
-    def __init__(self, data: DetectionSet, records: list[Record], protocol: DetectionProtocol) -> None:
-        self.data, self.records, self.protocol = data, records, protocol
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, tuple[int, int]]:
-        image = self.data.decode(self.records[index])
-        size = (image.shape[1], image.shape[2])
-        return _sized(image, self.protocol.test_min_size, self.protocol.test_max_size)[0], size
-
-
-def detect_all(
-    model: RCNN, protocol: DetectionProtocol, test: DetectionSet, setup: Setup, fabric: Fabric
-) -> list[Detections]:
-    """Detections of every test image, one image at a time as the recipes do, shared among processes."""
-    mine = list(test.records)[fabric.global_rank :: fabric.world_size]
-    loader = DataLoader(_Images(test, mine, protocol), batch_size=None, num_workers=setup.workers)
-    model.eval()
-    found: list[Detections] = []
-    with torch.inference_mode(), fabric.autocast(), setup.progress.track("detect", len(mine)) as meter:
-        for done, (record, sample) in enumerate(zip(mine, loader, strict=True), 1):
-            torch.manual_seed(setup.seed)
-            (output,) = model([sample])
-            found.append(_detections(record, output))
-            meter.update(done)
-    if fabric.world_size == 1:
-        return found
-    gathered: list[Any] = [None] * fabric.world_size
-    torch.distributed.all_gather_object(gathered, found)
-    by_id = {d.image_id: d for part in gathered for d in part}
-    return [by_id[record.image_id] for record in test.records]
+def _test_sample(data: DetectionSet, protocol: DetectionProtocol, record: Record) -> tuple[Tensor, tuple[int, int]]:
+    """The image (3,h,w) uint8 at its test size, and its original (height, width)."""
+    image = data.decode(record)
+    return _sized(image, protocol.test_min_size, protocol.test_max_size)[0], (record.height, record.width)
 
 
 def _detections(record: Record, output: Mapping[str, Tensor]) -> Detections:

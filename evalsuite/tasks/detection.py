@@ -30,7 +30,8 @@ __all__ = ["Coco", "Detect", "Voc"]
 
 REPLICATES = 1000
 SMALL: dict[str, Any] = {
-    "model": "fpn", "iterations": 150, "batch_size": 4, "lr": 0.005, "warmup_iterations": 20,
+    "model": "fpn", "iterations": 150, "batch_size": 4, "optimizer": "adamw", "lr": 0.0006, "weight_decay": 0.05,
+    "milestones": (120,), "warmup_iterations": 20,
     "min_sizes": (240,), "max_size": 320, "test_min_size": 240, "test_max_size": 320,
     "pyramid_width": 64, "box_head_width": 256, "anchor_sizes": (16, 32, 64, 128, 256),
     "rpn_pre_nms_train": 1000, "rpn_post_nms_train": 500, "rpn_post_nms_test": 300, "roi_batch": 128,

@@ -303,6 +303,7 @@ def die_at(stop):
     module._Writer.put, module._open = counted(module._Writer.put), counted(module._open)
 
 
+@pytest.mark.slow
 def test_killed_at_any_write_the_next_run_ends_with_the_same_bytes(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, __file__, str(tmp_path)],
@@ -441,6 +442,16 @@ def test_features_that_are_not_finite_are_refused(tmp_path):
     with pytest.raises(BackboneError, match="are not finite"):
         Cache(tmp_path).features(backbone, Images(), preprocess=PLAIN)
     assert not any(entry.complete for entry in Cache(tmp_path).ls())
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_features_and_leaves_the_layout_as_it_was(tmp_path):
+    here = Cache(tmp_path / "cpu").features(make(), Images(), WHAT, preprocess=PLAIN)
+    backbone = make()
+    there = Cache(tmp_path / "gpu").features(backbone, Images(), WHAT, preprocess=PLAIN, device="cuda")
+    for name in WHAT:
+        np.testing.assert_allclose(there.arrays[name], here.arrays[name], atol=2e-2)  # convolutions may be in TF32
+    assert backbone.net.second.weight.is_contiguous()
 
 
 # --- damage and housekeeping

@@ -195,3 +195,39 @@ def test_a_run_killed_in_mid_training_ends_in_the_same_scores(tmp_path, number, 
     resumed = _finished(_start(tmp_path / "cut", tmp_path / "cache"))
     assert resumed["scores"] == whole["scores"]
     assert resumed["details"]["log"] == whole["details"]["log"]
+
+
+def test_a_backbone_is_pretrained_and_goes_straight_into_an_evaluation(evalsuite, monkeypatch, tmp_path):
+    monkeypatch.setenv("EVALSUITE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    status, out, err = evalsuite(
+        "pretrain", "--method", "simclr", "--with", "hallucinator", "--data", "demo", "--arch", "small:resnet10",
+        "--arch-option", "width=8", "--preset", "cifar", "--epochs", "1", "--batch-size", "64", "-o", "made",
+        "--set", "hallucinator.reach=0.2",
+    )  # fmt: skip
+    assert status == 0, err
+    identity = re.search(r"^identity: (\w{64})$", out, re.MULTILINE)[1]
+    assert (tmp_path / "made" / "metrics.png").exists()
+    status, out, _ = evalsuite("inspect", "made/backbone.safetensors", "--json")
+    assert json.loads(out)["report"]["identity"] == identity
+    quick = ["--demo", "--limit", "2", "--set", "iterations=1", *QUICK]
+    status, out, err = evalsuite("run", "-b", "made/backbone.safetensors", "-t", "voc", "--json", "-q", *quick)
+    assert status == 0, err
+    assert json.loads(out)[0]["backbone"]["identity"] == identity
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--method", "simclrr"], "did you mean 'simclr'"),
+        (["--method", "simclr", "--with", "halucinator"], "did you mean 'hallucinator'"),
+        (["--method", "simclr", "--set", "simclr.temp=1"], "temperature"),
+        (["--method", "simclr", "--set", "swav.temp=1"], "no part of the recipe"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(evalsuite, arguments, text, tmp_path):
+    status, out, err = evalsuite("pretrain", *arguments, "--data", "demo", "-o", str(tmp_path / "made"))
+    assert status == 2
+    assert three_lines(err), err
+    assert text in err
+    assert not (tmp_path / "made").exists()

@@ -143,3 +143,54 @@ def test_seeds_are_far_apart():
     seeds = {mix_seed(a, b) for a in range(50) for b in range(50)}
     assert len(seeds) == 2500
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+class Bare(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.free, self.kept = nn.Linear(4, 1), nn.Linear(4, 1)
+
+    def forward(self, batch):
+        x = torch.stack(batch)
+        return {"fit": (self.free(x) + self.kept(x)).square().mean()}
+
+
+def bare(folder: Path, **changes) -> Fit:
+    torch.manual_seed(0)
+    model = Bare()
+    groups = [{"params": model.free.parameters()}, {"params": model.kept.parameters(), "constant": True}]
+    return plan(folder, model=model, optimizer=torch.optim.SGD(groups, 0.05), iterations=4, logs=1, **changes)
+
+
+def test_parts_of_a_step_add_up_to_the_mean_over_all(tmp_path):
+    examples = [sample(0, i) for i in range(16)]
+    whole = bare(tmp_path / "whole", batches=lambda first: [examples[4 * i : 4 * i + 4] for i in range(first, 4)])
+    parts = bare(
+        tmp_path / "parts", accumulate=2, batches=lambda first: [examples[2 * i : 2 * i + 2] for i in range(first, 8)]
+    )
+    one, other = train(whole), train(parts)
+    assert all(torch.allclose(one[k], other[k], atol=1e-6) for k in one)
+    assert [e["fit"] for e in whole.log] == pytest.approx([e["fit"] for e in parts.log], abs=1e-4)
+
+
+def test_a_constant_group_keeps_its_rate(tmp_path):
+    rates = []
+    run = bare(tmp_path, rate=lambda step: 1 / (1 + step))
+    run.stepped = lambda moment: rates.append([g["lr"] for g in run.optimizer.param_groups]) or {}
+    train(run)
+    assert rates == [pytest.approx([0.05 / (1 + step), 0.05]) for step in range(4)]
+
+
+def test_who_hears_of_a_step_adds_to_the_log_and_knows_where_a_run_goes_on(tmp_path):
+    def stepped(moment) -> dict[str, float]:
+        told.append((moment.step, moment.logged))
+        assert 0 <= moment.waited <= moment.passed
+        return {"double": 2 * moment.step}
+
+    told, begun = [], []
+    first = plan(tmp_path, iterations=5, logs=2, stepped=stepped, resumed=begun.append)
+    train(first)
+    assert told == [(1, False), (2, True), (3, False), (4, True), (5, True)]
+    assert [e["double"] for e in first.log] == [4, 8, 10]
+    train(plan(tmp_path, iterations=7, stepped=stepped, resumed=begun.append))
+    assert begun == [0, 5]

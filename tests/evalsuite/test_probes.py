@@ -668,6 +668,36 @@ def test_features_on_disk_in_half_precision_are_read_as_they_are(tmp_path):
     assert (mapped == features.astype(np.float16)).all()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "probe",
+    [
+        probes.NearestNeighbours(ks=(5, 10)),
+        probes.Prototypes(),
+        probes.Ridge((0.1, 10.0)),
+        probes.Logistic((0.01, 1.0)),
+        probes.SgdHeads((0.01, 0.1), epochs=2),
+    ],
+    ids=lambda probe: type(probe).__name__,
+)
+def test_a_gpu_gives_the_same_scores(probe):
+    features, labels = world(400)
+    here = fit(probe, part(features, labels), features)
+    there = fit(probe, part(features, labels), features, device="cuda")
+    for a, b in zip(here, there, strict=True):
+        np.testing.assert_allclose(a.scores, b.scores, atol=5e-3)
+
+
+def test_free_memory_is_what_the_control_group_leaves(monkeypatch):
+    free = probes._free_memory(torch.device("cpu"))
+    assert 0 < free < 2**50
+    limits = {"memory.max": "1000\n", "memory.current": "400\n"}
+    monkeypatch.setattr(probes.Path, "read_text", lambda path: limits[path.name])
+    assert probes._free_memory(torch.device("cpu")) == 600
+    limits["memory.max"] = "max\n"
+    assert probes._free_memory(torch.device("cpu")) > 600
+
+
 def test_ragged_training_data_are_refused():
     with pytest.raises(DataError, match="different lengths"):
         Train({"f": np.zeros((3, 2))}, np.zeros(4, int))

@@ -132,7 +132,7 @@ def test_tiny_imagenet(tmp_path):
     assert found.train.labels.tolist() == [0, 0, 1, 1]
     assert found.probe[1].labels.tolist() == [1, 1, 0]
     (tmp_path / "val" / "val_annotations.txt").unlink()
-    with pytest.raises(DataError, match="val_annotations.txt is missing"):
+    with pytest.raises(DataError, match=r"val_annotations\.txt is missing"):
         parse(f"tinyimagenet:{tmp_path}")
 
 

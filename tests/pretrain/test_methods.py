@@ -20,7 +20,7 @@ from pretrain.methods.byol import BYOL
 from pretrain.methods.moco import MoCo, MoCo1, shuffle
 from pretrain.methods.simclr import SimCLR
 from pretrain.methods.simsiam import SimSiam
-from pretrain.testing import check_method, losses, tiny_backbone, tiny_corpus, tiny_train
+from pretrain.testing import check_method, tiny_backbone, tiny_corpus
 from pretrain.train import Plan, State, prepare
 
 

@@ -10,7 +10,7 @@ import torch
 
 from evalsuite import Backbone, BackboneSpec, Features
 from pretrain import Arrays
-from pretrain.monitor import Journal, collapsed, health, knn_accuracy, plot
+from pretrain.monitor import Journal, collapsed, health, knn_accuracy, last_collapse, plot
 from pretrain.testing import tiny_backbone, tiny_corpus
 
 
@@ -41,7 +41,15 @@ def test_collapse_needs_three_signs_in_a_row():
     assert collapsed([entry(0.001, 5)] * 2) == ""
     assert collapsed([entry(0.001, 5)] * 3).startswith("all images look alike")
     assert collapsed([entry(0.001, 5)] * 3 + [entry(0.5, 5)]) == ""
-    assert collapsed([entry(0.9, 1.1), {"knn": 0.1}, entry(0.9, 1.2), entry(0.9, 1.0)]).startswith("images differ in one")
+    assert collapsed([entry(0.9, 1.1), {"knn": 0.1}, entry(0.9, 1.2), entry(0.9, 1.0)]).startswith(
+        "images differ in one"
+    )
+
+
+def test_a_collapse_is_remembered_by_its_last_step():
+    log = [entry(s, 5) | {"step": i} for i, s in enumerate([0.5, 0.01, 0.01, 0.01, 0.01, 0.6, 0.7])]
+    assert last_collapse(log).startswith("step 4: all images look alike")
+    assert last_collapse(log[:3]) == last_collapse([]) == ""
 
 
 class Means(torch.nn.Module):

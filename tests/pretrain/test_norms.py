@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from evalsuite import UsageError
@@ -64,6 +67,26 @@ def test_one_group_in_one_process_is_what_it_was():
 def test_groups_that_do_not_divide_the_batch_are_refused(groups, size):
     with pytest.raises(UsageError, match=f"normalised in {groups} groups"):
         group_norms(network(), groups, size)
+
+
+def test_what_timm_fused_into_a_norm_stays():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct2d(4))
+    plain = copy.deepcopy(module)
+    group_norms(module, 2, 8)
+    x = torch.randn(8, 3, 4, 4)
+    found = module(x)
+    assert torch.allclose(found[::2], plain(x[::2]), atol=1e-5)
+    assert float(found.detach().min()) == 0.0
+    assert float(module.eval()(x).detach().min()) == 0.0
+
+
+def test_a_norm_of_another_kind_is_refused():
+    class Own(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(UsageError, match="Own cannot take its statistics"):
+        group_norms(nn.Sequential(Own(3)), 2, 8)
 
 
 def test_a_batch_of_another_size_is_told_apart():

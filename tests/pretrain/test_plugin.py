@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ class Typed(Method):
             if self.copies < 1:
                 raise ValueError("every image is there once at least")
 
-    presets = {"small": Preset("ours", 5, 8, {"copies": 3})}
+    presets: ClassVar = {"small": Preset("ours", 5, 8, {"copies": 3})}
 
 
 def read(preset=None, **texts):
@@ -76,7 +76,9 @@ def test_an_unknown_preset_is_refused():
 
 
 def make_run(out: Path, seed: int = 0) -> Run:
-    return Run(tiny_backbone(), seed, torch.device("cpu"), out, 2, 8, 8, steps=8, epoch_steps=4, data=tiny_corpus().train)
+    return Run(
+        tiny_backbone(), seed, torch.device("cpu"), out, 2, 8, 8, steps=8, epoch_steps=4, data=tiny_corpus().train
+    )
 
 
 def test_what_is_costly_is_made_once_for_each_key_seed_and_data(tmp_path):

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,8 @@ def test_half_precision_trains(tmp_path):
         ({"batch_size": 64}, "a batch of 64 is larger than the data set"),
         ({"batch_size": 9, "accumulate": 2}, "a batch of 9 cannot be shared out"),
         ({"epochs": 0}, "one epoch at least"),
+        ({"precision": "16-mixed"}, "would not survive a resume"),
+        ({"device": "tpu"}, "no training on 'tpu'"),
     ],
 )
 def test_numbers_that_do_not_go_together_are_refused_before_any_work(tmp_path, plan, why):
@@ -321,7 +324,7 @@ def test_an_epoch_shows_every_row_once_and_epochs_differ():
             seen.append(batch.index.tolist())
 
     tiny_train(lambda: Hears(simclr().options), steps=8, epochs=2)
-    first, second = sum(seen[:4], []), sum(seen[4:], [])
+    first, second = list(chain(*seen[:4])), list(chain(*seen[4:]))
     assert sorted(first) == sorted(second) == list(range(32))
     assert first != second
 
@@ -426,7 +429,7 @@ def test_defaults_train_a_method_that_says_nothing(tmp_path):
 # Collapse
 
 
-def test_collapse_is_told(tmp_path, capsys):
+def test_collapse_is_told(tmp_path):
     class Constant(SimSiam):
         @hookimpl
         def pairs(self, batch, features):
@@ -435,8 +438,17 @@ def test_collapse_is_told(tmp_path, capsys):
 
     options = SimSiam.Options(size=16, width=16, bottleneck=4)
     trained = tiny_train(lambda: Constant(options), out=tmp_path)
-    assert "all images look alike" in trained.collapse
+    assert trained.collapse.startswith("step 4: all images look alike")
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["spread"] < 0.02
+
+
+@pytest.mark.parametrize("predictor", [True, False])
+def test_simsiam_collapses_without_its_predictor_and_that_is_told(predictor):
+    options = SimSiam.Options(
+        size=16, width=16, bottleneck=4, predictor=predictor, lr=1.0, scaling="none", schedule="constant"
+    )
+    plan = {"steps": 160, "epochs": 40, "batch_size": 32, "corpus": tiny_corpus(128), "log_every": 8}
+    assert bool(tiny_train(lambda: SimSiam(options), **plan).collapse) != predictor
 
 
 def test_a_healthy_run_raises_no_alarm():

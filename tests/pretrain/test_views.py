@@ -84,8 +84,8 @@ def test_turning_one_effect_off_leaves_the_draws_of_the_others():
     """Neither solarising nor greying moves a crop or a flip."""
     full = replace(moco_v2(16, blur=1.0), solarize=0.5)
     for seed in range(10):
-        boxes = [a(picture(), rng(seed)).box.tolist() for a in (full, replace(full, gray=0.0, jitter=None, solarize=0.0))]
-        assert boxes[0] == boxes[1]
+        bare = replace(full, gray=0.0, jitter=None, solarize=0.0)
+        assert torch.equal(full(picture(), rng(seed)).box, bare(picture(), rng(seed)).box)
 
 
 def test_without_effects_pixels_are_those_of_torchvision():
@@ -121,9 +121,9 @@ def test_solarisation_inverts_from_128_on():
 def test_grey_has_three_equal_channels_and_comes_before_or_after_the_jitter():
     after = replace(PLAIN, gray=1.0, jitter=Jitter(0, 0, 0, 0.5, p=1.0))(picture(), rng())
     assert torch.equal(after.data[0], after.data[2])
-    tint = Jitter(0, 0, 0.9, 0, p=1.0)
+    tint = Jitter(0, 0, 0, 0.5, p=1.0)
     first = replace(PLAIN, gray=1.0, gray_first=True, jitter=tint)(picture(), rng())
-    grey = replace(PLAIN, gray=1.0)(picture(), rng())  # it has no saturation left to change
+    grey = replace(PLAIN, gray=1.0)(picture(), rng())  # it has no hue to turn
     assert (first.data.int() - grey.data.int()).abs().max() <= 1
     late = replace(PLAIN, gray=1.0, jitter=tint)(picture(), rng())
     assert (late.data.int() - grey.data.int()).abs().max() > 5
@@ -140,8 +140,8 @@ def test_jitter_is_torchvisions_and_its_order_matters_only_when_drawn():
     x = f.adjust_saturation(x, 0.2 + draws[2] * 1.6)
     x = f.adjust_hue(x, (2 * draws[3] - 1) * 0.2)
     assert (view.data.float() - 255 * x).abs().max() <= 0.501
-    drawn = {tuple(replace(PLAIN, jitter=replace(jitter, fixed=False))(sample, rng(s)).data.flatten().tolist()) for s in [4]}
-    assert drawn != {tuple(view.data.flatten().tolist())}
+    drawn = replace(PLAIN, jitter=replace(jitter, fixed=False))(sample, rng(4))
+    assert not torch.equal(drawn.data, view.data)
 
 
 def test_strengths_are_scaled_and_the_rest_kept():

@@ -516,7 +516,8 @@ def test_divergence_is_told_as_such(registry: Registry, world: DetectionSet, tmp
 def test_eight_images_are_learnt_by_heart(registry: Registry, tmp_path: Path) -> None:
     world = shapes(tmp_path / "images", 8, (120, 160))
     protocol = dataclasses.replace(
-        of(Coco, "smoke"), iterations=150, batch_size=2, lr=0.01, min_sizes=(120,), max_size=160,
+        of(Coco, "smoke"), iterations=150, batch_size=2, optimizer="sgd", lr=0.01, weight_decay=1e-4,
+        milestones=(), min_sizes=(120,), max_size=160,
         test_min_size=120, test_max_size=160, roi_batch=64, rpn_post_nms_train=200, rpn_post_nms_test=100, flip=0.5,
     )  # fmt: skip
     torch.manual_seed(0)

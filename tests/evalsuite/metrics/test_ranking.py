@@ -58,8 +58,7 @@ def test_envelope_is_the_area_under_the_best_precision_to_the_right(seed, n, lev
         points.append((targets[above].sum() / targets.sum(), targets[above].mean()))
     grid = sorted({0.0, *(recall for recall, _ in points)})
     area = sum(
-        (right - left) * max(p for recall, p in points if recall >= right)
-        for left, right in itertools.pairwise(grid)
+        (right - left) * max(p for recall, p in points if recall >= right) for left, right in itertools.pairwise(grid)
     )
     assert ranking.average_precision(scores, targets, curve="envelope") == pytest.approx(area, abs=1e-12)
 
@@ -78,9 +77,7 @@ def test_weights_are_repeated_samples(metric, levels):
     scores, targets = draw(3, 40, levels)
     weights = resample_weights(40, 20, seed=1)
     found = ranking.per_label(metric, scores[:, None], targets[:, None], weights)[:, 0]
-    by_hand = replicates_by_hand(
-        lambda i: ranking.per_label(metric, scores[i, None], targets[i, None])[0], weights
-    )
+    by_hand = replicates_by_hand(lambda i: ranking.per_label(metric, scores[i, None], targets[i, None])[0], weights)
     np.testing.assert_allclose(found, by_hand, atol=1e-12)
 
 
@@ -127,8 +124,7 @@ def test_top_k_breaks_ties_by_index_as_argmax_does(seed, k):
     rng = np.random.default_rng(seed)
     scores, labels = rng.integers(0, 3, (20, 4)), rng.integers(0, 4, 20)
     slow = [
-        label in sorted(range(4), key=lambda c: (-row[c], c))[:k]
-        for row, label in zip(scores, labels, strict=True)
+        label in sorted(range(4), key=lambda c: (-row[c], c))[:k] for row, label in zip(scores, labels, strict=True)
     ]
     assert ranking.top_k_hits(scores, labels, k).tolist() == slow
     assert (ranking.top_k_hits(scores, labels, 1) == (scores.argmax(1) == labels)).all()
@@ -145,14 +141,10 @@ def test_class_accuracies_equal_scikit_learn():
     hits = labels == predictions
     expected = sk.recall_score(labels, predictions, average=None, labels=range(4))
     np.testing.assert_allclose(ranking.class_accuracy(hits, labels, 4), expected)
-    assert ranking.balanced_accuracy(hits, labels, 4) == pytest.approx(
-        sk.balanced_accuracy_score(labels, predictions)
-    )
+    assert ranking.balanced_accuracy(hits, labels, 4) == pytest.approx(sk.balanced_accuracy_score(labels, predictions))
     absent = ranking.class_accuracy(hits, labels, 5)
     assert math.isnan(absent[4])
-    assert ranking.balanced_accuracy(hits, labels, 5) == pytest.approx(
-        sk.balanced_accuracy_score(labels, predictions)
-    )
+    assert ranking.balanced_accuracy(hits, labels, 5) == pytest.approx(sk.balanced_accuracy_score(labels, predictions))
     weights = resample_weights(80, 10, seed=0)
     by_hand = replicates_by_hand(lambda i: sk.balanced_accuracy_score(labels[i], predictions[i]), weights)
     np.testing.assert_allclose(ranking.balanced_accuracy(hits, labels, 4, weights), by_hand)

@@ -1,0 +1,669 @@
+"""Labelled images in memory, and the layouts anybody's data come in: class folders, a CSV list, arrays in an NPZ file.
+
+Reading a split decodes nothing: names, sizes and labels are enough to know what the data are, and an image is
+decoded when it is asked for. A :class:`ClassificationSet` is what the feature cache reads.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import os
+import zipfile
+import zlib
+from abc import abstractmethod
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalsuite.data import Report, Source
+from evalsuite.data.images import SUFFIXES, read_rgb
+from evalsuite.errors import DataError, UsageError
+from evalsuite.progress import Progress
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = [
+    "Arrays",
+    "ClassificationSet",
+    "ClassificationSource",
+    "Csv",
+    "Files",
+    "Folder",
+    "Npz",
+    "Pixels",
+    "file_digest",
+    "read_folder",
+]
+
+Bytes = NDArray[np.uint8]
+Ints = NDArray[np.int64]
+Names = NDArray[np.str_]
+
+TEST_SHARE = 5  # one unit in so many is tested on, where the data have no split of their own
+
+
+class Pixels(Protocol):
+    """Images by number.
+
+    ``digest`` tells what the images at ``places`` are and is the same wherever they lie; ``version`` also changes
+    when a file is written anew.
+    """
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, place: int, /) -> Bytes: ...
+    def digest(self, places: Ints) -> str: ...
+    def version(self, places: Ints) -> str: ...
+
+
+class Files:
+    """Images in files below ``root``. Told apart by their names and sizes in bytes; ``version`` adds times."""
+
+    def __init__(self, root: Path, names: Sequence[str], sizes: Sequence[int], times: Sequence[int]) -> None:
+        self.root = root
+        self.names = _names(names)
+        self.sizes, self.times = np.asarray(sizes, dtype=np.int64), np.asarray(times, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, place: int, /) -> Bytes:
+        return read_rgb(self.path(place))
+
+    def path(self, place: int) -> Path:
+        """The file of one image."""
+        return self.root / str(self.names[place])
+
+    def digest(self, places: Ints) -> str:
+        return _sha256("\0".join(self.names[places]).encode(), np.ascontiguousarray(self.sizes[places]))
+
+    def version(self, places: Ints) -> str:
+        return _sha256(self.digest(places).encode(), np.ascontiguousarray(self.times[places]))
+
+
+class Arrays:
+    """Images in one array (N,H,W,3), (N,H,W,1) or (N,H,W) uint8, which ``read`` gives when it is first needed.
+
+    ``content`` is a digest of the file it comes from.
+    """
+
+    def __init__(self, count: int, read: Callable[[], Bytes], content: str) -> None:
+        self._count, self._read, self._content = count, read, content
+
+    @cached_property
+    def pixels(self) -> Bytes:
+        """The whole array."""
+        return self._read()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, place: int, /) -> Bytes:
+        image = self.pixels[place]
+        image = image[..., None] if image.ndim == 2 else image
+        return np.ascontiguousarray(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image)
+
+    def digest(self, places: Ints) -> str:
+        return _sha256(self._content.encode(), np.ascontiguousarray(places))
+
+    version = digest
+
+
+@dataclass(frozen=True, eq=False)
+class ClassificationSet:
+    """A split of labelled images.
+
+    ``labels`` are (N,) int64 classes, or (N, L) with 1, 0 and -1 per label; a class of -1, and a row of nothing
+    but -1, is a missing label. ``ids`` (N,) name the images, ``groups`` (N,) their patients or scenes, where the
+    data tell. ``places`` (N,) are the rows' numbers in ``pixels``.
+    """
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    ids: Names
+    labels: Ints
+    pixels: Pixels
+    places: Ints
+    groups: Names | None = None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, row: int, /) -> Bytes:
+        """(H, W, 3) uint8 RGB. Raises :class:`DataError` naming an image that does not decode."""
+        return self.pixels[int(self.places[row])]
+
+    @property
+    def multilabel(self) -> bool:
+        return self.labels.ndim == 2
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """(N,): which rows have a label."""
+        found: NDArray[np.bool_] = self.labels >= 0
+        return found.any(axis=1) if self.multilabel else found
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the images alone: features are the same whatever the labels say."""
+        return self.pixels.version(self.places)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of images, labels, classes and groups: what a score depends on. It does not depend on where files lie."""
+        parts = [self.pixels.digest(self.places), *self.classes, *(self.groups if self.groups is not None else ())]
+        return _sha256("\0".join(parts).encode(), np.ascontiguousarray(self.labels))
+
+    def take(self, rows: Ints | NDArray[np.bool_]) -> ClassificationSet:
+        """Some of the rows."""
+        return dataclasses.replace(
+            self, ids=self.ids[rows], labels=self.labels[rows], places=self.places[rows],
+            groups=None if self.groups is None else self.groups[rows],
+        )  # fmt: skip
+
+    def limit(self, count: int | None) -> ClassificationSet:
+        """At most ``count`` rows, evenly spaced: data are often sorted by class."""
+        if count is None or len(self) <= count:
+            return self
+        return self.take(np.linspace(0, len(self) - 1, count).round().astype(np.int64))
+
+
+class ClassificationSource(Source[ClassificationSet]):
+    """What the layouts of labelled images share: roles by the names of the splits, verification."""
+
+    @abstractmethod
+    def load(self, path: Path, split: str) -> ClassificationSet: ...
+
+    def roles(self, path: Path) -> Mapping[str, str]:
+        found = {name: name for name in ("train", "val", "test") if name in self.splits(path)}
+        if "train" not in found or len(found) == 1:
+            raise DataError(
+                f"{path} has nothing to learn from or nothing to score on",
+                cause=f"its splits are {', '.join(self.splits(path)) or 'none'}",
+                fix="give it a split named train, and one named test or val",
+            )
+        return found
+
+    def verify(self, path: Path, progress: Progress | None = None, workers: int | None = None) -> Report:
+        report = Report(self.name, path)
+        sets: dict[str, ClassificationSet] = {}
+        try:
+            for split in self.splits(path):
+                sets[split] = self.load(path, split)
+        except DataError as error:
+            report.faults.append(f"{error.problem}: {error.cause}")
+        for split, part in sets.items():
+            report.counts[split] = _counts(part)
+            report.notes += [f"{split}: {note}" for note in part.notes]
+        _survey(report, sets, progress or Progress(quiet=True), workers)
+        _shared_groups(report, sets)
+        return report
+
+    def demo(self, root: Path, seed: int = 0, images: int = 64) -> Path:
+        raise UsageError(
+            f"{self.name} has no demo world",
+            cause="only data sets for dense tasks are drawn",
+            fix="leave --demo out and point --data-root or --data to images",
+        )
+
+
+# --- class folders ----------------------------------------------------------------------------------------------
+
+
+class Folder(ClassificationSource):
+    """``train``, ``val`` and ``test`` with a folder a class. Without ``train``, the folder's own are the classes, and
+    one image in five, by the hash of its name, is tested on.
+    """
+
+    name = "folder"
+    tree = "train/CLASS/*.jpg\ntest/CLASS/*.jpg"
+    homepage = "https://docs.pytorch.org/vision/stable/generated/torchvision.datasets.ImageFolder.html"
+    licence = "that of your data"
+    citation = "none: it is a layout"
+
+    def locate(self, root: Path | None) -> Path:
+        if root is None or not root.is_dir() or not (_folders(root)):
+            raise self.missing(root)
+        return root
+
+    def splits(self, path: Path) -> tuple[str, ...]:
+        if not (path / "train").is_dir():
+            return ("train", "test")
+        return tuple(name for name in ("train", "val", "test") if (path / name).is_dir() and _folders(path / name))
+
+    def load(self, path: Path, split: str) -> ClassificationSet:
+        if not (path / "train").is_dir():
+            whole = read_folder(path, self.name, split, _folders(path))
+            return whole.take(_assigned(whole.ids, None) == split)
+        if split not in self.splits(path):
+            raise _no_split(path, split, self.splits(path))
+        return read_folder(path / split, self.name, split, _folders(path / "train"))
+
+
+def read_folder(path: Path, name: str, split: str, classes: Sequence[str]) -> ClassificationSet:
+    """Images below a folder a class, at any depth, in the order of their names.
+
+    Raises :class:`DataError` for folders that are no class, and where there is no image.
+    """
+    odd = sorted(set(_folders(path)) - set(classes))
+    if odd:
+        raise DataError(
+            f"{path} has folders that are no class: {', '.join(odd[:5])}",
+            cause=f"the {len(classes)} classes are the folders of the training split",
+            fix="rename or remove those folders",
+        )
+    found, labels, others = [], [], 0
+    for label, folder in enumerate(classes):
+        for entry in _walk(path / folder):
+            if entry.name.lower().endswith(tuple(s.lower() for s in SUFFIXES)):
+                found.append(entry)
+                labels.append(label)
+            else:
+                others += 1
+    if not found:
+        raise DataError(
+            f"{path} holds no image",
+            cause=f"of {others} files none ends in {', '.join(s for s in SUFFIXES if s.islower())}"
+            if others
+            else "its folders are empty",
+            fix="give a folder of images, one file an image; arrays of images go in as npz:PATH",
+        )
+    names = [os.path.relpath(entry.path, path) for entry in found]
+    stats = [entry.stat() for entry in found]
+    files = Files(path, names, [s.st_size for s in stats], [s.st_mtime_ns for s in stats])
+    notes = (f"{others} files are no images",) if others else ()
+    return ClassificationSet(
+        name, split, tuple(classes), files.names, np.array(labels, dtype=np.int64), files, np.arange(len(files)),
+        notes=notes,
+    )  # fmt: skip
+
+
+def _folders(path: Path) -> list[str]:
+    if not path.is_dir():
+        return []
+    return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _walk(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Files below a folder in the order of their names; links are followed, each folder is entered once."""
+    seen: set[str] = set()
+
+    def enter(place: str) -> Iterator[os.DirEntry[str]]:
+        real = os.path.realpath(place)
+        if real in seen:
+            return
+        seen.add(real)
+        with os.scandir(place) as entries:
+            listed = sorted(entries, key=lambda e: e.name)
+        for entry in listed:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from enter(entry.path)
+            else:
+                yield entry
+
+    return enter(str(folder)) if folder.is_dir() else iter(())
+
+
+# --- CSV --------------------------------------------------------------------------------------------------------
+
+
+class Csv(ClassificationSource):
+    """A list with the columns ``path`` (from the list's own folder) and ``label``, or ``label:NAME`` once a label.
+
+    ``label`` is a class's name; blank is a missing label. ``label:NAME`` is 1, 0, or blank or -1 for unknown.
+    ``split`` names each row's split, ``group`` its patient or scene. Without ``split``, one group in five, or one
+    image where there are no groups, is tested on, by the hash of its name.
+    """
+
+    name = "csv"
+    tree = "list.csv"
+    homepage = "https://www.rfc-editor.org/rfc/rfc4180"
+    licence = "that of your data"
+    citation = "none: it is a layout"
+    file = True
+
+    def locate(self, root: Path | None) -> Path:
+        if root is None or not root.is_file():
+            raise DataError(
+                f"{root} is no CSV file", cause="the list itself is wanted, not its folder", fix="--data csv:PATH.csv"
+            )
+        return root
+
+    def splits(self, path: Path) -> tuple[str, ...]:
+        there = set(_table(path, path.stat().st_mtime_ns).splits)
+        order = [name for name in ("train", "val", "test") if name in there]
+        return (*order, *sorted(there - set(order)))
+
+    def load(self, path: Path, split: str) -> ClassificationSet:
+        table = _table(path, path.stat().st_mtime_ns)
+        rows = np.flatnonzero(table.splits == split)
+        if not len(rows):
+            raise _no_split(path, split, self.splits(path))
+        paths = [str(table.paths[row]) for row in rows]
+        sizes, times = [], []
+        for row, name in zip(rows, paths, strict=True):
+            try:
+                stat = (path.parent / name).stat()
+            except OSError as error:
+                raise DataError(
+                    f"{path} lists a file that is not there",
+                    cause=f"row {row + 2}: {path.parent / name}: {error.strerror}",
+                    fix="correct the column path; it counts from the list's own folder",
+                ) from error
+            sizes.append(stat.st_size)
+            times.append(stat.st_mtime_ns)
+        files = Files(path.parent, paths, sizes, times)
+        return ClassificationSet(
+            path.stem, split, table.classes, files.names, table.labels[rows], files, np.arange(len(files)),
+            None if table.groups is None else table.groups[rows],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    paths: Names
+    labels: Ints
+    classes: tuple[str, ...]
+    splits: Names
+    groups: Names | None
+
+
+@lru_cache(maxsize=4)
+def _table(path: Path, mtime: int) -> _Table:
+    """The whole list. Raises :class:`DataError` for wrong columns or values, with the row."""
+    rows, columns = _csv_rows(path)
+    several = [c for c in columns if c.startswith("label:")]
+    odd = [c for c in columns if c not in ("path", "label", "split", "group", *several)]
+    if "path" not in columns or ("label" in columns) == bool(several) or odd or len(set(columns)) < len(columns):
+        raise DataError(
+            f"{path} has the columns {', '.join(columns) or 'none'}",
+            cause=f"unknown: {', '.join(odd)}" if odd else "path and either label or label:NAME are needed, each once",
+            fix="its first line should be: path,label[,split][,group] or path,label:NAME,...[,split][,group]",
+        )
+    if not rows:
+        raise DataError(f"{path} lists nothing", cause="it has a first line and no other", fix="list images in it")
+    paths = _names([row["path"] for row in rows])
+    if several:
+        classes = tuple(c.removeprefix("label:") for c in several)
+        labels = np.array([[_mark(path, i, row[c]) for c in several] for i, row in enumerate(rows)], dtype=np.int64)
+    else:
+        given = [row["label"] for row in rows]
+        classes = _ordered({g for g in given if g})
+        place = {name: i for i, name in enumerate(classes)} | {"": -1}
+        labels = np.array([place[g] for g in given], dtype=np.int64)
+    groups = _names([row["group"] or row["path"] for row in rows]) if "group" in columns else None
+    splits = _names([row["split"] for row in rows]) if "split" in columns else _assigned(paths, groups)
+    return _Table(paths, labels, classes, splits, groups)
+
+
+def _csv_rows(path: Path) -> tuple[list[dict[str, str]], list[str]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            columns = [c.strip() for c in next(reader, [])]
+            rows = []
+            for cells in reader:
+                if not cells:
+                    continue
+                if len(cells) != len(columns):
+                    raise ValueError(f"line {reader.line_num} has {len(cells)} cells, the first one {len(columns)}")
+                rows.append(dict(zip(columns, (c.strip() for c in cells), strict=True)))
+            return rows, columns
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(
+            f"{path} is no table", cause=str(error), fix="write it as UTF-8, cells divided by commas"
+        ) from error
+
+
+def _mark(path: Path, row: int, text: str) -> int:
+    try:
+        value = float(text) if text else -1.0
+        if value not in (-1.0, 0.0, 1.0):
+            raise ValueError
+    except ValueError:
+        raise DataError(
+            f"{path} has the mark {text!r} in row {row + 2}",
+            cause="the mark of a label is 1, 0, or blank or -1 for unknown",
+            fix="correct that cell, or use one column label with names of classes",
+        ) from None
+    return int(value)
+
+
+def _ordered(names: set[str]) -> tuple[str, ...]:
+    """By number where all are numbers, else by name."""
+    return tuple(sorted(names, key=lambda n: (int(n), n)) if all(n.isdecimal() for n in names) else sorted(names))
+
+
+# --- NPZ --------------------------------------------------------------------------------------------------------
+
+
+class Npz(ClassificationSource):
+    """Arrays in one ``.npz`` file, as MedMNIST and Keras name them: ``train_images`` and ``train_labels`` (also
+    ``val_`` and ``test_``), or ``x_train`` and ``y_train``, or ``images`` and ``labels``, of which one in five is
+    tested on. Images are uint8 (N,H,W), (N,H,W,1) or (N,H,W,3); labels (N,) or (N,1) integers, -1 where one is
+    missing, or (N,L) marks. ``train_groups`` and so on may name groups. Pickled objects are not read.
+    """
+
+    name = "npz"
+    tree = "data.npz"
+    homepage = "https://numpy.org/doc/stable/reference/generated/numpy.savez.html"
+    licence = "that of your data"
+    citation = "none: it is a layout"
+    file = True
+    classes: ClassVar[tuple[str, ...]] = ()
+
+    def locate(self, root: Path | None) -> Path:
+        if root is None or not root.is_file():
+            raise DataError(
+                f"{root} is no file", cause="the layout is one file of arrays", fix="--data npz:PATH.npz"
+            )
+        return root
+
+    def splits(self, path: Path) -> tuple[str, ...]:
+        return tuple(_keys(path, _members(path)))
+
+    def load(self, path: Path, split: str) -> ClassificationSet:
+        members = _members(path)
+        keys = _keys(path, members)
+        if split not in keys:
+            raise _no_split(path, split, keys)
+        images, labels, groups = keys[split]
+        shape = _check_images(path, images, members[images])
+        marks = _read_labels(path, labels, shape[0])
+        named = _read(path, groups).astype(np.str_) if groups in members else None
+        classes = self._classes(path, marks, [k[1] for k in keys.values()])
+        pixels = Arrays(shape[0], lambda: _read(path, images), f"{_content(path)} {images}")
+        ids = _names([f"{images.removesuffix('_images')}/{i:0{len(str(shape[0]))}d}" for i in range(shape[0])])
+        if named is not None and named.shape != (shape[0],):
+            raise _broken(path, ValueError(f"{groups} is of shape {named.shape}"))
+        whole = ClassificationSet(path.stem, split, classes, ids, marks, pixels, np.arange(shape[0]), named)
+        return whole if images != "images" else whole.take(_assigned(ids, named) == split)
+
+    def _classes(self, path: Path, marks: Ints, keys: Sequence[str]) -> tuple[str, ...]:
+        """Numbers, up to the largest label of any split."""
+        if marks.ndim == 2:
+            return tuple(str(i) for i in range(marks.shape[1]))
+        top = max(int(_read(path, key).max()) for key in keys)
+        return tuple(str(i) for i in range(top + 1))
+
+
+_SETS = ("train", "val", "test")
+
+
+def _keys(path: Path, members: Mapping[str, Any]) -> dict[str, tuple[str, str, str]]:
+    """{split: names of its images, labels and groups}."""
+    found = {s: (f"{s}_images", f"{s}_labels", f"{s}_groups") for s in _SETS if f"{s}_images" in members}
+    found = found or {s: (f"x_{s}", f"y_{s}", f"groups_{s}") for s in _SETS if f"x_{s}" in members}
+    if not found and "images" in members:
+        found = {s: ("images", "labels", "groups") for s in ("train", "test")}
+    lacking = [keys[1] for keys in found.values() if keys[1] not in members]
+    if not found or lacking:
+        raise DataError(
+            f"{path} holds no labelled images",
+            cause=f"{', '.join(lacking)} is missing" if lacking else f"its arrays are {', '.join(members) or 'none'}",
+            fix="save train_images, train_labels, test_images and test_labels in it",
+        )
+    return found
+
+
+def _members(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and type of every array, from the headers alone."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = {}
+            for name in archive.namelist():
+                if name.endswith(".npy"):
+                    with archive.open(name) as file:
+                        found[name.removesuffix(".npy")] = _header(file)
+            return found
+    except _UNREADABLE as error:
+        raise _broken(path, error) from error
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, kind = read(file)
+    return shape, kind
+
+
+def _read(path: Path, key: str) -> NDArray[Any]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return cast("NDArray[Any]", file[key])
+    except _UNREADABLE as error:
+        raise _broken(path, error) from error
+
+
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+def _check_images(path: Path, key: str, member: tuple[tuple[int, ...], np.dtype[Any]]) -> tuple[int, ...]:
+    shape, kind = member
+    if kind != np.uint8 or not (len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))) or not shape[0]:
+        raise DataError(
+            f"array {key!r} of {path} is no set of images",
+            cause=f"it is {shape} {kind}",
+            fix="save grey (N,H,W) or RGB (N,H,W,3) images as uint8",
+        )
+    return shape
+
+
+def _read_labels(path: Path, key: str, count: int) -> Ints:
+    labels = _read(path, key)
+    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and np.array_equal(labels, np.round(labels)))
+    marks = labels.ndim == 2 and whole and bool(np.isin(labels, (-1, 0, 1)).all())
+    if not whole or len(labels) != count or not (labels.ndim == 1 or marks):
+        raise DataError(
+            f"array {key!r} of {path} does not label its images",
+            cause=f"it is {labels.shape} {labels.dtype} for {count} images",
+            fix="save one integer an image, -1 where it is missing, or a row of marks 0 and 1",
+        )
+    return np.maximum(labels.astype(np.int64), -1)
+
+
+def _content(path: Path) -> str:
+    stat = path.stat()
+    return file_digest(path, stat.st_mtime_ns, stat.st_size)
+
+
+# --- inside -----------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=64)
+def file_digest(path: Path, mtime: int, size: int) -> str:
+    """sha256 of a file, remembered while it is not written anew."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _assigned(ids: Names, groups: Names | None) -> Names:
+    """``train`` or ``test`` for every row, by a hash of its group, or of its id: it depends on no other row."""
+    units = ids if groups is None else groups
+    places = {unit: hashlib.sha256(unit.encode()).digest()[0] % TEST_SHARE for unit in set(units.tolist())}
+    return _names(["test" if places[unit] == 0 else "train" for unit in units.tolist()])
+
+
+def _names(values: Sequence[str]) -> Names:
+    return np.asarray(values, dtype=np.str_) if len(values) else np.zeros(0, dtype=np.str_)
+
+
+def _sha256(*parts: Buffer) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _counts(part: ClassificationSet) -> dict[str, Any]:
+    rows = part.labels == np.arange(len(part.classes))[:, None] if not part.multilabel else part.labels.T == 1
+    counts: dict[str, Any] = {"images": len(part), "unlabelled": int((~part.known).sum())}
+    if part.groups is not None:
+        counts["groups"] = len(set(part.groups.tolist()))
+    return counts | {"classes": {c: int(r.sum()) for c, r in zip(part.classes, rows, strict=True)}}
+
+
+def _survey(
+    report: Report, sets: Mapping[str, ClassificationSet], progress: Progress, workers: int | None
+) -> None:
+    """Decode every image; equal pixels in two splits are a fault, in one split a note."""
+    rows = [(part, row) for part in sets.values() for row in range(len(part))]
+    places: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    with ThreadPoolExecutor(workers) as pool, progress.track("decode", len(rows)) as meter:
+        for done, ((part, row), found) in enumerate(zip(rows, pool.map(_examine, rows), strict=True), 1):
+            if isinstance(found, DataError):
+                report.faults.append(f"{part.split}: {found.problem}: {found.cause}")
+            else:
+                places[found].append((part.split, str(part.ids[row])))
+            meter.update(done)
+    for copies in places.values():
+        told = ", ".join(f"{split}/{name}" for split, name in copies)
+        if len({split for split, _ in copies}) > 1:
+            report.faults.append(f"the same image is in several splits: {told}")
+        elif len(copies) > 1:
+            report.notes.append(f"the same image is there more than once: {told}")
+
+
+def _examine(item: tuple[ClassificationSet, int]) -> str | DataError:
+    part, row = item
+    try:
+        image = part[row]
+    except DataError as error:
+        return error
+    return _sha256(str(image.shape).encode(), image)
+
+
+def _shared_groups(report: Report, sets: Mapping[str, ClassificationSet]) -> None:
+    """A patient in two splits is a leak."""
+    held = Counter(group for part in sets.values() if part.groups is not None for group in set(part.groups.tolist()))
+    shared = sorted(group for group, count in held.items() if count > 1)
+    report.faults += [f"group {group} is in several splits" for group in shared]
+
+
+def _no_split(path: Path, split: str, splits: Sequence[str] | Mapping[str, Any]) -> DataError:
+    return DataError(
+        f"{path} has no split {split!r}", cause=f"it has {', '.join(splits) or 'none'}", fix="choose one of them"
+    )
+
+
+def _broken(path: Path, error: Exception) -> DataError:
+    reason = str(error) or type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        reason = "there is no such file"
+    return DataError(f"{path} cannot be read", cause=reason, fix="restore the file from its source")
+
+

@@ -1,0 +1,187 @@
+"""Several processes do what one does with the whole batch."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from evalsuite import fit as loop
+from pretrain import Corpus, Images
+from pretrain.blocks import gather
+from pretrain.hooks import Recipe
+from pretrain.methods.byol import BYOL
+from pretrain.methods.moco import MoCo
+from pretrain.methods.simclr import SimCLR
+from pretrain.methods.simsiam import SimSiam
+from pretrain.testing import losses, tiny_backbone, tiny_corpus, tiny_train
+from pretrain.train import Plan, prepare
+
+BATCH = 64
+
+
+def simclr() -> SimCLR:
+    return SimCLR(SimCLR.Options(size=16, width=8, warmup=0.0))
+
+
+def moco() -> MoCo:
+    return MoCo(MoCo.Options(size=16, width=8, queue=128, groups=2))
+
+
+def moco_without_norms() -> MoCo:
+    return MoCo(MoCo.Options(size=16, width=8, queue=128, groups=1))
+
+
+def simsiam() -> SimSiam:
+    return SimSiam(SimSiam.Options(size=16, width=16, bottleneck=4))
+
+
+def byol() -> BYOL:
+    return BYOL(BYOL.Options(size=16, width=8, hidden=16))
+
+
+def free_port() -> str:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return str(s.getsockname()[1])
+
+
+def _enter(target: Callable[..., None], rank: int, world: int, port: str, args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test",
+    }  # fmt: skip
+    target(*args)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def together(target: Callable[..., None], *args: Any, world: int = 2) -> None:
+    """Run a function in so many processes, as torchrun would."""
+    context = multiprocessing.get_context("fork")
+    port = free_port()
+    processes = [context.Process(target=_enter, args=(target, r, world, port, args)) for r in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        if process.is_alive():
+            process.kill()
+    assert [process.exitcode for process in processes] == [0] * world
+
+
+def gradients(make: Callable[[], Any], out: Path) -> dict[str, Any]:
+    """Two steps of one batch of 64, in as many processes as there are: losses, gradients, buffers."""
+    plan = Plan(out=out, epochs=4, batch_size=BATCH, device="cpu", workers=0, precision="64-true")
+    state = prepare(Recipe(make()), tiny_backbone().double(), tiny_corpus(2 * BATCH), plan)
+    state.objective.double()
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    found: dict[str, Any] = {"loss": []}
+    for _, draw in zip(range(2), state.draws(plan), strict=False):
+        state.objective.zero_grad()
+        total = torch.stack(list(state.objective(draw).values())).sum()
+        total.backward()
+        state.recipe.stepped(state.run, *state.objective.take())
+        mean = total.detach().clone()
+        for value in (mean, *(p.grad for p in state.objective.parameters() if p.grad is not None)):
+            if world > 1:
+                dist.all_reduce(value)
+                value /= world
+        found["loss"].append(mean)
+    found["gradients"] = {n: p.grad for n, p in state.objective.named_parameters() if p.grad is not None}
+    found["buffers"] = {n: b.clone() for n, b in state.objective.named_buffers() if "running" in n}
+    if hasattr(state.recipe.method, "queue"):
+        found["queue"] = state.recipe.method.queue.rows
+    return found
+
+
+def shared(make: Callable[[], Any], out: Path) -> None:
+    dist.init_process_group("gloo")
+    found = gradients(make, out)
+    if dist.get_rank() == 0:
+        torch.save(found, out / "found.pt")
+
+
+@pytest.mark.parametrize("make", [simclr, moco, moco_without_norms, simsiam, byol])
+def test_two_processes_of_32_equal_one_of_64(tmp_path, make):
+    whole = gradients(make, tmp_path)
+    together(shared, make, tmp_path)
+    parts = torch.load(tmp_path / "found.pt", weights_only=True)
+    assert torch.allclose(torch.stack(parts["loss"]), torch.stack(whole["loss"]), atol=1e-9)
+    assert parts["gradients"].keys() == whole["gradients"].keys()
+    for name, gradient in whole["gradients"].items():
+        assert torch.allclose(parts["gradients"][name], gradient, rtol=1e-5, atol=1e-9), name
+    assert max(g.abs().max() for g in whole["gradients"].values()) > 1e-3
+    if "queue" in whole:  # its keys lie in rank order
+        theirs, ours = parts["queue"], whole["queue"]
+        similarity = theirs @ ours.T
+        assert torch.allclose(similarity.max(1).values, torch.ones(128, dtype=similarity.dtype), atol=1e-6)
+    if make is not moco:  # grouped statistics: each process has its own, their mean is that of one process
+        for name, buffer in whole["buffers"].items():
+            assert torch.allclose(parts["buffers"][name], buffer, rtol=1e-5, atol=1e-9), name
+
+
+class Stops(Images):
+    """Images that end a process, as a crash would, once so many were read."""
+
+    def __init__(self, data: Images, after: int) -> None:
+        self.data, self.left = data, after
+        self.labels, self.fingerprint = data.labels, data.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, row: int) -> Any:
+        if self.left == 0:
+            os._exit(0)
+        self.left -= 1
+        return self.data[row]
+
+
+def trained(out: Path, reads: int) -> None:
+    """Eight steps of four images a process, saved after each; ended by a crash after so many reads."""
+    loop._Clock.AGREE = 1
+    corpus = Corpus(Stops(tiny_corpus(16).train, reads))
+    found = tiny_train(moco, steps=8, epochs=4, devices=2, out=out, corpus=corpus, save_every=0.0)
+    if dist.get_rank() == 0:
+        torch.save({"identity": found.backbone.identity, "losses": losses(found)}, out / "result.pt")
+
+
+def test_a_run_in_two_processes_resumes_to_the_same_numbers(tmp_path):
+    """Statistics and so the evaluation differ between processes: each must find its own again."""
+    together(trained, tmp_path / "whole", 1000)
+    together(trained, tmp_path / "cut", 3 * 4)
+    assert torch.load(tmp_path / "cut" / "state.pt", weights_only=True)["step"] == 3
+    assert not (tmp_path / "cut" / "result.pt").exists()
+    together(trained, tmp_path / "cut", 1000)
+    whole, cut = (torch.load(tmp_path / n / "result.pt", weights_only=True) for n in ("whole", "cut"))
+    assert whole == cut
+    content = torch.load(tmp_path / "whole" / "state.pt", weights_only=True)
+    assert len(content["apart"]) == 2
+    assert not content["apart"][0]
+    assert any("running_mean" in name for name in content["apart"][1])
+    assert not any("queue" in name for name in content["apart"][1])
+
+
+def summed(out: Path) -> None:
+    dist.init_process_group("gloo")
+    x = torch.full((2, 1), float(dist.get_rank() + 1), requires_grad=True)
+    rows = gather(x)
+    (rows * torch.arange(4.0)[:, None]).sum().backward()
+    torch.save([rows.detach(), x.grad], out / f"{dist.get_rank()}.pt")
+
+
+def test_gathered_rows_come_in_rank_order_with_the_gradients_of_all(tmp_path):
+    together(summed, tmp_path)
+    for rank in range(2):
+        rows, gradient = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert rows.flatten().tolist() == [1, 1, 2, 2]
+        assert gradient.flatten().tolist() == [2 * (2 * rank), 2 * (2 * rank + 1)]
