@@ -14,6 +14,7 @@ import typer
 from evalsuite.errors import Refusal, UsageError
 
 if TYPE_CHECKING:
+    from evalsuite.cache import Entry
     from evalsuite.hooks import Loaded
     from evalsuite.results import Result
 
@@ -26,7 +27,9 @@ app = typer.Typer(
 )  # fmt: skip
 plugins_app = typer.Typer(no_args_is_help=True, help="What plugins there are, and what is wrong with them.")
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: which there are, where they lie, whether they are whole.")
+cache_app = typer.Typer(no_args_is_help=True, help="Encoded features: list, verify, remove.")
 app.add_typer(plugins_app, name="plugins")
+app.add_typer(cache_app, name="cache")
 app.add_typer(data_app, name="data")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
@@ -34,6 +37,7 @@ Root = Annotated[
     Path | None,
     typer.Option("--data-root", envvar="EVALSUITE_DATA", help="Where the data sets lie.", show_default=False),
 ]
+Digests = Annotated[list[str] | None, typer.Argument(help="Beginnings of digests; all where none is given.")]
 _requests: list[str] = []
 
 
@@ -309,6 +313,87 @@ def doctor(data_root: Root = None, as_json: Json = False) -> None:
         typer.echo(_nested(findings))
 
 
+@app.command()
+def compare(
+    results: Annotated[list[str], typer.Argument(help="Folders of results or result files, the baseline first.")],
+    fail_if_worse: Annotated[
+        list[str] | None,
+        typer.Option(help="TASK:DELTA: exit 6 if one scores worse than the first by more. Repeatable."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Which backbone is better, and whether that can be told: paired tests from result files. Prints Markdown."""
+    from evalsuite import compare as comparing
+
+    limits = _limits(fail_if_worse)
+    report = comparing.compare(results)
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        typer.echo(report.markdown(), nl=False)
+    comparing.refuse_worse(report, limits)
+
+
+@cache_app.command("ls")
+def cache_ls(as_json: Json = False) -> None:
+    """Entries, the most recently used first."""
+    from datetime import datetime
+
+    from evalsuite.cache import Cache
+
+    entries = Cache().ls()
+    if as_json:
+        _print_json([vars(entry) for entry in entries])
+        return
+    _columns(
+        [
+            (
+                e.digest[:12], f"{e.size / 2**20:.1f} MB", f"{e.rows} x {e.width}" if e.complete else "incomplete",
+                datetime.fromtimestamp(e.used).isoformat(" ", "minutes"), str(e.key.get("spec", {}).get("arch", "")),
+                f"{e.key.get('output', '')} {e.key.get('split', '')}".strip(),
+            )
+            for e in entries
+        ]
+    )  # fmt: skip
+
+
+@cache_app.command("verify")
+def cache_verify(digests: Digests = None, as_json: Json = False) -> None:
+    """Read entries again and check their hashes. Exit 3 if one is damaged."""
+    from evalsuite.cache import Cache
+    from evalsuite.errors import DataError
+    from evalsuite.progress import Progress
+
+    faults = Cache().verify(digests or (), Progress())
+    if as_json:
+        _print_json(faults)
+    else:
+        _columns([(digest[:12], fault) for digest, fault in faults.items()] or [("all entries are whole",)])
+    if faults:
+        raise typer.Exit(DataError.code)
+
+
+@cache_app.command("gc")
+def cache_gc(
+    max_size: Annotated[str, typer.Option(help="What may stay: 10GB, 500MB, 0.")], as_json: Json = False
+) -> None:
+    """Remove entries, the least recently used first, until the rest fits."""
+    from evalsuite.cache import Cache
+
+    _removed(Cache().gc(_size(max_size)), as_json)
+
+
+@cache_app.command("rm")
+def cache_rm(
+    digests: Annotated[list[str], typer.Argument(help="Beginnings of digests, as ls shows them.")],
+    as_json: Json = False,
+) -> None:
+    """Remove entries."""
+    from evalsuite.cache import Cache
+
+    _removed(Cache().rm(digests), as_json)
+
+
 def main() -> NoReturn:
     """The entry point: a refusal is three lines on standard error and its exit code."""
     try:
@@ -364,6 +449,45 @@ def _seeds(text: str) -> list[int]:
             f"--seeds {text} makes no sense", cause="it is a count or a list", fix="--seeds 3 or --seeds 0,7"
         ) from None
     return numbers if "," in text else list(range(numbers[0]))
+
+
+def _limits(items: list[str] | None) -> dict[str, float]:
+    limits = {}
+    for item in items or []:
+        task, _, delta = item.rpartition(":")
+        try:
+            limits[task] = float(delta)
+            if not (task and limits[task] >= 0):
+                raise ValueError
+        except ValueError:
+            raise UsageError(
+                f"--fail-if-worse {item} is no limit",
+                cause="it is a task and how much less is allowed, 0 or more",
+                fix="--fail-if-worse cifar10:0.01",
+            ) from None
+    return limits
+
+
+def _size(text: str) -> int:
+    """``10GB`` in bytes; a bare number is bytes."""
+    number = text.strip().upper().removesuffix("B").rstrip()
+    unit = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}.get(number[-1:], 1)
+    try:
+        size = int(float(number if unit == 1 else number[:-1]) * unit)
+        if size < 0:
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"--max-size {text} is no size", cause="it is a number and a unit", fix="--max-size 10GB"
+        ) from None
+    return size
+
+
+def _removed(entries: list[Entry], as_json: bool) -> None:
+    if as_json:
+        _print_json([vars(entry) for entry in entries])
+    else:
+        typer.echo(f"removed {len(entries)} entries, {sum(e.size for e in entries) / 2**20:.1f} MB")
 
 
 def _pairs(items: list[str] | None, flag: str) -> dict[str, str]:

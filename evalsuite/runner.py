@@ -256,15 +256,25 @@ def _settle(cell: Cell, request: Request, progress: Progress) -> Result:
     try:
         outcome = evaluate(cell.task, cell.loaded.backbone.to(cell.setup.device), cell.setup)
         result = _result(cell, request, outcome, time.monotonic() - began)
-        _keep(cell, outcome)
+        if _first_of_all():
+            _keep(cell, outcome)
     except Exception as error:
         result = _failure(cell, request, error, time.monotonic() - began)
-        result.write(cell.path)
         progress.say(str(error) if isinstance(error, Refusal) else traceback.format_exc().rstrip())
-        return read(cell.path)
+    if not _first_of_all():
+        return result
     result.write(cell.path)
-    _clear(cell.setup.work, request.out)
+    if result.status == "ok":
+        _clear(cell.setup.work, request.out)
     return read(cell.path)
+
+
+def _first_of_all() -> bool:
+    """Whether this process writes; where there are several, it waits until all have come here."""
+    if not torch.distributed.is_initialized():
+        return True
+    torch.distributed.barrier()
+    return torch.distributed.get_rank() == 0
 
 
 def _clear(work: Path, out: Path) -> None:

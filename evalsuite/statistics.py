@@ -1,16 +1,28 @@
-"""Resampling: how far a score would move had other samples, or groups of samples, been drawn."""
+"""Resampling: how far a score would move had other samples, or groups of them, been drawn; and whether two differ."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from evalsuite.errors import UsageError
 
-__all__ = ["bootstrap_mean", "interval", "resample_weights", "weight_blocks"]
+__all__ = [
+    "bootstrap_mean",
+    "bootstrap_test",
+    "holm",
+    "interval",
+    "mcnemar_test",
+    "over_seeds",
+    "permutation_test",
+    "resample_weights",
+    "ties",
+    "weight_blocks",
+]
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int32]
@@ -98,6 +110,95 @@ def interval(replicates: npt.ArrayLike, level: float = 0.95) -> tuple[float, flo
         return float("nan"), float("nan")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def over_seeds(replicates: Sequence[npt.ArrayLike], seed: int = 0) -> Floats:
+    """Replicates (R,) of the mean over runs from several seeds, given those of each run.
+
+    Two levels: for each replicate as many runs are drawn with replacement as there are, and their scores on that
+    replicate's samples are averaged. Of one run it is the replicates themselves.
+    """
+    table: Floats = np.stack([np.asarray(r, dtype=np.float64) for r in replicates])
+    if len(table) > 1:
+        drawn = np.random.default_rng(seed).integers(0, len(table), table.shape)
+        table = np.take_along_axis(table, drawn, axis=0)
+    return np.asarray(table.mean(axis=0))
+
+
+def bootstrap_test(differences: npt.ArrayLike) -> float:
+    """Two-sided p of no difference, from paired bootstrap replicates (R,) of a difference.
+
+    Twice the smaller share of replicates on one side of zero, (count + 1) / (R + 1), zeros being on both sides.
+    Undefined replicates (NaN) are left out; without any, p is 1.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    values = values[~np.isnan(values)]
+    fewest = min(int((values <= 0).sum()), int((values >= 0).sum()))
+    return min(1.0, 2 * (fewest + 1) / (len(values) + 1))
+
+
+def permutation_test(
+    differences: npt.ArrayLike, groups: npt.ArrayLike | None = None, permutations: int = 10_000, seed: int = 0
+) -> float:
+    """Two-sided p of no difference in the mean, from per-sample differences (n,): their signs are flipped at random.
+
+    With ``groups`` (n,) the samples of a group flip together. p is (count + 1) / (permutations + 1), and never 0.
+
+    Raises:
+        UsageError: no samples, or ``groups`` of another length.
+    """
+    values: Floats = np.asarray(differences, dtype=np.float64)
+    units, member = _units(len(values), groups)
+    if member is not None:
+        values = np.bincount(member, weights=values, minlength=units).astype(np.float64)
+    values = values[values != 0]
+    if not values.size:
+        return 1.0
+    found = abs(float(values.sum())) * (1 - 1e-12)  # equal sums in another order differ by rounding
+    random, extreme = np.random.default_rng(seed), 0
+    rows = max(1, _BLOCK // len(values))
+    for start in range(0, permutations, rows):
+        signs = random.integers(0, 2, (min(rows, permutations - start), len(values)), dtype=np.int8) * 2.0 - 1
+        extreme += int((np.abs(signs @ values) >= found).sum())
+    return (extreme + 1) / (permutations + 1)
+
+
+def mcnemar_test(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
+    """Two-sided mid-p of equal accuracy, from what each of two models has right (n,) of the same samples.
+
+    McNemar's exact test less half the probability of what was seen, which brings its error rate to the nominal one
+    (Fagerland, Lydersen and Laake 2013, BMC Medical Research Methodology 13:91).
+    """
+    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    only = int((a & ~b).sum()), int((b & ~a).sum())
+    if not sum(only):
+        return 1.0
+    seen = stats.binom(sum(only), 0.5)
+    return min(1.0, float(2 * seen.cdf(min(only)) - seen.pmf(min(only))))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values (1979), in the order given: each below alpha keeps the family's error rate at alpha."""
+    order = sorted(range(len(ps)), key=lambda i: ps[i])
+    adjusted, floor = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(order):
+        floor = max(floor, min(1.0, (len(ps) - rank) * ps[i]))
+        adjusted[i] = floor
+    return adjusted
+
+
+def ties(ranked: Sequence[str], apart: Collection[tuple[str, str]]) -> list[list[str]]:
+    """Maximal runs of a ranking, best first, in which no two are ``apart``. They may overlap; none is in another."""
+    runs: list[list[str]] = []
+    end = 0
+    for start in range(len(ranked)):
+        stop = start + 1
+        while stop < len(ranked) and not any((one, ranked[stop]) in apart for one in ranked[start:stop]):
+            stop += 1
+        if stop > end:
+            runs.append(list(ranked[start:stop]))
+            end = stop
+    return runs
 
 
 def _units(n: int, groups: npt.ArrayLike | None) -> tuple[int, npt.NDArray[np.int64] | None]:

@@ -396,32 +396,15 @@ def _apart() -> dict[str, Any]:
 
 
 def prepare(recipe: Recipe, backbone: Backbone, corpus: Corpus, plan: Plan, device: torch.device = CPU) -> State:
-    """Make a recipe ready for its first step: data, looks, heads. Raises :class:`evalsuite.UsageError` for numbers
-    that do not go together."""
-    options = {name: dataclasses.asdict(part.options) for name, part in recipe.parts.items()}
+    """Make a recipe ready for its first step: data, looks, heads. Nothing is written but what parts keep in the run's
+    cache.
+
+    Raises :class:`evalsuite.UsageError` for numbers that do not go together and for a folder that holds another run.
+    """
     start = backbone.identity
-    world = world_size()
-    if plan.batch_size % (plan.accumulate * world) or plan.epochs < 1 or plan.batch_size < 1:
-        raise UsageError(
-            f"a batch of {plan.batch_size} cannot be shared out over {world} processes and {plan.accumulate} parts",
-            cause="each takes as many images as any other",
-            fix=f"choose a multiple of {plan.accumulate * world}, and one epoch at least",
-        )
-    own = recipe.method.options
-    training = own if isinstance(own, Training) else recipe.parts["defaults"].options
-    run = Run(
-        backbone=backbone.to(device),
-        seed=plan.seed,
-        device=device,
-        out=plan.out,
-        epochs=plan.epochs,
-        batch_size=plan.batch_size,
-        micro_size=plan.batch_size // plan.accumulate // world,
-        width=recipe.method.width,
-        training=training,
-    )
-    data = recipe.dataset(run, corpus.train)
-    run.data, run.epoch_steps = data, len(data) // plan.batch_size
+    run = _arrange(recipe, backbone.to(device), plan)
+    data = run.data = recipe.dataset(run, corpus.train)
+    run.epoch_steps = len(data) // plan.batch_size
     if not run.epoch_steps:
         raise UsageError(
             f"a batch of {plan.batch_size} is larger than the data set",
@@ -429,20 +412,52 @@ def prepare(recipe: Recipe, backbone: Backbone, corpus: Corpus, plan: Plan, devi
             fix=f"--batch-size {max(1, len(data))} or less",
         )
     run.steps = run.epoch_steps * plan.epochs if plan.steps is None else plan.steps
-    run.epochs = max(1, -(-run.steps // run.epoch_steps))
+    run.epochs = -(-run.steps // run.epoch_steps)
     looks = recipe.views(run)
+    description = _describe(recipe, run, plan, looks, start)
+    _refuse_another(plan, description)
     recipe.prepared(run, data)
     objective = Objective(run, recipe).to(device)
     if device.type == "cuda":
         objective = objective.to(memory_format=torch.channels_last)
     group_norms(objective, recipe.method.norm_groups, run.micro_size)
-    description = {
+    return State(recipe, run, data, looks, objective, description)
+
+
+def _arrange(recipe: Recipe, backbone: Backbone, plan: Plan) -> Run:
+    world = world_size()
+    least = min(plan.epochs, 1 if plan.steps is None else plan.steps)
+    if plan.batch_size < 1 or plan.batch_size % (plan.accumulate * world) or least < 1:
+        raise UsageError(
+            f"a batch of {plan.batch_size} cannot be shared out over {world} processes and {plan.accumulate} parts",
+            cause="each takes as many images as any other",
+            fix=f"choose a multiple of {plan.accumulate * world}, and one epoch at least",
+        )
+    own = recipe.method.options
+    return Run(
+        backbone=backbone,
+        seed=plan.seed,
+        device=next(backbone.parameters()).device,
+        out=plan.out,
+        epochs=plan.epochs,
+        batch_size=plan.batch_size,
+        micro_size=plan.batch_size // plan.accumulate // world,
+        width=recipe.method.width,
+        training=own if isinstance(own, Training) else recipe.parts["defaults"].options,
+    )
+
+
+def _describe(recipe: Recipe, run: Run, plan: Plan, looks: Sequence[Look], start: str) -> dict[str, Any]:
+    """All that moves the numbers of a run but the versions of packages and the number of processes."""
+    assert run.data is not None
+    options = {name: dataclasses.asdict(part.options) for name, part in recipe.parts.items()}
+    return {
         "recipe": recipe.name,
         "options": json.loads(json.dumps(options, default=str)),
-        "views": [repr(look) for look in looks],
-        "data": data.fingerprint,
-        "images": len(data),
-        "backbone": backbone.spec.arch,
+        "views": [_named(look) for look in looks],
+        "data": run.data.fingerprint,
+        "images": len(run.data),
+        "backbone": run.backbone.spec.arch,
         "start": start,
         "seed": plan.seed,
         "epochs": plan.epochs,
@@ -451,27 +466,36 @@ def prepare(recipe: Recipe, backbone: Backbone, corpus: Corpus, plan: Plan, devi
         "accumulate": plan.accumulate,
         "clip_gradient": plan.clip_gradient,
     }
-    return State(recipe, run, data, looks, objective, description)
 
 
-def _claim(plan: Plan, description: dict[str, Any], fabric: Fabric) -> None:
-    """Take the run's folder; refuse one that holds another run, unless it is to be replaced."""
+def _named(look: Look) -> str:
+    """A look's own words where it is a value; the repr of anything else changes from process to process."""
+    return repr(look) if dataclasses.is_dataclass(look) else getattr(look, "__qualname__", type(look).__qualname__)
+
+
+def _refuse_another(plan: Plan, description: Mapping[str, Any]) -> None:
     note = plan.out / "run.json"
-    before = json.loads(note.read_text(encoding="utf-8")) if note.exists() and plan.resume else None
-    fabric.barrier()
-    if before is not None and before != description:
-        changed = [key for key in description if before.get(key) != description[key]]
+    if not (plan.resume and note.exists()):
+        return
+    before = json.loads(note.read_text(encoding="utf-8"))
+    changed = [key for key in description if before.get(key) != description[key]]
+    if changed:
         raise UsageError(
             f"{plan.out} holds another run",
-            cause=f"{', '.join(changed)} differ",
+            cause=f"not the same: {', '.join(changed)}",
             fix="choose another --out, repeat the earlier command to resume it, or --no-resume to replace it",
         )
+
+
+def _claim(plan: Plan, description: Mapping[str, Any], fabric: Fabric) -> None:
+    """Make the folder this run's own, once every process has found that it may be."""
+    fabric.barrier()
     if fabric.is_global_zero:
         plan.out.mkdir(parents=True, exist_ok=True)
         if not plan.resume:
             for name in ("state.pt", "metrics.jsonl", "metrics.png", "backbone.safetensors"):
                 (plan.out / name).unlink(missing_ok=True)
-        write_text(note, json.dumps(description, indent=1))
+        write_text(plan.out / "run.json", json.dumps(description, indent=1))
     fabric.barrier()
 
 
@@ -504,6 +528,8 @@ class _Watch:
         batch, pairs = state.objective.take()
         state.recipe.stepped(run, batch, pairs)
         numbers = self._numbers(moment) if moment.logged else {}
+        if moment.step == 1 and not moment.logged and state.objective.rows is not None:
+            self.journal.append({"step": 1, **health(state.objective.rows)})  # what a fall is measured against
         if moment.step % run.epoch_steps == 0:
             state.recipe.epoch_ended(run)
             self._epoch(moment.step)

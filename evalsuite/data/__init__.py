@@ -25,7 +25,16 @@ Data = TypeVar("Data", covariant=True)
 
 @hookimpl
 def evalsuite_register(registry: Registry) -> None:
+    registry.dataset("cifar10", "evalsuite.data.cifar:Cifar10", "CIFAR-10: python or binary files, or class folders")
+    registry.dataset("cifar100", "evalsuite.data.cifar:Cifar100", "CIFAR-100: python or binary files, or class folders")
     registry.dataset("coco", "evalsuite.data.coco:Coco", "COCO 2017 detection, or any data in COCO JSON")
+    registry.dataset("csv", "evalsuite.data.classification:Csv", "any images listed in a CSV file with their labels")
+    registry.dataset("folder", "evalsuite.data.classification:Folder", "any images in a folder a class")
+    registry.dataset("imagenet", "evalsuite.data.imagenet:ImageNet", "ImageNet-1k in class folders")
+    registry.dataset("medmnist", "evalsuite.data.medical:MedMnist", "MedMNIST, one .npz file a data set")
+    registry.dataset("npz", "evalsuite.data.classification:Npz", "any images and labels in one .npz file")
+    registry.dataset("stl10", "evalsuite.data.cifar:Stl10", "STL-10: binary files")
+    registry.dataset("tiny-imagenet", "evalsuite.data.imagenet:TinyImageNet", "Tiny ImageNet, the official tree")
     registry.dataset("voc", "evalsuite.data.voc:Voc", "PASCAL VOC 2007 and 2012, or any data in VOC XML")
 
 
@@ -52,7 +61,8 @@ class Report:
 class Source(ABC, Generic[Data]):
     """A layout on disk, and the data set that made it known. Instances hold nothing that was read.
 
-    ``tree`` lists what must be there below the data root, one path a line.
+    ``tree`` lists what must be there below the data root, one path a line. ``file``: anybody's data in this layout
+    are one file, not a folder.
     """
 
     name: ClassVar[str]
@@ -60,6 +70,7 @@ class Source(ABC, Generic[Data]):
     homepage: ClassVar[str]
     licence: ClassVar[str]
     citation: ClassVar[str]
+    file: ClassVar[bool] = False
 
     def generic(self) -> Source[Data]:
         """The same layout with anybody's data in it: classes and splits are taken from the data."""
@@ -136,11 +147,11 @@ def parse(text: str, registry: Registry) -> tuple[Source[Any], Path]:
             fix=f"one of {', '.join(f'{name}:PATH' for name in registry.names('dataset'))}",
         )
     found = source(registry, scheme).generic()
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
+    place = Path(path).expanduser()
+    if not (place.is_file() if found.file else place.is_dir()):
         raise DataError(
             f"--data {text} was not found",
-            cause=f"{folder} is not a folder",
-            fix=f"give the folder that holds {', '.join(found.tree.split())}",
+            cause=f"{place} is not a {'file' if found.file else 'folder'}",
+            fix="give the file itself" if found.file else f"give the folder that holds {', '.join(found.tree.split())}",
         )
-    return found, found.locate(folder)
+    return found, found.locate(place)

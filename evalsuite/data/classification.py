@@ -17,9 +17,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar, Protocol, cast
+from typing import IO, Any, ClassVar, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,6 @@ from evalsuite.data import Report, Source
 from evalsuite.data.images import SUFFIXES, read_rgb
 from evalsuite.errors import DataError, UsageError
 from evalsuite.progress import Progress
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 __all__ = [
     "Arrays",
@@ -42,6 +39,8 @@ __all__ = [
     "Npz",
     "Pixels",
     "file_digest",
+    "joint_digest",
+    "read_files",
     "read_folder",
 ]
 
@@ -84,10 +83,10 @@ class Files:
         return self.root / str(self.names[place])
 
     def digest(self, places: Ints) -> str:
-        return _sha256("\0".join(self.names[places]).encode(), np.ascontiguousarray(self.sizes[places]))
+        return _sha256("\0".join(self.names[places]).encode(), self.sizes[places])
 
     def version(self, places: Ints) -> str:
-        return _sha256(self.digest(places).encode(), np.ascontiguousarray(self.times[places]))
+        return _sha256(self.digest(places).encode(), self.times[places])
 
 
 class Arrays:
@@ -113,7 +112,7 @@ class Arrays:
         return np.ascontiguousarray(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image)
 
     def digest(self, places: Ints) -> str:
-        return _sha256(self._content.encode(), np.ascontiguousarray(places))
+        return _sha256(self._content.encode(), places)
 
     version = digest
 
@@ -123,14 +122,14 @@ class ClassificationSet:
     """A split of labelled images.
 
     ``labels`` are (N,) int64 classes, or (N, L) with 1, 0 and -1 per label; a class of -1, and a row of nothing
-    but -1, is a missing label. ``ids`` (N,) name the images, ``groups`` (N,) their patients or scenes, where the
+    but -1, is a missing label. ``names`` (N,) name the images, ``groups`` (N,) their patients or scenes, where the
     data tell. ``places`` (N,) are the rows' numbers in ``pixels``.
     """
 
     name: str
     split: str
     classes: tuple[str, ...]
-    ids: Names
+    names: Names
     labels: Ints
     pixels: Pixels
     places: Ints
@@ -138,11 +137,17 @@ class ClassificationSet:
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.names)
 
     def __getitem__(self, row: int, /) -> Bytes:
         """(H, W, 3) uint8 RGB. Raises :class:`DataError` naming an image that does not decode."""
         return self.pixels[int(self.places[row])]
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The names, for the cache."""
+        found: list[str] = self.names.tolist()
+        return found
 
     @property
     def multilabel(self) -> bool:
@@ -151,8 +156,7 @@ class ClassificationSet:
     @property
     def known(self) -> NDArray[np.bool_]:
         """(N,): which rows have a label."""
-        found: NDArray[np.bool_] = self.labels >= 0
-        return found.any(axis=1) if self.multilabel else found
+        return np.asarray((self.labels >= 0).any(axis=1) if self.multilabel else self.labels >= 0)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -163,12 +167,12 @@ class ClassificationSet:
     def digest(self) -> str:
         """Of images, labels, classes and groups: what a score depends on. It does not depend on where files lie."""
         parts = [self.pixels.digest(self.places), *self.classes, *(self.groups if self.groups is not None else ())]
-        return _sha256("\0".join(parts).encode(), np.ascontiguousarray(self.labels))
+        return _sha256("\0".join(parts).encode(), self.labels)
 
     def take(self, rows: Ints | NDArray[np.bool_]) -> ClassificationSet:
         """Some of the rows."""
         return dataclasses.replace(
-            self, ids=self.ids[rows], labels=self.labels[rows], places=self.places[rows],
+            self, names=self.names[rows], labels=self.labels[rows], places=self.places[rows],
             groups=None if self.groups is None else self.groups[rows],
         )  # fmt: skip
 
@@ -186,7 +190,7 @@ class ClassificationSource(Source[ClassificationSet]):
     def load(self, path: Path, split: str) -> ClassificationSet: ...
 
     def roles(self, path: Path) -> Mapping[str, str]:
-        found = {name: name for name in ("train", "val", "test") if name in self.splits(path)}
+        found = {name: name for name in self.splits(path) if name in ("train", "val", "test")}
         if "train" not in found or len(found) == 1:
             raise DataError(
                 f"{path} has nothing to learn from or nothing to score on",
@@ -245,7 +249,7 @@ class Folder(ClassificationSource):
     def load(self, path: Path, split: str) -> ClassificationSet:
         if not (path / "train").is_dir():
             whole = read_folder(path, self.name, split, _folders(path))
-            return whole.take(_assigned(whole.ids, None) == split)
+            return whole.take(_assigned(whole.names, None) == split)
         if split not in self.splits(path):
             raise _no_split(path, split, self.splits(path))
         return read_folder(path / split, self.name, split, _folders(path / "train"))
@@ -287,6 +291,21 @@ def read_folder(path: Path, name: str, split: str, classes: Sequence[str]) -> Cl
         name, split, tuple(classes), files.names, np.array(labels, dtype=np.int64), files, np.arange(len(files)),
         notes=notes,
     )  # fmt: skip
+
+
+def read_files(root: Path, names: Sequence[str]) -> Files:
+    """Files that a list names, below ``root``. Raises :class:`DataError` for one that is not there."""
+    stats = []
+    for name in names:
+        try:
+            stats.append((root / name).stat())
+        except OSError as error:
+            raise DataError(
+                f"{root / name} is missing",
+                cause=f"a list of images names it: {error.strerror}",
+                fix="restore it, or correct the list; its names count from the list's own folder",
+            ) from error
+    return Files(root, names, [s.st_size for s in stats], [s.st_mtime_ns for s in stats])
 
 
 def _folders(path: Path) -> list[str]:
@@ -352,20 +371,7 @@ class Csv(ClassificationSource):
         rows = np.flatnonzero(table.splits == split)
         if not len(rows):
             raise _no_split(path, split, self.splits(path))
-        paths = [str(table.paths[row]) for row in rows]
-        sizes, times = [], []
-        for row, name in zip(rows, paths, strict=True):
-            try:
-                stat = (path.parent / name).stat()
-            except OSError as error:
-                raise DataError(
-                    f"{path} lists a file that is not there",
-                    cause=f"row {row + 2}: {path.parent / name}: {error.strerror}",
-                    fix="correct the column path; it counts from the list's own folder",
-                ) from error
-            sizes.append(stat.st_size)
-            times.append(stat.st_mtime_ns)
-        files = Files(path.parent, paths, sizes, times)
+        files = read_files(path.parent, [str(table.paths[row]) for row in rows])
         return ClassificationSet(
             path.stem, split, table.classes, files.names, table.labels[rows], files, np.arange(len(files)),
             None if table.groups is None else table.groups[rows],
@@ -467,9 +473,7 @@ class Npz(ClassificationSource):
 
     def locate(self, root: Path | None) -> Path:
         if root is None or not root.is_file():
-            raise DataError(
-                f"{root} is no file", cause="the layout is one file of arrays", fix="--data npz:PATH.npz"
-            )
+            raise DataError(f"{root} is no file", cause="the layout is one file of arrays", fix="--data npz:PATH.npz")
         return root
 
     def splits(self, path: Path) -> tuple[str, ...]:
@@ -485,7 +489,7 @@ class Npz(ClassificationSource):
         marks = _read_labels(path, labels, shape[0])
         named = _read(path, groups).astype(np.str_) if groups in members else None
         classes = self._classes(path, marks, [k[1] for k in keys.values()])
-        pixels = Arrays(shape[0], lambda: _read(path, images), f"{_content(path)} {images}")
+        pixels = Arrays(shape[0], partial(_read, path, images), f"{_content(path)} {images}")
         ids = _names([f"{images.removesuffix('_images')}/{i:0{len(str(shape[0]))}d}" for i in range(shape[0])])
         if named is not None and named.shape != (shape[0],):
             raise _broken(path, ValueError(f"{groups} is of shape {named.shape}"))
@@ -591,6 +595,11 @@ def file_digest(path: Path, mtime: int, size: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def joint_digest(digests: Sequence[str]) -> str:
+    """One digest of several."""
+    return _sha256(*(digest.encode() for digest in digests))
+
+
 def _assigned(ids: Names, groups: Names | None) -> Names:
     """``train`` or ``test`` for every row, by a hash of its group, or of its id: it depends on no other row."""
     units = ids if groups is None else groups
@@ -602,10 +611,10 @@ def _names(values: Sequence[str]) -> Names:
     return np.asarray(values, dtype=np.str_) if len(values) else np.zeros(0, dtype=np.str_)
 
 
-def _sha256(*parts: Buffer) -> str:
+def _sha256(*parts: bytes | NDArray[Any]) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part)
+        digest.update(part if isinstance(part, bytes) else part.tobytes())
     return digest.hexdigest()
 
 
@@ -617,9 +626,7 @@ def _counts(part: ClassificationSet) -> dict[str, Any]:
     return counts | {"classes": {c: int(r.sum()) for c, r in zip(part.classes, rows, strict=True)}}
 
 
-def _survey(
-    report: Report, sets: Mapping[str, ClassificationSet], progress: Progress, workers: int | None
-) -> None:
+def _survey(report: Report, sets: Mapping[str, ClassificationSet], progress: Progress, workers: int | None) -> None:
     """Decode every image; equal pixels in two splits are a fault, in one split a note."""
     rows = [(part, row) for part in sets.values() for row in range(len(part))]
     places: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -628,7 +635,7 @@ def _survey(
             if isinstance(found, DataError):
                 report.faults.append(f"{part.split}: {found.problem}: {found.cause}")
             else:
-                places[found].append((part.split, str(part.ids[row])))
+                places[found].append((part.split, str(part.names[row])))
             meter.update(done)
     for copies in places.values():
         told = ", ".join(f"{split}/{name}" for split, name in copies)
@@ -665,5 +672,3 @@ def _broken(path: Path, error: Exception) -> DataError:
     if isinstance(error, FileNotFoundError):
         reason = "there is no such file"
     return DataError(f"{path} cannot be read", cause=reason, fix="restore the file from its source")
-
-

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from evalsuite import Features, hookimpl
@@ -91,6 +92,4 @@ class SimCLR(Method):
 
 def _together(features: list[Features]) -> Tensor:
     """Both views in one batch, so that the head's batch normalisation sees them together."""
-    import torch
-
     return torch.cat([f.pooled for f in features if f.pooled is not None])

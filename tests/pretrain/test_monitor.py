@@ -46,6 +46,14 @@ def test_collapse_needs_three_signs_in_a_row():
     )
 
 
+def test_a_fall_is_measured_against_the_run_itself():
+    rising = [entry(s, 20) for s in (0.24, 0.25, 0.27, 0.5, 0.7)]
+    assert all(collapsed(rising[:end]) == "" for end in range(6))
+    falling = [entry(s, 40) for s in (0.95, 0.6, 0.28, 0.25, 0.2)]
+    assert collapsed(falling[:4]) == ""
+    assert collapsed(falling) == "all images look alike (spread 0.2, once 0.95)"
+
+
 def test_a_collapse_is_remembered_by_its_last_step():
     log = [entry(s, 5) | {"step": i} for i, s in enumerate([0.5, 0.01, 0.01, 0.01, 0.01, 0.6, 0.7])]
     assert last_collapse(log).startswith("step 4: all images look alike")

@@ -19,7 +19,7 @@ from evalsuite import DataError, PluginError, TrainingError, UsageError, hookimp
 from evalsuite.errors import ResourceError
 from evalsuite.hooks import Registry, load
 from evalsuite.progress import Progress
-from pretrain import Corpus, Images, Method, Pairs
+from pretrain import Corpus, Images, Method, Pairs, View
 from pretrain.blocks import mlp_head, nt_xent
 from pretrain.data import parse
 from pretrain.methods.moco import MoCo
@@ -182,7 +182,7 @@ def test_the_folder_of_another_run_is_refused_and_replaced_only_if_told_to(tmp_p
     tiny_train(simclr, out=tmp_path)
     with pytest.raises(UsageError, match="holds another run") as refusal:
         tiny_train(simclr, out=tmp_path, seed=1)
-    assert refusal.value.cause == "seed differ"
+    assert refusal.value.cause == "not the same: seed"
     replaced = tiny_train(simclr, out=tmp_path, seed=1, resume=False)
     assert losses(replaced) == losses(tiny_train(simclr, seed=1))
 
@@ -271,6 +271,7 @@ def test_half_precision_trains(tmp_path):
         ({"batch_size": 64}, "a batch of 64 is larger than the data set"),
         ({"batch_size": 9, "accumulate": 2}, "a batch of 9 cannot be shared out"),
         ({"epochs": 0}, "one epoch at least"),
+        ({"steps": 0}, "one epoch at least"),
         ({"precision": "16-mixed"}, "would not survive a resume"),
         ({"device": "tpu"}, "no training on 'tpu'"),
     ],
@@ -296,6 +297,24 @@ def test_batches_that_do_not_fill_an_epoch_are_a_plugins_fault():
 
     with pytest.raises(PluginError, match="does not fill an epoch of 4 batches of 8"):
         tiny_train(lambda: Short(simclr().options))
+
+
+def test_a_look_may_be_any_callable_and_resumes(tmp_path):
+    class Odd(SimCLR):
+        @hookimpl
+        def views(self):
+            def look(sample, rng):
+                noise = torch.randn(3, 16, 16, generator=rng)
+                return View((sample["image"] / 255 + 0.1 * noise).float())
+
+            return look, look
+
+    def odd() -> SimCLR:
+        return Odd(simclr().options)
+
+    with pytest.raises(SystemExit):
+        tiny_train(odd, out=tmp_path, corpus=Corpus(Trap(tiny_corpus().train, signal.SIGTERM, 10)))
+    assert losses(tiny_train(odd, out=tmp_path)) == losses(tiny_train(odd))
 
 
 def test_a_method_decides_which_rows_go_together():
@@ -449,6 +468,12 @@ def test_simsiam_collapses_without_its_predictor_and_that_is_told(predictor):
     )
     plan = {"steps": 160, "epochs": 40, "batch_size": 32, "corpus": tiny_corpus(128), "log_every": 8}
     assert bool(tiny_train(lambda: SimSiam(options), **plan).collapse) != predictor
+
+
+def test_the_first_step_is_measured_whatever_the_interval():
+    log = tiny_train(simclr, steps=4, log_every=4).log
+    assert [e["step"] for e in log] == [1, 4]
+    assert log[0]["spread"] > 0
 
 
 def test_a_healthy_run_raises_no_alarm():

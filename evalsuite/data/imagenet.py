@@ -1,0 +1,70 @@
+"""ImageNet-1k and Tiny ImageNet in the folders people unpack them to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from evalsuite.data.classification import ClassificationSet, ClassificationSource, Folder, read_files
+from evalsuite.errors import DataError
+
+__all__ = ["ImageNet", "TinyImageNet"]
+
+
+class ImageNet(Folder):
+    """ImageNet-1k: ``train`` and ``val`` with a folder a class, named by its WordNet id."""
+
+    name = "imagenet"
+    tree = "imagenet/train/n01440764/*.JPEG\nimagenet/val/n01440764/*.JPEG"
+    homepage = "https://www.image-net.org/challenges/LSVRC/2012/"
+    licence = "for non-commercial research, under the terms of image-net.org"
+    citation = "Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 2015"
+
+    def locate(self, root: Path | None) -> Path:
+        if root is not None:
+            for path in (root / "imagenet", root / "ILSVRC2012", root / "ILSVRC" / "Data" / "CLS-LOC", root):
+                if (path / "train").is_dir() and (path / "val").is_dir():
+                    return path
+        raise self.missing(root)
+
+
+class TinyImageNet(ClassificationSource):
+    """Tiny ImageNet: ``train/CLASS/images``, and ``val/images`` with ``val_annotations.txt``. Test labels are withheld.
+
+    A ``val`` that was sorted into a folder a class is taken too.
+    """
+
+    name = "tiny-imagenet"
+    tree = "tiny-imagenet-200/train/n01443537/images/*.JPEG\ntiny-imagenet-200/val/val_annotations.txt"
+    homepage = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+    licence = "images are taken from ImageNet, under its terms"
+    citation = "Le and Yang, Tiny ImageNet Visual Recognition Challenge, 2015"
+
+    def locate(self, root: Path | None) -> Path:
+        if root is not None:
+            for path in (root / "tiny-imagenet-200", root / "tiny-imagenet", root):
+                if (path / "train").is_dir() and (path / "val").is_dir():
+                    return path
+        raise self.missing(root)
+
+    def splits(self, path: Path) -> tuple[str, ...]:
+        return ("train", "val")
+
+    def load(self, path: Path, split: str) -> ClassificationSet:
+        notes = path / "val" / "val_annotations.txt"
+        if split == "train" or not notes.is_file():
+            return Folder().load(path, split)
+        classes = sorted(p.name for p in (path / "train").iterdir() if p.is_dir())
+        place = {name: i for i, name in enumerate(classes)}
+        rows = sorted(line.split("\t")[:2] for line in notes.read_text(encoding="utf-8").splitlines() if line.strip())
+        odd = [row for row in rows if len(row) != 2 or row[1] not in place]
+        if odd or not rows:
+            raise DataError(
+                f"{notes} cannot be read",
+                cause=f"{odd[0]} names no class" if odd else "it is empty",
+                fix="restore the file from the official archive",
+            )
+        files = read_files(path / "val" / "images", [name for name, _ in rows])
+        labels = np.array([place[wnid] for _, wnid in rows], dtype=np.int64)
+        return ClassificationSet(self.name, split, tuple(classes), files.names, labels, files, np.arange(len(files)))

@@ -1,0 +1,36 @@
+"""Medical images: MedMNIST."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evalsuite.data.classification import Npz
+from evalsuite.errors import DataError
+
+__all__ = ["MedMnist"]
+
+
+class MedMnist(Npz):
+    """MedMNIST v2: an official ``.npz`` file, alone in ``medmnist`` below the data root."""
+
+    name = "medmnist"
+    tree = "medmnist/pneumoniamnist.npz"
+    homepage = "https://medmnist.com/"
+    licence = "CC BY 4.0, DermaMNIST CC BY-NC 4.0"
+    citation = "Yang et al., MedMNIST v2, Scientific Data 2023"
+    file = True
+
+    def locate(self, root: Path | None) -> Path:
+        if root is not None and root.is_file():
+            return root
+        for folder in () if root is None else (root / "medmnist", root):
+            files = sorted(folder.glob("*mnist*.npz"))
+            if len(files) > 1:
+                raise DataError(
+                    f"{folder} holds several data sets",
+                    cause=", ".join(f.name for f in files),
+                    fix=f"name one: --data npz:{files[0]}",
+                )
+            if files:
+                return files[0]
+        raise self.missing(root)
