@@ -109,10 +109,10 @@ def run(
         backbone_options=_values(backbone_arg, "--backbone-arg"),
         allow_partial=allow_partial, trust=trust_checkpoint, out=out, command=_command(),
     )  # fmt: skip
-    cells = runner.execute(request, _load().registry, Progress(quiet=quiet))
-    if as_json:
+    cells = runner.execute(request, _load().registry, Progress(quiet=quiet or _silent()))
+    if as_json and not _silent():
         _print_json([result.model_dump(mode="json") | {"path": str(path)} for path, result in cells])
-    else:
+    elif not _silent():
         _table(cells)
     failed = {result.error_code for _, result in cells if result.status == "failed"}
     if failed:
@@ -139,10 +139,12 @@ def pretrain(
     clip_gradient: Annotated[float | None, typer.Option(help="The largest norm of a gradient.")] = None,
     knn_every: Annotated[int, typer.Option(min=0, help="Epochs between two k-NN scores (0: none).")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse data with unreadable images.")] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="Stop after that many steps.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from a state that is there.")] = True,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
-    precision: Annotated[str, typer.Option(help="auto, 32-true, bf16-mixed, 16-mixed.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, 32-true, bf16-mixed, 64-true.")] = "auto",
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode and augment.")] = None,
     save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between two saves of the training state.")] = 60.0,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
@@ -154,10 +156,13 @@ def pretrain(
     trained = train.run(
         method, modifier or [], data=data, out=out, registry=_load().registry, arch=arch,
         arch_options=_values(arch_option, "--arch-option"), preset=preset, settings=_pairs(setting, "--set"),
-        epochs=epochs, batch_size=batch_size, seed=seed, progress=Progress(quiet=quiet), accumulate=accumulate,
-        clip_gradient=clip_gradient, knn_every=knn_every, strict=strict, device=device, devices=devices,
+        epochs=epochs, batch_size=batch_size, seed=seed, progress=Progress(quiet=quiet or _silent()),
+        accumulate=accumulate, clip_gradient=clip_gradient, knn_every=knn_every, strict=strict, steps=steps,
+        resume=resume, device=device, devices=devices,
         precision=precision, workers=workers, save_every=save_every,
     )  # fmt: skip
+    if _silent():
+        return
     if trained.unreadable:
         typer.echo(f"unreadable images passed over: {len(trained.unreadable)}")
     if trained.collapse:
@@ -498,6 +503,11 @@ def _pairs(items: list[str] | None, flag: str) -> dict[str, str]:
             raise UsageError(f"{flag} {item} is no setting", cause="it has no '='", fix=f"{flag} name=value")
         pairs[key.strip()] = value.strip()
     return pairs
+
+
+def _silent() -> bool:
+    """Whether this is one of several processes of a run, and not the one that speaks."""
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0"
 
 
 def _values(items: list[str] | None, flag: str) -> dict[str, Any]:

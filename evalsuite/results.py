@@ -102,8 +102,8 @@ class Result(_Record):
         return self.status == "ok" and not any(flags)
 
     def write(self, path: Path) -> None:
-        """Write atomically: sorted keys, two spaces, UTF-8."""
-        write_text(path, json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n")
+        """Write atomically: fields in the order of the schema, scores in that of the task, two spaces, UTF-8."""
+        write_text(path, json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
 
 
 def cell_path(
