@@ -269,7 +269,7 @@ def _arrays(entry: _Entry) -> dict[str, npt.NDArray[Any]]:
         return {}
     path = entry.path.with_name(Path(name).name)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except Exception as error:  # a broken archive raises nearly anything
         raise DataError(

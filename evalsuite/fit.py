@@ -144,7 +144,7 @@ def fit(run: Fit, fabric: Fabric, progress: Progress) -> nn.Module:
             moment = clock.moment(step + 1)
             extra = run.stepped(moment) if run.stepped is not None else {}
             if moment.logged:
-                numbers = {name: float(loss) for name, loss in losses.items()}
+                numbers = _everywhere(losses, fabric)
                 run.log.append({"step": step + 1, **numbers, **extra})
                 shown = {"loss": sum(numbers.values()), "lr": optimizer.param_groups[0]["lr"]}
                 meter.update(step + 1, **(shown | dict(extra)))
@@ -186,6 +186,12 @@ def _backward(run: Fit, model: Any, fabric: Fabric, batches: Iterator[Any], step
         for name, loss in losses.items():
             mean[name] = mean.get(name, 0.0) + loss.detach() / run.accumulate
     return mean
+
+
+def _everywhere(losses: Mapping[str, Tensor], fabric: Fabric) -> dict[str, float]:
+    """The losses averaged over processes, each of which has those of its own part of the batch."""
+    values: Any = fabric.all_reduce(torch.stack(list(losses.values())), reduce_op="mean")
+    return dict(zip(losses, values.tolist(), strict=True))
 
 
 class _Clock:

@@ -86,6 +86,7 @@ class DetectionProtocol(Training):
     roi_positive: float = 0.25
     roi_size: int = 7
     box_head_width: int = 1024
+    mask_head_width: int = 256
     score_threshold: float = 0.05
     nms: float = 0.5
     detections: int = 100

@@ -149,7 +149,10 @@ def _by_class(labels: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tens
 
 
 def _dealt(labels: Tensor, size: int, rng: torch.Generator | None) -> Iterator[Tensor]:
-    """Rounds of one row of each class that has any, cut into batches, until N rows are dealt."""
+    """Rounds of one row of each class that has any, cut into batches, until N rows are dealt.
+
+    What of a round does not fill a batch is left out of it; a class goes on where it was left.
+    """
     rows, sizes = _by_class(labels, rng)
     classes, first = sizes.nonzero()[:, 0], sizes.cumsum(0) - sizes
     used = len(classes) // size * size  # a batch lies within one round
@@ -159,14 +162,18 @@ def _dealt(labels: Tensor, size: int, rng: torch.Generator | None) -> Iterator[T
             cause="strict batches hold one image of each",
             fix=f"--set gsimclr.clusters={size} or more, or --set gsimclr.strict=false",
         )
-    left = len(labels) // size
+    left, taken = len(labels) // size, torch.zeros_like(classes)
     for turn in range(left):
-        order = torch.arange(len(classes)) if rng is None else torch.randperm(len(classes), generator=rng)
-        chosen = classes[order[:used]]
-        dealt = rows[first[chosen] + turn % sizes[chosen]].view(-1, size)[:left]
-        yield from dealt
-        left -= len(dealt)
-        if left == 0:
+        if rng is None:
+            order = torch.arange(len(classes)).roll(-turn * used)  # whom one round leaves out, the next begins with
+        else:
+            order = torch.randperm(len(classes), generator=rng)
+        chosen = order[:used]
+        dealt = rows[first[classes[chosen]] + taken[chosen] % sizes[classes[chosen]]]
+        taken[chosen] += 1
+        yield from dealt.view(-1, size)[:left]
+        left -= used // size
+        if left <= 0:
             return
 
 

@@ -546,7 +546,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 def _read(path: Path, key: str) -> NDArray[Any]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             return cast("NDArray[Any]", file[key])
     except _UNREADABLE as error:
         raise _broken(path, error) from error

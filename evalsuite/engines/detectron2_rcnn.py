@@ -277,6 +277,7 @@ def configure(protocol: DetectionProtocol, spec: BackboneSpec, classes: int, res
         "MODEL.ROI_HEADS.NMS_THRESH_TEST": protocol.nms,
         "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": protocol.roi_size,
         "MODEL.ROI_BOX_HEAD.FC_DIM": protocol.box_head_width,
+        "MODEL.ROI_MASK_HEAD.CONV_DIM": protocol.mask_head_width,
         "INPUT.FORMAT": "RGB",
         "INPUT.MASK_FORMAT": "bitmask",
         "INPUT.MIN_SIZE_TRAIN": protocol.min_sizes,

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import roi_align
 from torchvision.ops._utils import split_normalization_params
@@ -206,7 +206,9 @@ def _fpn(body: Backbone, protocol: DetectionProtocol, classes: int) -> dict[str,
     }
     if protocol.masks:
         parts["mask_roi_pool"] = pool(14)
-        parts["mask_predictor"] = MaskRCNNPredictor(256, 256, classes + 1)
+        width = protocol.mask_head_width
+        parts["mask_head"] = MaskRCNNHeads(protocol.pyramid_width, (width,) * 4, 1)
+        parts["mask_predictor"] = MaskRCNNPredictor(width, width, classes + 1)
     return parts
 
 
@@ -278,7 +280,7 @@ def _c4(body: Backbone, protocol: DetectionProtocol, classes: int) -> dict[str, 
         parts |= {
             "mask_roi_pool": _AlignedRegions(protocol.roi_size),
             "mask_head": res5,
-            "mask_predictor": MaskRCNNPredictor(width, 256, classes + 1),
+            "mask_predictor": MaskRCNNPredictor(width, protocol.mask_head_width, classes + 1),
         }
     return parts
 

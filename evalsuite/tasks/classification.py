@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -380,8 +381,11 @@ _LOADED: dict[tuple[Any, ...], tuple[ClassificationSet, ClassificationSet]] = {}
 def _load(
     layout: ClassificationSource, path: Path, train: str, test: str
 ) -> tuple[ClassificationSet, ClassificationSet]:
-    """Both splits; the last pair is kept, since fingerprint, run and every seed ask for the same one."""
-    key = (type(layout), path.resolve(), train, test)
+    """Both splits; the last pair is kept, since fingerprint, run and every seed ask for the same one.
+
+    It is read again when a file is added or taken away.
+    """
+    key = (type(layout), path.resolve(), train, test, _stamp(path))
     if key not in _LOADED:
         _LOADED.clear()
         first, second = layout.load(path, train), layout.load(path, test)
@@ -393,6 +397,14 @@ def _load(
             )
         _LOADED[key] = first, second
     return _LOADED[key]
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """When the file, or any folder below and including this one, was last changed."""
+    if path.is_file():
+        return path.stat().st_mtime_ns, path.stat().st_size
+    places = (place for top, below, _ in os.walk(path) for place in (top, *(os.path.join(top, b) for b in below)))
+    return tuple(os.stat(place).st_mtime_ns for place in places)
 
 
 def _labelled(data: ClassificationSet, missing: str) -> ClassificationSet:

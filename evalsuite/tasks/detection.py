@@ -33,7 +33,8 @@ SMALL: dict[str, Any] = {
     "model": "fpn", "iterations": 150, "batch_size": 4, "optimizer": "adamw", "lr": 0.0006, "weight_decay": 0.05,
     "milestones": (120,), "warmup_iterations": 20,
     "min_sizes": (240,), "max_size": 320, "test_min_size": 240, "test_max_size": 320,
-    "pyramid_width": 64, "box_head_width": 256, "anchor_sizes": (16, 32, 64, 128, 256),
+    "pyramid_width": 64, "box_head_width": 256, "mask_head_width": 64,
+    "anchor_sizes": (16, 32, 64, 128, 256),
     "rpn_pre_nms_train": 1000, "rpn_post_nms_train": 500, "rpn_post_nms_test": 300, "roi_batch": 128,
     "clip_gradient": 10.0,
 }  # fmt: skip
@@ -41,7 +42,8 @@ FROZEN: dict[str, Any] = {
     "model": "fpn", "freeze_backbone": True, "backbone_norm": "frozen", "iterations": 3000,
     "batch_size": 16, "lr": 0.02,
     "milestones": (2000, 2700), "warmup_iterations": 200, "min_sizes": (400, 432, 464, 480), "max_size": 800,
-    "test_min_size": 480, "test_max_size": 800, "pyramid_width": 128, "box_head_width": 512, "roi_batch": 256,
+    "test_min_size": 480, "test_max_size": 800, "pyramid_width": 128, "box_head_width": 512,
+    "mask_head_width": 128, "roi_batch": 256,
 }  # fmt: skip
 
 

@@ -113,13 +113,13 @@ class MoCo(Method):
         return {"info_nce": sum(terms[1:], terms[0])}
 
     @hookimpl
-    def stepped(self, run: Run, pairs: list[Pairs]) -> None:
-        """Follow the step, then remember each image's key once. The official code follows before the next step's
-        keys, which is the same."""
+    def stepped(self, run: Run, batch: Batch, pairs: list[Pairs]) -> None:
+        """Follow the step, then remember one key of each row of the batch: as many on every process, even where an
+        image stands twice in it. The official code follows before the next step's keys, which is the same."""
         self.slow_backbone.update(run.backbone)
         self.slow_head.update(self.head)
         for p in pairs:
-            self.queue.push(p.key[firsts(p.source)])
+            self.queue.push(p.key[firsts(p.source, batch.index)])
 
 
 class MoCo1(MoCo):

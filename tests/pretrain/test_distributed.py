@@ -155,6 +155,19 @@ def trained(out: Path, reads: int) -> None:
         torch.save({"identity": found.backbone.identity, "losses": losses(found)}, out / "result.pt")
 
 
+def logged(make: Callable[[], Any], out: Path) -> None:
+    found = tiny_train(make, steps=3, epochs=3, devices=2, out=out)
+    torch.save(losses(found), out / f"log-{dist.get_rank()}.pt")
+
+
+def test_the_log_tells_the_loss_of_all_processes(tmp_path):
+    whole = losses(tiny_train(simsiam, steps=3, epochs=3))
+    together(logged, simsiam, tmp_path)
+    for rank in range(2):
+        parts = torch.load(tmp_path / f"log-{rank}.pt", weights_only=True)
+        assert [terms["cosine"] for terms in parts] == pytest.approx([t["cosine"] for t in whole], rel=1e-4)
+
+
 def test_a_run_in_two_processes_resumes_to_the_same_numbers(tmp_path):
     """Statistics and so the evaluation differ between processes: each must find its own again."""
     together(trained, tmp_path / "whole", 1000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,20 @@ def test_moco_remembers_each_key_once_after_the_step(tmp_path):
     ready.recipe.stepped(ready.run, batch, doubled)
     assert torch.allclose(method.queue.rows[:8], F.normalize(pairs[0].key), atol=1e-6)
     assert torch.equal(method.queue.rows[8:], before[8:])
+
+
+def test_moco_remembers_as_many_keys_where_an_image_stands_twice_in_a_batch(tmp_path):
+    """A neighbour stands in for an image that cannot be read: the queue must move on as on every other process."""
+    method = moco()
+    ready = state(method, tmp_path)
+    step(ready)
+    batch, pairs = ready.objective.take()
+    index = batch.index.clone()
+    index[3] = index[2]
+    doubled = [Pairs(p.query.repeat(2, 1), p.key.repeat(2, 1), index.repeat(2)) for p in pairs]
+    ready.recipe.stepped(ready.run, replace(batch, index=index), doubled)
+    assert int(method.queue.pushed) == 8
+    assert torch.allclose(method.queue.rows[:8], F.normalize(pairs[0].key), atol=1e-6)
 
 
 def test_mocos_keys_take_no_gradient_and_its_twin_follows(tmp_path):

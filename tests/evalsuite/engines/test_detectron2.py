@@ -226,12 +226,13 @@ CHANGED: dict[str, Any] = {
     "pyramid_width": 99, "pyramid_norm": None, "anchor_sizes": (1, 2, 3, 4, 5), "anchor_ratios": (1.0,),
     "rpn_pre_nms_train": 9, "rpn_pre_nms_test": 9, "rpn_post_nms_train": 9, "rpn_post_nms_test": 9, "rpn_nms": 0.9,
     "rpn_batch": 9, "roi_batch": 9, "roi_positive": 0.9, "roi_size": 9, "box_head_width": 9, "score_threshold": 0.9,
-    "nms": 0.9, "detections": 9,
+    "nms": 0.9, "detections": 9, "mask_head_width": 9,
 }  # fmt: skip
 ELSEWHERE = {
     "id", "version", "modified",                   # names
     "train_split", "test_split", "metric",         # the task's business
     "flip", "freeze_backbone", "clip_gradient",    # done by this engine and the training loop
+    "optimizer",                                   # built beside the configuration
     "res5_norm",                                   # of C4 models only; below
 }  # fmt: skip
 
@@ -530,3 +531,16 @@ def test_eight_images_are_learnt_by_heart(registry: Registry, tmp_path: Path) ->
     assert box["AP50"] > 0.9, found.log[-1]
     assert mask["AP50"] is not None
     assert mask["AP50"] > 0.9, found.log[-1]
+
+
+@needs_detectron2
+def test_both_optimisers_leave_norms_undecayed(registry: Registry) -> None:
+    for name, kind in (("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)):
+        protocol = dataclasses.replace(of(Coco, "smoke"), optimizer=name, weight_decay=0.05)
+        model = engine.build_detector(build("timm:test_resnet", registry), protocol, 3, seed=0)
+        optimizer = engine._optimizer(model, protocol)
+        assert type(optimizer) is kind
+        decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+        norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+        assert decay[id(norm.weight)] == 0
+        assert max(decay.values()) == 0.05

@@ -39,9 +39,7 @@ def test_a_pyramid_of_any_backbone_trains_and_detects(arch, world, registry, tmp
     protocol = dataclasses.replace(TINY, iterations=2, batch_size=2)
     backbone = build(arch, registry).eval()
     before = backbone.identity
-    found = TorchvisionRCNN().detect(
-        backbone, protocol, train, test.limit(2), setup_for(protocol, tmp_path, registry)
-    )
+    found = TorchvisionRCNN().detect(backbone, protocol, train, test.limit(2), setup_for(protocol, tmp_path, registry))
     assert backbone.identity == before, "the engine trained the backbone it was lent"
     assert [d.image_id for d in found.detections] == [r.image_id for r in test.records[:2]]
     for record, detections in zip(test.records, found.detections, strict=False):
@@ -90,9 +88,7 @@ def test_c4_runs_the_last_stage_on_regions_and_is_refused_where_there_is_none(re
     image = torch.zeros(3, 64, 96, dtype=torch.uint8)
     target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
     sum(model([(image, target)]).values()).backward()
-    assert any(
-        "norm" in name and p.grad is not None for name, p in model.detector.roi_heads.named_parameters()
-    )
+    assert any("norm" in name and p.grad is not None for name, p in model.detector.roi_heads.named_parameters())
     with pytest.raises(BackboneError, match="no last stage"):
         build_model(build("torchvision:squeezenet1_0", registry), protocol, 3, seed=0)
 
@@ -102,9 +98,7 @@ def test_a_frozen_backbone_stays_as_it_is_and_its_norms_too(registry, world, tmp
     backbone = build("timm:test_resnet", registry)
     model = build_model(backbone, protocol, 6, seed=0)
     data, _ = world
-    model([training_sample(data, list(data.records), protocol, i, i) for i in range(2)])[
-        "loss_classifier"
-    ].backward()
+    model([training_sample(data, list(data.records), protocol, i, i) for i in range(2)])["loss_classifier"].backward()
     assert model.detector.backbone.body.identity == backbone.identity
     assert not any(p.grad is not None for p in model.detector.backbone.body.parameters())
     assert any(p.grad is not None for p in model.detector.backbone.pyramid.parameters())
@@ -155,9 +149,7 @@ def test_eight_images_are_learnt_by_heart(world, registry, tmp_path):
         roi_batch=64, rpn_batch=64, rpn_pre_nms_train=300, rpn_post_nms_train=100, rpn_post_nms_test=100,
     )  # fmt: skip
     backbone = build("timm:test_resnet", registry)
-    found = TorchvisionRCNN().detect(
-        backbone, protocol, train, train, setup_for(protocol, tmp_path, registry)
-    )
+    found = TorchvisionRCNN().detect(backbone, protocol, train, train, setup_for(protocol, tmp_path, registry))
     scores = coco_scores(train.records, found.detections, train.classes, "bbox").scores
     assert scores["AP50"] is not None
     assert scores["AP50"] > 0.9
