@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
+from benchmarks._memory import forget_peak, peak_mb
 from evalsuite.backbone import build
 from evalsuite.data import source
 from evalsuite.data.detection import DetectionSet
@@ -22,15 +23,6 @@ from evalsuite.task import Setup
 from evalsuite.tasks.detection import Coco
 
 SIZES = (100, 200, 400)
-
-
-def _peak_mb() -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
-def _forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: reset VmHWM to the memory in use now
 
 
 def _repeated(data: DetectionSet, count: int) -> DetectionSet:
@@ -59,10 +51,10 @@ def run() -> dict[str, Any]:
         _evaluate(_repeated(data, 50), registry, Path(folder))  # what is loaded and allocated once
         grown = {}
         for count in SIZES:
-            _forget_peak()
-            before = _peak_mb()
+            forget_peak()
+            before = peak_mb()
             _evaluate(_repeated(data, count), registry, Path(folder))
-            grown[count] = _peak_mb() - before
+            grown[count] = peak_mb() - before
     per_image = {f"mb_per_image_at_{count}": grown[count] / count for count in SIZES}
     ratio = per_image[f"mb_per_image_at_{SIZES[-1]}"] / max(per_image[f"mb_per_image_at_{SIZES[0]}"], 1e-9)
     return {"name": "evaluation memory", **per_image, "ratio": ratio, "goal": "<= 1.1 (flat)"}

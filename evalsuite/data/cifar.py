@@ -20,6 +20,7 @@ from evalsuite.data.classification import (
     file_digest,
     joint_digest,
 )
+from evalsuite.data.demo import labelled, once, write_classes
 from evalsuite.errors import DataError
 
 __all__ = ["Cifar10", "Cifar100", "Stl10", "unpickle"]
@@ -83,6 +84,9 @@ class Cifar10(ClassificationSource):
                     if path.is_dir() and (self._kind(path) or (path / "train").is_dir()):
                         return path
         raise self.missing(root)
+
+    def demo(self, root: Path, seed: int = 0, images: int = 64) -> Path:
+        return write_classes(root / self.name, seed, images)
 
     def splits(self, path: Path) -> tuple[str, ...]:
         return ("train", "test")
@@ -154,6 +158,15 @@ class Stl10(ClassificationSource):
                 if (path / "train_X.bin").is_file():
                     return path
         raise self.missing(root)
+
+    def demo(self, root: Path, seed: int = 0, images: int = 64) -> Path:
+        def fill(folder: Path) -> None:
+            for number, (split, count) in enumerate((("train", images), ("test", max(6, images // 2)))):
+                pixels, labels = labelled(seed, number, count, 96)
+                pixels.transpose(0, 3, 2, 1).tofile(folder / f"{split}_X.bin")
+                (labels + 1).astype(np.uint8).tofile(folder / f"{split}_y.bin")
+
+        return once(root / "stl10_binary", seed, images, fill)
 
     def splits(self, path: Path) -> tuple[str, ...]:
         return tuple(s for s in ("train", "test", "unlabeled") if (path / f"{s}_X.bin").is_file())

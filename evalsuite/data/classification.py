@@ -217,8 +217,8 @@ class ClassificationSource(Source[ClassificationSet]):
     def demo(self, root: Path, seed: int = 0, images: int = 64) -> Path:
         raise UsageError(
             f"{self.name} has no demo world",
-            cause="only data sets for dense tasks are drawn",
-            fix="leave --demo out and point --data-root or --data to images",
+            cause="it is a layout for data of your own",
+            fix="leave --demo out and give --data",
         )
 
 
@@ -284,13 +284,30 @@ def read_folder(path: Path, name: str, split: str, classes: Sequence[str]) -> Cl
             fix="give a folder of images, one file an image; arrays of images go in as npz:PATH",
         )
     names = [os.path.relpath(entry.path, path) for entry in found]
+    unreadable = next((name for name in names if not _is_text(name)), None)
+    if unreadable is not None:
+        raise DataError(
+            f"{path} holds a file whose name is no text: {unreadable!r}",
+            cause="its bytes are not UTF-8",
+            fix="rename the file",
+        )
     stats = [entry.stat() for entry in found]
     files = Files(path, names, [s.st_size for s in stats], [s.st_mtime_ns for s in stats])
-    notes = (f"{others} files are no images",) if others else ()
+    astray = sum(entry.is_file() and not entry.name.startswith(".") for entry in os.scandir(path))
+    notes = [f"{others} files are no images"] if others else []
+    notes += [f"{astray} files lie in no class folder and are left out"] if astray else []
     return ClassificationSet(
         name, split, tuple(classes), files.names, np.array(labels, dtype=np.int64), files, np.arange(len(files)),
-        notes=notes,
+        notes=tuple(notes),
     )  # fmt: skip
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_files(root: Path, names: Sequence[str]) -> Files:

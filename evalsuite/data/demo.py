@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 
 from evalsuite.errors import DataError
 
-__all__ = ["SHAPES", "Scene", "Thing", "draw", "write_coco", "write_voc"]
+__all__ = ["SHAPES", "Scene", "Thing", "draw", "labelled", "once", "write_classes", "write_coco", "write_voc"]
 
 _VERSION = 1
 _FINE = 4  # samples a pixel and axis
@@ -140,7 +140,7 @@ def write_coco(path: Path, seed: int = 0, images: int = 64) -> Path:
             target = folder / "annotations" / f"instances_{split}.json"
             target.write_text(json.dumps(document), encoding="utf-8")
 
-    return _once(path, seed, images, fill)
+    return once(path, seed, images, fill)
 
 
 def write_voc(path: Path, seed: int = 0, images: int = 64) -> Path:
@@ -154,7 +154,41 @@ def write_voc(path: Path, seed: int = 0, images: int = 64) -> Path:
         _voc_year(folder / "VOC2007", seed, 2, {"trainval": images, "test": max(2, images // 3)})
         _voc_year(folder / "VOC2012", seed, 3, {"trainval": images})
 
-    return _once(path, seed, images, fill)
+    return once(path, seed, images, fill)
+
+
+def write_classes(path: Path, seed: int = 0, images: int = 64, test: str = "test") -> Path:
+    """Class folders at ``path``: ``images`` below ``train``, half as many below ``test``, one object in each.
+
+    Does nothing if it is there. Raises :class:`DataError` if anything else is.
+    """
+
+    def fill(folder: Path) -> None:
+        for number, (split, count) in enumerate((("train", images), (test, max(6, images // 2)))):
+            for index, (pixels, label) in enumerate(zip(*labelled(seed, number, count, 64), strict=True)):
+                place = folder / split / _NAMES[label]
+                place.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(place / f"{index:04d}.jpg", quality=92)
+
+    return once(path, seed, images, fill)
+
+
+def labelled(seed: int, split: int, count: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """(N, size, size, 3) pictures of one object each, and the numbers of their shapes (N,)."""
+    pictures, labels = [], []
+    for index in range(count):
+        rng = np.random.default_rng((seed, 4 + split, index))
+        scene = draw(rng, things=1)
+        while not scene.things or scene.things[0].difficult:
+            scene = draw(rng, things=1)
+        outline = scene.things[0].outline
+        centre = (outline.min(axis=0) + outline.max(axis=0)) / 2
+        half = 0.7 * float(np.ptp(outline, axis=0).max())
+        box = (*(centre - half).round().astype(int).tolist(), *(centre + half).round().astype(int).tolist())
+        cut = Image.fromarray(scene.pixels).crop(box).resize((size, size), Image.Resampling.BILINEAR)
+        pictures.append(np.asarray(cut))
+        labels.append(_NAMES.index(scene.things[0].shape))
+    return np.stack(pictures), np.array(labels, dtype=np.int64)
 
 
 def _scenes(seed: int, stream: int, count: int, *, crowds: bool) -> Iterator[Scene]:
@@ -355,8 +389,8 @@ def _voc_annotation(scene: Scene, year: str, name: str) -> ElementTree.ElementTr
     return ElementTree.ElementTree(root)
 
 
-def _once(path: Path, seed: int, images: int, fill: Callable[[Path], None]) -> Path:
-    """Fill a folder beside ``path`` and move it there whole; real data are never replaced."""
+def once(path: Path, seed: int, images: int, fill: Callable[[Path], None]) -> Path:
+    """Unless it is there, fill a folder beside ``path`` and move it there whole; real data are never replaced."""
     mark = {"evalsuite demo": _VERSION, "seed": seed, "images": images}
     if _marked(path) == mark:
         return path

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from evalsuite.data.classification import ClassificationSet, ClassificationSource, Folder, read_files
+from evalsuite.data.demo import write_classes
 from evalsuite.errors import DataError
 
 __all__ = ["ImageNet", "TinyImageNet"]
@@ -28,6 +29,9 @@ class ImageNet(Folder):
                     return path
         raise self.missing(root)
 
+    def demo(self, root: Path, seed: int = 0, images: int = 64) -> Path:
+        return write_classes(root / "imagenet", seed, images, test="val")
+
 
 class TinyImageNet(ClassificationSource):
     """Tiny ImageNet: ``train/CLASS/images``, and ``val/images`` with ``val_annotations.txt``. Test labels are withheld.
@@ -47,6 +51,9 @@ class TinyImageNet(ClassificationSource):
                 if (path / "train").is_dir() and (path / "val").is_dir():
                     return path
         raise self.missing(root)
+
+    def demo(self, root: Path, seed: int = 0, images: int = 64) -> Path:
+        return write_classes(root / "tiny-imagenet-200", seed, images, test="val")
 
     def splits(self, path: Path) -> tuple[str, ...]:
         return ("train", "val")

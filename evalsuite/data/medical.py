@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from evalsuite.data.classification import Npz
+from evalsuite.data.demo import labelled, once
 from evalsuite.errors import DataError
 
 __all__ = ["MedMnist"]
@@ -34,3 +38,13 @@ class MedMnist(Npz):
             if files:
                 return files[0]
         raise self.missing(root)
+
+    def demo(self, root: Path, seed: int = 0, images: int = 64) -> Path:
+        def fill(folder: Path) -> None:
+            arrays: dict[str, Any] = {}
+            for number, (split, count) in enumerate((("train", images), ("test", max(6, images // 2)))):
+                arrays[f"{split}_images"], labels = labelled(seed, number, count, 28)
+                arrays[f"{split}_labels"] = labels[:, None]
+            np.savez(folder / "demomnist.npz", **arrays)
+
+        return self.locate(once(root / "medmnist", seed, images, fill))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -55,11 +55,12 @@ class ProbeProtocol(Protocol):
     """A head on frozen features of images that are not augmented.
 
     ``outputs`` are what is read off the network (:class:`evalsuite.cache.Output`); of several, one is chosen with
-    the head's hyper-parameters, on the share ``validation`` of the training split, which keeps classes and groups
-    together. ``refit``: the chosen head is fitted again on all of it. ``rule``, ``ratio`` and ``interpolation`` say
-    how an image becomes the network's input (:class:`evalsuite.cache.Preprocess`). ``knn`` takes ``ks`` and
-    ``temperatures``, ``linear`` (logistic regression) and ``svm`` ``costs``, ``ridge`` ``alphas``. ``missing_labels``:
-    rows without a label are left out and counted, or refused.
+    the head's hyper-parameters: by accuracy, or by macro AUROC where there are several labels, on the share
+    ``validation`` of the training split, which keeps classes and groups together. ``refit``: the chosen head is
+    fitted again on all of it. ``rule``, ``ratio`` and ``interpolation`` say how an image becomes the network's input
+    (:class:`evalsuite.cache.Preprocess`). ``knn`` takes ``ks`` and ``temperatures``, ``linear`` (logistic regression)
+    and ``svm`` ``costs``, ``ridge`` ``alphas``. ``missing_labels``: rows without a label are left out and counted, or
+    refused.
     """
 
     probe: Literal["knn", "linear", "ridge", "svm"]
@@ -124,14 +125,9 @@ class _Probing(Task):
     def score(self, scores: Floats, scale: str, test: ClassificationSet) -> Scored:
         """Scores, replicates and samples of (N, C) ``scores`` for the labels of ``test``."""
 
+    @abstractmethod
     def check(self, data: ClassificationSet) -> None:
-        """Refuse labels of the wrong kind: here, other than one class an image."""
-        if data.multilabel:
-            raise DataError(
-                f"{data.name} has several labels an image",
-                cause=f"{self.name} scores one class an image",
-                fix="--task classify-multilabel",
-            )
+        """Refuse labels of the wrong kind."""
 
     def sets(self, setup: Setup) -> tuple[ClassificationSet, ClassificationSet]:
         """What to learn from and what to score on, rows without a label left out."""
@@ -203,13 +199,21 @@ class _OneClass(_Probing):
     primary = "top1"
     one_against_rest: ClassVar[bool] = False  # whether AUROC is taken of more than two classes
 
+    def check(self, data: ClassificationSet) -> None:
+        if data.multilabel:
+            raise DataError(
+                f"{data.name} has several labels an image",
+                cause=f"{self.name} scores one class an image",
+                fix="--task classify-multilabel",
+            )
+
     def score(self, scores: Floats, scale: str, test: ClassificationSet) -> Scored:
         classes, labels = len(test.classes), test.labels
         hits = {"top1": top_k_hits(scores, labels)}
         if classes > 5:
             hits["top5"] = top_k_hits(scores, labels, 5)
         chances = None if scale == "margins" else scores if scale == "probabilities" else _softmax(scores)
-        promised = {metric.name for metric in self.metrics}
+        promised = [metric.name for metric in self.metrics]
         ranks = _ranks(scores, scale) if "auroc" in promised and (classes == 2 or self.one_against_rest) else None
         onehot = np.eye(classes)[labels] if ranks is not None and ranks.ndim == 2 else None
 
@@ -279,7 +283,9 @@ class ImageNet(_Named):
     protocols = _recipes("crop")
 
 
-class _Generic(_OneClass):
+class _AnyData(_Probing):
+    """Data of the user's own."""
+
     generic = True
 
     def place(self, setup: Setup) -> tuple[ClassificationSource, Path]:
@@ -299,7 +305,7 @@ class _Generic(_OneClass):
         return layout, path
 
 
-class Classify(_Generic):
+class Classify(_AnyData, _OneClass):
     """Anybody's images with one class each: ``--data folder:PATH``, ``csv:PATH`` or ``npz:PATH``.
 
     It learns from the split ``train`` and scores on ``test`` or, where there is none, on ``val``. ``auroc`` is of two
@@ -311,7 +317,7 @@ class Classify(_Generic):
     protocols = _recipes("crop")
 
 
-class ClassifyMultilabel(_Generic):
+class ClassifyMultilabel(_AnyData):
     """Anybody's images with several labels each: CSV columns ``label:NAME``, or rows of marks in an NPZ file.
 
     Labels are scored where they are known; those without positives or negatives in the test split are left out of
@@ -338,10 +344,10 @@ class ClassifyMultilabel(_Generic):
                 "map": np.asarray(macro(per_label("step", scores, test.labels, weights))),
             }
 
-        return *_resampled(measure, test, {"auroc", "map"}), {}
+        return *_resampled(measure, test, ["auroc", "map"]), {}
 
 
-class MedMnist(_Generic):
+class MedMnist(_AnyData, _OneClass):
     """A MedMNIST data set with one class an image: ``--data npz:PATH``, or ``medmnist`` below the data root.
 
     It learns from ``train`` and scores on the official ``test``. ``auroc`` is the mean over classes against the rest,
@@ -460,7 +466,7 @@ def _warnings(train: ClassificationSet, test: ClassificationSet) -> list[str]:
 
 
 def _resampled(
-    measure: Callable[[Floats], dict[str, Floats]], test: ClassificationSet, promised: set[str]
+    measure: Callable[[Floats], dict[str, Floats]], test: ClassificationSet, promised: Sequence[str]
 ) -> tuple[dict[str, float | None], dict[str, Floats]]:
     """Every promised metric on the data, None where it is undefined, and on bootstrap resamples of the samples.
 

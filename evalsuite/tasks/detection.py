@@ -13,6 +13,7 @@ import numpy as np
 
 from evalsuite.backbone import Backbone
 from evalsuite.data import Source, parse, source
+from evalsuite.data.classification import ClassificationSource
 from evalsuite.data.detection import DetectionSet
 from evalsuite.errors import DataError, UsageError
 from evalsuite.metrics.detection import (
@@ -269,6 +270,12 @@ class Detect(_Detection):
                 fix="--data voc:PATH or --data coco:PATH",
             )
         layout, path = parse(setup.data, setup.registry)
+        if isinstance(layout, ClassificationSource):
+            raise UsageError(
+                f"--data {setup.data} has no boxes",
+                cause=f"{layout.name} is a layout of labelled images",
+                fix="--data voc:PATH or --data coco:PATH; or --task classify",
+            )
         roles = layout.roles(path)
         protocol = _protocol(setup)
         return _load(layout, path, _role(roles, protocol.train_split), _role(roles, protocol.test_split), setup.limit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -131,6 +131,7 @@ class MoCo1(MoCo):
     class Options(MoCo.Options):
         head: Literal["linear", "mlp"] = "linear"
         temperature: float = 0.07
+        blur: float = 0.0
         schedule: Literal["cosine", "step", "constant"] = "step"
 
     presets: ClassVar[Mapping[str, Preset]] = {
@@ -139,7 +140,7 @@ class MoCo1(MoCo):
     }
 
     def augment(self) -> Augment:
-        return moco_v1(self.options.size)
+        return replace(moco_v1(self.options.size), blur=self.options.blur)
 
 
 def shuffle(count: int, rng: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:

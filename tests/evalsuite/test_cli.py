@@ -226,7 +226,7 @@ def test_a_backbone_is_pretrained_and_goes_straight_into_an_evaluation(evalsuite
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(evalsuite, arguments, text, tmp_path):
-    status, out, err = evalsuite("pretrain", *arguments, "--data", "demo", "-o", str(tmp_path / "made"))
+    status, _, err = evalsuite("pretrain", *arguments, "--data", "demo", "-o", str(tmp_path / "made"))
     assert status == 2
     assert three_lines(err), err
     assert text in err

@@ -31,7 +31,8 @@ def write(tmp_path) -> Callable[..., Path]:
 
     def write(
         out: str, hits: np.ndarray, *, backbone: str = "net", task: str = "cifar10", seed: int = 0,
-        samples: bool = True, replicates: bool = True, ids: list[str] | None = None, groups: np.ndarray | None = None, **fields: Any,
+        samples: bool = True, replicates: bool = True, ids: list[str] | None = None, groups: np.ndarray | None = None,
+        **fields: Any,
     ) -> Path:  # fmt: skip
         folder = tmp_path / out
         protocol = fields.pop("protocol", ProtocolRecord(id="linear", version=1, hash="abc"))

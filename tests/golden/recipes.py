@@ -1,9 +1,18 @@
-"""The recipes whose first ten losses are written down."""
+"""The recipes whose first ten losses are written down: every method alone and with every set of modifiers."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
+from functools import cache
+from itertools import combinations
 from pathlib import Path
+
+import numpy as np
+from evalsuite_adainf import AdaInf
+from evalsuite_gsimclr import GSimCLR
+from evalsuite_hallucinator import Hallucinator
+from evalsuite_interclr import InterCLR
 
 from pretrain import Method, Modifier
 from pretrain.methods.byol import BYOL
@@ -12,28 +21,58 @@ from pretrain.methods.simclr import SimCLR
 from pretrain.methods.simsiam import SimSiam
 from pretrain.testing import losses, tiny_train
 
-FOLDER = Path(__file__).parent
+FILE = Path(__file__).parent / "losses.txt"
 STEPS = 10
 
 Parts = tuple[Callable[[], Method], *tuple[Callable[[], Modifier], ...]]
 
-RECIPES: Mapping[str, Parts] = {
-    "simclr": (lambda: SimCLR(SimCLR.Options(size=16, width=8, warmup=0.5)),),
-    "simclr-plain": (lambda: SimCLR(SimCLR.Options(size=16, width=8, hidden=16, head="plain", loss="supervised")),),
-    "moco": (lambda: MoCo(MoCo.Options(size=16, width=8, queue=32, groups=2)),),
-    "moco-v1": (lambda: MoCo1(MoCo1.Options(size=16, width=8, queue=32, groups=2)),),
-    "simsiam": (lambda: SimSiam(SimSiam.Options(size=16, width=16, bottleneck=4)),),
-    "byol": (lambda: BYOL(BYOL.Options(size=16, width=8, hidden=16, warmup=0.5)),),
+METHODS: Mapping[str, Callable[[], Method]] = {
+    "simclr": lambda: SimCLR(SimCLR.Options(size=16, width=8, warmup=0.5)),
+    "moco": lambda: MoCo(MoCo.Options(size=16, width=8, queue=32, groups=2)),
+    "simsiam": lambda: SimSiam(SimSiam.Options(size=16, width=16, bottleneck=4)),
+    "byol": lambda: BYOL(BYOL.Options(size=16, width=8, hidden=16, warmup=0.5)),
 }
+VARIANTS: Mapping[str, Callable[[], Method]] = {
+    "simclr-plain": lambda: SimCLR(SimCLR.Options(size=16, width=8, hidden=16, head="plain", loss="supervised")),
+    "moco-v1": lambda: MoCo1(MoCo1.Options(size=16, width=8, queue=32, groups=2)),
+}
+MODIFIERS: Mapping[str, Callable[[], Modifier]] = {
+    "hallucinator": lambda: Hallucinator(),
+    "adainf": lambda: AdaInf(AdaInf.Options(Path(_generated().name) / "generated.npz", copies=1)),
+    "gsimclr": lambda: GSimCLR(GSimCLR.Options(side=8, channels=(4,), epochs=1)),
+    "interclr": lambda: InterCLR(),
+}
+SETS = [chosen for count in range(len(MODIFIERS) + 1) for chosen in combinations(MODIFIERS, count)]
+RECIPES: Mapping[str, Parts] = {
+    "+".join((name, *chosen)): (make, *(MODIFIERS[m] for m in chosen))
+    for name, make in METHODS.items()
+    for chosen in SETS
+} | {name: (make,) for name, make in VARIANTS.items()}
 
 
-def lines(name: str) -> list[tuple[int, float]]:
-    """(step, sum of the losses) of ten steps at seed 0 in float32 on the CPU."""
+@cache
+def _generated() -> tempfile.TemporaryDirectory[str]:
+    """A folder with what stands for a generative model's images, until the process ends."""
+    folder = tempfile.TemporaryDirectory()
+    images = np.random.default_rng(1).integers(0, 256, (16, 16, 16, 3), dtype=np.uint8)
+    np.savez(Path(folder.name) / "generated.npz", image=images)
+    return folder
+
+
+def first_losses(name: str) -> list[float]:
+    """The sum of the losses at each of ten steps, at seed 0 in float32 on the CPU."""
     log = losses(tiny_train(*RECIPES[name], steps=STEPS, epochs=3))
-    return [(int(terms["step"]), sum(v for k, v in terms.items() if k != "step")) for terms in log]
+    assert [terms["step"] for terms in log] == list(range(1, STEPS + 1))
+    return [sum(v for k, v in terms.items() if k != "step") for terms in log]
 
 
-def read(name: str) -> list[tuple[int, float]]:
-    """What was written down."""
-    rows = (line.split() for line in (FOLDER / f"{name}.txt").read_text(encoding="utf-8").splitlines())
-    return [(int(step), float(loss)) for step, loss in rows]
+def read() -> dict[str, list[float]]:
+    """What was written down, by recipe."""
+    rows = (line.split() for line in FILE.read_text(encoding="utf-8").splitlines())
+    return {name: [float(loss) for loss in found] for name, *found in rows}
+
+
+def write() -> None:
+    """Write down what they are now: a line a recipe."""
+    lines = (" ".join([name, *(f"{loss:.7g}" for loss in first_losses(name))]) for name in RECIPES)
+    FILE.write_text("\n".join(lines) + "\n", encoding="utf-8")

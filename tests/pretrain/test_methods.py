@@ -201,6 +201,7 @@ def test_the_first_moco_differs_where_the_paper_does():
     one = MoCo1(MoCo1.Options(size=16))
     assert one.views() == (moco_v1(16), moco_v1(16))
     assert (one.options.temperature, one.options.head, one.options.schedule) == (0.07, "linear", "step")
+    assert MoCo1(MoCo1.Options(size=16, blur=0.3)).views()[1].blur == 0.3
     two = MoCo()
     assert (two.options.temperature, two.options.queue, two.options.momentum_twin) == (0.2, 65536, 0.999)
     assert isinstance(two.views()[0], Augment)

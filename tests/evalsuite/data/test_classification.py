@@ -101,6 +101,10 @@ def test_folders_are_read_at_any_depth_without_hidden_files_or_endless_links(tre
     assert len(train) == 13
     assert train.ids[4] == "cat/images/deep.PNG"
     assert train.notes == ("1 files are no images",)
+    picture(tree / "train" / "stray.png")
+    assert "1 files lie in no class folder and are left out" in Folder().load(tree, "train").notes
+    Path(os.fsdecode(os.fsencode(tree / "train" / "cat") + b"/\xff.png")).write_bytes(b"x")
+    refused(lambda: Folder().load(tree, "train"), "no text", "UTF-8")
 
 
 def test_class_folders_alone_are_divided_by_the_hash_of_their_names(tmp_path):
@@ -417,6 +421,21 @@ def test_schemes_take_files_and_folders(shelf, tree, table):
     refused(lambda: parse(f"folder:{path}", shelf), "not a folder")
     with pytest.raises(UsageError, match="no demo world"):
         Folder().demo(tree)
+
+
+@pytest.mark.parametrize("layout", [Cifar10(), Cifar100(), ImageNet(), MedMnist(), Stl10(), TinyImageNet()])
+def test_a_demo_is_found_and_sound_and_the_same_by_seed(layout, tmp_path):
+    path = layout.demo(tmp_path / "a", seed=1, images=24)
+    assert layout.locate(tmp_path / "a") == path
+    report = layout.verify(path, workers=1)
+    assert report.ok, report.faults
+    roles = layout.roles(path)
+    sets = [layout.load(path, roles["train"]), layout.load(path, roles.get("test") or roles["val"])]
+    assert [len(part) for part in sets] == [24, 12]
+    assert sets[0].classes == sets[1].classes
+    assert len(set(sets[0].labels.tolist())) > 3
+    again = layout.demo(tmp_path / "b", seed=1, images=24)
+    np.testing.assert_array_equal(layout.load(again, roles["train"])[5], sets[0][5])
 
 
 # ----------------------------------------------------------------------------------------------------- verifying

@@ -144,9 +144,10 @@ def test_eight_images_are_learnt_by_heart(world, registry, tmp_path):
     """The standard proof that nothing is miswired: AP50 above 0.9 on the very images it was trained on."""
     train, _ = world
     protocol = dataclasses.replace(
-        Detect().protocol("smoke"), iterations=120, lr=0.002, milestones=(100,), flip=0.0, min_sizes=(96,), max_size=160,
-        test_min_size=96, test_max_size=160, anchor_sizes=(8, 16, 32, 64, 128), pyramid_width=32, box_head_width=128,
-        roi_batch=64, rpn_batch=64, rpn_pre_nms_train=300, rpn_post_nms_train=100, rpn_post_nms_test=100,
+        Detect().protocol("smoke"), iterations=120, lr=0.002, milestones=(100,), flip=0.0, min_sizes=(96,),
+        max_size=160, test_min_size=96, test_max_size=160, anchor_sizes=(8, 16, 32, 64, 128), pyramid_width=32,
+        box_head_width=128, roi_batch=64, rpn_batch=64, rpn_pre_nms_train=300, rpn_post_nms_train=100,
+        rpn_post_nms_test=100,
     )  # fmt: skip
     backbone = build("timm:test_resnet", registry)
     found = TorchvisionRCNN().detect(backbone, protocol, train, train, setup_for(protocol, tmp_path, registry))

@@ -316,6 +316,8 @@ def test_what_cannot_be_run_is_refused_before_work(ask, tmp_path):
     coco = Coco().demo(tmp_path / "coco", images=2)
     with pytest.raises(UsageError, match="does not label whole images"):
         ask(f"coco:{coco}")
+    with pytest.raises(UsageError, match="has no boxes"):
+        ask(data, "detect")
 
 
 def test_named_data_sets_are_found_below_the_data_root(ask, tmp_path):
@@ -326,6 +328,14 @@ def test_named_data_sets_are_found_below_the_data_root(ask, tmp_path):
         result = ask(None, task, data_root=tmp_path / "data", protocol="ridge")
         assert result.scores["top1"].value == pytest.approx(1.0)
         assert result.ranked
+
+
+def test_a_demo_runs_and_is_marked(ask):
+    for task in ("cifar10", "medmnist"):
+        result = ask(None, task, backbone="pixels", demo=True, protocol="ridge")
+        assert result.demo
+        assert not result.ranked
+        assert result.scores["top1"].value > 1 / 6
 
 
 # --------------------------------------------------------------------------------------------- a real checkpoint
