@@ -53,7 +53,7 @@ class Case:
     blur: float
 
 
-CASES = (Case("CIFAR", "small:resnet18", 32, 8, 0.5, 0.0), Case("96 px", "timm:resnet18", 96, 16, 1.0, 0.5))
+CASES = (Case("CIFAR", "small:resnet18", 32, 16, 0.5, 0.0), Case("96 px", "timm:resnet18", 96, 16, 1.0, 0.5))
 
 
 def run() -> list[dict[str, Any]]:

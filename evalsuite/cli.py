@@ -66,7 +66,9 @@ def run(
     engine: Annotated[str | None, typer.Option(help="Who trains the head; each task has a default one.")] = None,
     seeds: Annotated[str, typer.Option(help="A number of seeds (0, 1, ...) or a list: 3 or 0,7.")] = "1",
     data_root: Root = None,
-    data: Annotated[str | None, typer.Option(help="Data of a generic task: voc:PATH, coco:PATH.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data of a generic task: coco:PATH, voc:PATH, folder:PATH, ...")
+    ] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Use a generated world; marked, never ranked.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
@@ -584,6 +586,8 @@ def _table(cells: list[tuple[Path, Result]]) -> None:
                 mark = " *" if name == result.primary else ""
                 table.add_row(name + mark, f"{score.value:.4f}", spread)
         console.print(table, markup=False)
+        for warning in result.warnings:
+            console.print(f"note: {warning}", markup=False, highlight=False)
         marks = _marks(result)
         if marks:
             console.print(f"not for ranking: {', '.join(marks)}", markup=False, highlight=False)

@@ -152,7 +152,7 @@ def _check(task: Task, request: Request, registry: Registry) -> None:
         raise UsageError(
             f"{task.name} has its own data set",
             cause=f"--data {request.data} is for the generic tasks",
-            fix="--task detect --data ... for your own data, or --data-root for where the data set lies",
+            fix="--task detect or --task classify for data of your own, or --data-root for where the data set lies",
         )
     if request.limit is not None and request.limit < 1:
         raise UsageError(f"--limit {request.limit} leaves nothing", cause="it is a number of images", fix="--limit 100")

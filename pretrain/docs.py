@@ -31,7 +31,11 @@ def pages(registry: Registry) -> dict[str, str]:
 
 
 def _index(found: Mapping[str, Mapping[str, str]]) -> str:
-    parts = [MADE, "# Methods and modifiers", "A recipe is one method and any modifiers, each an option `--with`."]
+    told = (
+        "A recipe is one method and any modifiers, each an option `--with`. Published numbers were read in the official "
+        "repository: (README) in its README, (code) in its code."
+    )
+    parts = [MADE, "# Methods and modifiers", told]
     for shelf, summaries in found.items():
         rows = ([f"[{name}]({name}.md)", summary] for name, summary in summaries.items())
         parts.append(_table([shelf, "what it does"], rows))

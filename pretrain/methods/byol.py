@@ -24,7 +24,7 @@ class BYOL(Method):
     ``momentum_twin`` to 1 on a cosine and it follows after the optimiser's step. Projector and predictor have one
     hidden layer of ``hidden`` with batch normalisation.
 
-    Recipe on CIFAR [code]: 4096 hidden, 256 out, LARS (trust 0.02, clipped) 0.5 B / 256 at batch 512, weight decay
+    Recipe on CIFAR (code): 4096 hidden, 256 out, LARS (trust 0.02, clipped) 0.5 B / 256 at batch 512, weight decay
     1e-5, two unlike views, momentum 0.99 to 1, ten epochs of warm-up of 1000; 92.46 on CIFAR-10 by the online linear
     classifier [AdaInf README]. ``imagenet`` is that at 224 pixels with PixPro's two views, ours.
     """

@@ -32,10 +32,10 @@ class MoCo(Method):
     exchanged. The numbers do not depend on how many processes there are. ``groups=1`` is for networks without batch
     normalisation.
 
-    Official recipe [code]: ResNet-50, batch 256, SGD 0.03 with momentum 0.9 and weight decay 1e-4 on everything, 200
-    epochs; head of two layers, temperature 0.2, cosine by epoch. Linear top-1 on ImageNet [README]: 67.7 after 200
+    Official recipe (code): ResNet-50, batch 256, SGD 0.03 with momentum 0.9 and weight decay 1e-4 on everything, 200
+    epochs; head of two layers, temperature 0.2, cosine by epoch. Linear top-1 on ImageNet (README): 67.7 after 200
     epochs, 71.1 after 800. ``cifar`` takes the queue, learning rate and temperature that AdaInf trains MoCo v2 with
-    on CIFAR [code], with one direction and a constant momentum as here.
+    on CIFAR (code), with one direction and a constant momentum as here.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -124,8 +124,8 @@ class MoCo(Method):
 
 class MoCo1(MoCo):
     """MoCo as first published (arXiv 1911.05722): a linear head, temperature 0.07, no blur, grey before a jitter that
-    is always on, the learning rate down by ten at 120 and 160 of 200 epochs [code]. Linear top-1 on ImageNet after 200
-    epochs: 60.6 [README]. The rest is as in MoCo."""
+    is always on, the learning rate down by ten at 120 and 160 of 200 epochs (code). Linear top-1 on ImageNet after 200
+    epochs: 60.6 (README). The rest is as in MoCo."""
 
     @dataclass(frozen=True, kw_only=True)
     class Options(MoCo.Options):

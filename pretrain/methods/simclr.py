@@ -27,9 +27,9 @@ class SimCLR(Method):
     directions, twice that, as google-research/simclr has it and its learning rates assume; ``supervised`` counts
     further rows of one source as positives (solo-learn; the same number where every source comes once).
 
-    Official recipe [code, README]: batch 4096, LARS with momentum 0.9 and trust 0.001, learning rate 0.075 sqrt(B),
+    Official recipe (code, README): batch 4096, LARS with momentum 0.9 and trust 0.001, learning rate 0.075 sqrt(B),
     weight decay 1e-4 on everything but vectors, ten epochs of warm-up, cosine; 100 epochs of ResNet-50 then give
-    "around 64.5 %" linear top-1 on ImageNet [README]; the released 1x checkpoint of version 1 has 69.1 [README].
+    "around 64.5 %" linear top-1 on ImageNet (README); the released 1x checkpoint of version 1 has 69.1 (README).
     ``cifar`` is the CIFAR-10 command of the README: ResNet-18 with a small stem, batch 512, 1000 epochs, learning
     rate 1.0 scaled linearly, temperature 0.5, jitter strength 0.5, no blur.
     """

@@ -24,9 +24,9 @@ class SimSiam(Method):
     ``fixed_predictor_rate`` keeps the predictor's learning rate (``--fix-pred-lr``). Without the ``predictor`` it
     collapses, which the alarm then tells.
 
-    Official recipe [code]: ResNet-50 whose residual branches start at zero, batch 512, SGD 0.05 B / 256, momentum 0.9,
+    Official recipe (code): ResNet-50 whose residual branches start at zero, batch 512, SGD 0.05 B / 256, momentum 0.9,
     weight decay 1e-4 on everything, 100 epochs, cosine by epoch, views of MoCo v2, synchronised batch normalisation;
-    linear top-1 on ImageNet 68.1 (batch 512), 68.3 (batch 256) [README]. ``cifar`` is that recipe at 32 pixels without
+    linear top-1 on ImageNet 68.1 (batch 512), 68.3 (batch 256) (README). ``cifar`` is that recipe at 32 pixels without
     blur, narrower heads, ours.
     """
 

@@ -160,7 +160,7 @@ def change_weight(backbone):
         {"dtype": "float16"},
         {"what": ("map2",)},
     ],
-    ids=str,
+    ids=lambda change: str({k: getattr(v, "__name__", v) for k, v in change.items()}),
 )
 def test_whatever_can_change_a_feature_is_in_the_key(tmp_path, change):
     cache = Cache(tmp_path)
