@@ -32,8 +32,8 @@ def pages(registry: Registry) -> dict[str, str]:
 
 def _index(found: Mapping[str, Mapping[str, str]]) -> str:
     told = (
-        "A recipe is one method and any modifiers, each an option `--with`. Published numbers were read in the official "
-        "repository: (README) in its README, (code) in its code."
+        "A recipe is one method and any modifiers, each an option `--with`. Published numbers were read in the "
+        "official repository: (README) in its README, (code) in its code."
     )
     parts = [MADE, "# Methods and modifiers", told]
     for shelf, summaries in found.items():
