@@ -1,4 +1,4 @@
-"""``python -m tests.pages`` writes docs/methods anew, from the docstrings and options of our methods and modifiers."""
+"""``python tests/pages.py`` writes docs/methods anew, from the docstrings and options of our methods and modifiers."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -332,6 +331,18 @@ def wait_for(path, seconds=20):
         time.sleep(0.01)
 
 
+OTHER = """
+import importlib.util, sys
+from pathlib import Path
+name, path, root, gate = sys.argv[1:]  # under the same name, which is part of the key
+spec = importlib.util.spec_from_file_location(name, path)
+world = importlib.util.module_from_spec(spec)
+sys.modules[name] = world
+spec.loader.exec_module(world)
+world.slow_encode(Path(root), Path(gate))
+"""
+
+
 def slow_encode(root, gate):
     """Encode, but stay in the middle of the network until ``gate`` is there."""
     torch.set_num_threads(1)
@@ -347,8 +358,10 @@ def slow_encode(root, gate):
 
 def test_two_processes_share_one_encoding(tmp_path):
     root, gate = tmp_path / "cache", tmp_path / "gate"
-    other = multiprocessing.get_context("spawn").Process(target=_spawned, args=(__file__, str(root), str(gate)))
-    other.start()
+    other = subprocess.Popen(
+        [sys.executable, "-c", OTHER, __name__, __file__, str(root), str(gate)],
+        env=os.environ | {"PYTHONPATH": str(Path(module.__file__).parent.parent)},
+    )
     try:
         wait_for(tmp_path / "inside", 60)
         assert Cache(root).gc(0) == []  # what is being encoded is left alone
@@ -365,15 +378,10 @@ def test_two_processes_share_one_encoding(tmp_path):
         found = Cache(root).features(backbone, Images(), preprocess=PLAIN, progress=Told(quiet=True))
     finally:
         gate.touch()
-        other.join(60)
-    assert other.exitcode == 0
+        code = other.wait(60)
+    assert code == 0
     assert found.encoded == backbone.net.seen == 0
     assert Cache(root).features(make(), Images(), preprocess=PLAIN).encoded == 0
-
-
-def _spawned(path, root, gate):
-    sys.path.insert(0, str(Path(path).parent))
-    slow_encode(Path(root), Path(gate))
 
 
 # --- memory

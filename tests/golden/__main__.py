@@ -1,4 +1,4 @@
-"""``python -m tests.golden --write`` writes the losses of every recipe down anew; without it, it tells what moved.
+"""``python tests/golden --write`` writes the losses of every recipe down anew; without it, it tells what moved.
 
 Write only with an entry in the changelog that says why the numbers moved.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 import sys
 
 import torch
-
-from tests.golden.recipes import RECIPES, first_losses, read, write
+from recipes import RECIPES, first_losses, read, write
 
 
 def main(arguments: list[str]) -> int:

@@ -16,7 +16,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "docs" / "methods"
 
 
 def test_the_pages_are_up_to_date(registry):
-    """If not: python -m tests.pages"""
+    """If not: python tests/pages.py"""
     written = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir()}
     assert written == pages(registry)
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+# by its folder: "tests" is also the name of a package that some distributions install
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "golden"))
 
-from tests.golden.recipes import RECIPES, first_losses, read
+from recipes import RECIPES, first_losses, read
 
 BEFORE = read()
 
