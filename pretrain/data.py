@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import pickle
-import zipfile
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +15,19 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from evalsuite import DataError, UsageError
-from evalsuite.data.images import SUFFIXES, read_rgb
+from evalsuite.data import classification
+from evalsuite.data.cifar import Cifar10, Cifar100, Stl10
+from evalsuite.data.classification import (
+    ClassificationSet,
+    ClassificationSource,
+    class_folders,
+    find_images,
+    npz_array,
+    npz_headers,
+    read_files,
+)
+from evalsuite.data.imagenet import TinyImageNet
+from evalsuite.data.images import read_rgb
 from pretrain.batch import Sample
 
 __all__ = ["SCHEMES", "Arrays", "Corpus", "Files", "Images", "Joined", "Rows", "demo", "parse", "read_npz"]
@@ -70,13 +78,24 @@ class Arrays(Images):
 
 
 class Files(Images):
-    """Images in files, decoded when they are asked for. Its fingerprint is of their names, sizes and labels."""
+    """Images in files, decoded when they are asked for. Its fingerprint is of their names, sizes and labels.
 
-    def __init__(self, root: Path, names: Sequence[str], labels: Sequence[int] | Labels | None = None) -> None:
+    ``sizes`` are in bytes; the files are asked where they are not given. Raises :class:`evalsuite.DataError` for one
+    that is not there.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        names: Sequence[str],
+        labels: Sequence[int] | Labels | None = None,
+        sizes: Sequence[int] | Labels | None = None,
+    ) -> None:
         self.root = root
         self.names = np.array(names, dtype=np.bytes_ if all(n.isascii() for n in names) else np.str_)
         self.labels = np.full(len(names), -1) if labels is None else np.asarray(labels, dtype=np.int64)
-        listed = (f"{n}\t{(root / n).stat().st_size}\t{c}\n" for n, c in zip(names, self.labels, strict=True))
+        sizes = read_files(root, names).sizes if sizes is None else sizes
+        listed = (f"{n}\t{s}\t{c}\n" for n, s, c in zip(names, sizes, self.labels, strict=True))
         self.fingerprint = _digest(*(line.encode() for line in listed))
 
     def __len__(self) -> int:
@@ -141,11 +160,12 @@ def _digest(*parts: bytes | memoryview) -> str:
 def _folder(path: Path) -> Corpus:
     """``train`` and, for k-NN, ``val`` or ``test`` with a folder a class; or just images, in folders or not."""
     if not (path / "train").is_dir():
-        return _held_out(_files(path))
-    train = _files(path / "train")
+        return _held_out(_labelled_by_folder(path, class_folders(path)))
+    classes = class_folders(path / "train")
+    train = _labelled_by_folder(path / "train", classes)
     for name in ("val", "test"):
         if (path / name).is_dir() and train.labelled:
-            test = _files(path / name, _classes(path / "train"))
+            test = _labelled_by_folder(path / name, classes)
             if test.labelled:
                 return Corpus(train, (train, test))
     return _held_out(train)
@@ -160,160 +180,72 @@ def _held_out(data: Images) -> Corpus:
     return Corpus(data, (Rows(data, rows[rows % 5 > 0]), Rows(data, rows[rows % 5 == 0])))
 
 
-def _classes(path: Path) -> list[str]:
-    return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _files(path: Path, classes: Sequence[str] | None = None) -> Files:
-    """Every image below ``path``, in name order, labelled by its top folder."""
-    found, others = [], 0
-    seen: set[str] = set()
-    for folder, below, names in os.walk(path, followlinks=True):
-        here = os.path.realpath(folder)
-        below[:] = sorted(b for b in below if not b.startswith(".")) if here not in seen else []
-        if here not in seen:
-            images = [n for n in names if n.endswith(SUFFIXES) and not n.startswith(".")]
-            found += [os.path.relpath(os.path.join(folder, n), path) for n in images]
-            others += len(names) - len(images)
-        seen.add(here)
-    if not found:
-        raise DataError(
-            f"{path} holds no image",
-            cause=f"of {others} files none ends in {', '.join(s for s in SUFFIXES if s.islower())}"
-            if others
-            else "it is empty",
-            fix="give a folder of images, one file an image; arrays of images go in as npz:PATH",
-        )
-    found.sort()
-    place = {name: i for i, name in enumerate(_classes(path) if classes is None else classes)}
-    tops = [name.split(os.sep)[0] if os.sep in name else "" for name in found]
-    return Files(path, found, [place.get(top, -1) for top in tops])
-
-
-def _tiny_imagenet(path: Path) -> Corpus:
-    train, classes = _files(_need(path / "train")), _classes(path / "train")
-    notes = _need(path / "val" / "val_annotations.txt").read_text().splitlines()
+def _labelled_by_folder(path: Path, classes: Sequence[str]) -> Files:
+    """Every image below ``path``, labelled by its top folder; -1 where that is none of the classes."""
+    found, _ = find_images(path)
     place = {name: i for i, name in enumerate(classes)}
-    rows = sorted(line.split("\t")[:2] for line in notes if line.strip())
-    names = [f"images/{name}" for name, _ in rows]
-    return Corpus(train, (train, Files(path / "val", names, [place.get(wnid, -1) for _, wnid in rows])))
+    tops = [name.split(os.sep)[0] if os.sep in name else "" for name in found.names.tolist()]
+    return _by_name(found, np.array([place.get(top, -1) for top in tops], dtype=np.int64))
 
 
-# Arrays ----------------------------------------------------------------------------------------------------
+def _by_name(files: classification.Files, labels: Labels) -> Files:
+    """The rows are in the order of their whole names, whatever way they were found."""
+    order = np.argsort(files.names)
+    return Files(files.root, files.names[order].tolist(), labels[order], files.sizes[order])
 
 
-class _Plain(pickle.Unpickler):
-    """The official CIFAR files are pickles; nothing but arrays, bytes and containers is let out of them."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        rebuild = np.zeros(0).__reduce__()[0]  # numpy.core.multiarray._reconstruct, wherever this numpy keeps it
-        allowed: dict[tuple[str, str], Any] = {
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-            ("numpy.core.multiarray", "_reconstruct"): rebuild,
-            ("numpy._core.multiarray", "_reconstruct"): rebuild,
-            ("_codecs", "encode"): _encode,
-        }
-        if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
-        return allowed[module, name]
+# The known data sets ---------------------------------------------------------------------------------------
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """Python 3 pickles bytes for protocol 2 as a call of this."""
-    return text.encode(encoding)
+def _cifar(source: Cifar10, file: str) -> Callable[[Path], Corpus]:
+    def read(path: Path) -> Corpus:
+        home = _locate(source, path, "CIFAR", f"{file} or {file}.bin in it, and no folder train")
+        return _splits(source, home, "test") if source.kind(home) else _folder(home)
 
-
-def _unpickle(path: Path) -> dict[str, Any]:
-    try:
-        content = _Plain(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-        return {k.decode() if isinstance(k, bytes) else str(k): v for k, v in content.items()}
-    except Exception as error:  # a broken pickle raises nearly anything
-        raise _broken(path, error) from error
-
-
-def _cifar(path: Path, files: dict[str, tuple[list[str], list[str]]], label: str, skip: int) -> Corpus:
-    """The python files (by their folder's ``py``), else the binary ones (``bin``), else a folder of images."""
-    for kind, (train, test) in files.items():
-        for home in (path, *sorted(path.glob("cifar-10*"))):
-            if (home / train[0]).is_file():
-                read = _python_files if kind == "py" else _binary_files
-                first, last = (read(home, names, label, skip) for names in (train, test))
-                return Corpus(first, (first, last))
-    if (path / "train").is_dir():
-        return _folder(path)
-    expected = " or ".join(train[0] for train, _ in files.values())
-    raise DataError(
-        f"{path} does not hold CIFAR",
-        cause=f"there is no {expected} in it, and no folder train",
-        fix="give the folder that the official archive unpacks to",
-    )
-
-
-def _python_files(home: Path, names: Sequence[str], label: str, skip: int) -> Arrays:
-    parts = [_unpickle(_need(home / name)) for name in names]
-    try:
-        flat = np.concatenate([np.asarray(p["data"], dtype=np.uint8).reshape(-1, 3, 32, 32) for p in parts])
-        return Arrays(_channels_last(flat), [int(c) for p in parts for c in p[label]])
-    except (KeyError, ValueError, TypeError) as error:
-        raise _broken(home / names[0], error) from error
-
-
-def _binary_files(home: Path, names: Sequence[str], label: str, skip: int) -> Arrays:
-    """Records of ``skip`` label bytes, the last of which counts, and 3072 of pixels."""
-    data = np.concatenate([_records(_need(home / name), skip + 3072) for name in names])
-    return Arrays(_channels_last(data[:, skip:].reshape(-1, 3, 32, 32)), data[:, skip - 1].astype(np.int64))
-
-
-def _records(path: Path, length: int) -> Pixels:
-    flat = np.fromfile(path, dtype=np.uint8)
-    if len(flat) == 0 or len(flat) % length:
-        raise _broken(path, ValueError(f"{len(flat)} bytes are no whole number of records of {length}"))
-    return flat.reshape(-1, length)
-
-
-def _channels_last(pixels: Pixels) -> Pixels:
-    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
-
-
-def _cifar10(path: Path) -> Corpus:
-    train = [f"data_batch_{i}" for i in range(1, 6)]
-    files = {"py": (train, ["test_batch"]), "bin": ([f"{n}.bin" for n in train], ["test_batch.bin"])}
-    return _cifar(path, files, "labels", 1)
-
-
-def _cifar100(path: Path) -> Corpus:
-    return _cifar(path, {"py": (["train"], ["test"]), "bin": (["train.bin"], ["test.bin"])}, "fine_labels", 2)
+    return read
 
 
 def _stl10(path: Path) -> Corpus:
-    home = next((p for p in (path, path / "stl10_binary") if (p / "train_X.bin").is_file()), None)
-    if home is None:
-        raise DataError(
-            f"{path} does not hold STL-10",
-            cause="there is no train_X.bin in it",
-            fix="give the folder that the official stl10_binary archive unpacks to",
-        )
-    train, test = (_stl10_part(home, name, labelled=True) for name in ("train", "test"))
-    if not (home / "unlabeled_X.bin").is_file():
-        return Corpus(train, (train, test))
-    return Corpus(Joined([train, _stl10_part(home, "unlabeled", labelled=False)]), (train, test))
+    source = Stl10()
+    home = _locate(source, path, "STL-10", "train_X.bin in it")
+    found = _splits(source, home, "test")
+    if "unlabeled" not in source.splits(home):
+        return found
+    return Corpus(Joined([found.train, _images(source.load(home, "unlabeled"))]), found.probe)
 
 
-def _stl10_part(home: Path, name: str, *, labelled: bool) -> Arrays:
-    """Images are stored column by column; the unlabelled 2.6 GB stay in the file until they are asked for."""
-    path = _need(home / f"{name}_X.bin")
-    length = 3 * 96 * 96
-    if path.stat().st_size == 0 or path.stat().st_size % length:
-        raise _broken(path, ValueError(f"its size is no multiple of {length} bytes"))
-    pixels = np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
-    labels = np.fromfile(_need(home / f"{name}_y.bin"), dtype=np.uint8).astype(np.int64) - 1 if labelled else None
-    fingerprint = _digest(f"stl10 {name} {pixels.shape}".encode(), np.ascontiguousarray(pixels[:64]).data)
+def _tiny_imagenet(path: Path) -> Corpus:
+    home = _locate(TinyImageNet(), path, "Tiny ImageNet", "folder train, or no folder val, in it")
+    return _splits(TinyImageNet(), home, "val")
+
+
+def _locate(source: ClassificationSource, path: Path, name: str, lacking: str) -> Path:
     try:
-        return Arrays(pixels, labels, fingerprint)
-    except ValueError as error:
-        raise _broken(path, error) from error
+        return source.locate(path)
+    except DataError as error:
+        raise DataError(
+            f"{path} does not hold {name}",
+            cause=f"there is no {lacking}",
+            fix="give the folder that the official archive unpacks to",
+        ) from error
 
+
+def _splits(source: ClassificationSource, home: Path, test: str) -> Corpus:
+    train = _images(source.load(home, "train"))
+    return Corpus(train, (train, _images(source.load(home, test))))
+
+
+def _images(found: ClassificationSet) -> Images:
+    """A whole split. Its pixels are read now, that the processes which load batches share them; a mapped file stays
+    one."""
+    pixels = found.pixels
+    if isinstance(pixels, classification.Files):
+        return _by_name(pixels, found.labels)
+    assert isinstance(pixels, classification.Arrays)
+    return Arrays(pixels.pixels, found.labels, found.fingerprint)
+
+
+# Arrays ----------------------------------------------------------------------------------------------------
 
 IMAGE_KEYS = ("image", "images", "train_images", "x_train", "data", "arr_0")
 LABEL_KEYS = ("label", "labels", "train_labels", "y_train")
@@ -326,41 +258,30 @@ def read_npz(path: Path) -> Arrays:
 
     Raises :class:`evalsuite.DataError` for anything else.
     """
-    return _arrays(path, _npz(path), IMAGE_KEYS, LABEL_KEYS)
+    return _arrays(path, IMAGE_KEYS, LABEL_KEYS)
 
 
-def _npz_corpus(path: Path) -> Corpus:
-    content = _npz(path)
-    train = _arrays(path, content, IMAGE_KEYS, LABEL_KEYS)
+def _npz(path: Path) -> Corpus:
+    train, names = read_npz(path), npz_headers(path)
     for images, labels in TEST_KEYS:
-        if images in content and labels in content and train.labelled:
-            return Corpus(train, (train, _arrays(path, content, (images,), (labels,))))
+        if images in names and labels in names and train.labelled:
+            return Corpus(train, (train, _arrays(path, (images,), (labels,))))
     return _held_out(train)
 
 
-def _npz(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(_need(path), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files if name in _KEYS}
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise _broken(path, error) from error
-
-
-_KEYS = {*IMAGE_KEYS, *LABEL_KEYS, *(key for pair in TEST_KEYS for key in pair)}
-
-
-def _arrays(path: Path, content: dict[str, NDArray[Any]], images: Sequence[str], labels: Sequence[str]) -> Arrays:
-    name = next((n for n in images if n in content), None)
+def _arrays(path: Path, images: Sequence[str], labels: Sequence[str]) -> Arrays:
+    names = npz_headers(path)
+    name = next((n for n in images if n in names), None)
     if name is None:
         raise DataError(
             f"{path} holds no images",
             cause=f"none of its arrays is called {', '.join(images)}",
             fix="save them as np.savez(path, image=pixels)",
         )
-    pixels = content[name]
+    pixels = npz_array(path, name)
     if pixels.ndim == 3:
         pixels = np.repeat(pixels[..., None], 3, axis=3)
-    classes = next((content[n] for n in labels if n in content), None)
+    classes = next((npz_array(path, n) for n in labels if n in names), None)
     try:
         return Arrays(pixels, None if classes is None else classes.astype(np.int64))
     except ValueError as error:
@@ -369,20 +290,6 @@ def _arrays(path: Path, content: dict[str, NDArray[Any]], images: Sequence[str],
             cause=f"{error}",
             fix="save RGB images of one size as uint8 (N,H,W,3)",
         ) from error
-
-
-def _need(path: Path) -> Path:
-    if not path.exists():
-        raise DataError(f"{path} is missing", cause="the layout asks for it", fix="restore it, or check the path")
-    return path
-
-
-def _broken(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"{path} cannot be read",
-        cause=f"{error}" or type(error).__name__,
-        fix="restore the file from its source",
-    )
 
 
 # The demo world --------------------------------------------------------------------------------------------
@@ -429,11 +336,11 @@ def _picture(rng: np.random.Generator, label: int, size: int) -> Pixels:
 SCHEMES: dict[str, Callable[[Path], Corpus]] = {
     "folder": _folder,
     "imagenet": _folder,
-    "cifar10": _cifar10,
-    "cifar100": _cifar100,
+    "cifar10": _cifar(Cifar10(), "data_batch_1"),
+    "cifar100": _cifar(Cifar100(), "train"),
     "stl10": _stl10,
     "tinyimagenet": _tiny_imagenet,
-    "npz": _npz_corpus,
+    "npz": _npz,
 }
 
 

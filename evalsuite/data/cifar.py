@@ -81,7 +81,7 @@ class Cifar10(ClassificationSource):
             for below in (Path(), Path(self.name)):
                 for home in self._homes:
                     path = root / below / home
-                    if path.is_dir() and (self._kind(path) or (path / "train").is_dir()):
+                    if path.is_dir() and (self.kind(path) or (path / "train").is_dir()):
                         return path
         raise self.missing(root)
 
@@ -92,7 +92,7 @@ class Cifar10(ClassificationSource):
         return ("train", "test")
 
     def load(self, path: Path, split: str) -> ClassificationSet:
-        kind = self._kind(path)
+        kind = self.kind(path)
         if not kind:
             return Folder().load(path, split)
         files = [path / f"{part}{'.bin' if kind == 'bin' else ''}" for part in self._parts[split]]
@@ -104,7 +104,8 @@ class Cifar10(ClassificationSource):
         classes = self._classes(path, kind, int(labels.max()) + 1)
         return ClassificationSet(self.name, split, classes, ids, labels, pixels, np.arange(len(labels)))
 
-    def _kind(self, path: Path) -> str:
+    def kind(self, path: Path) -> str:
+        """Which official files lie in ``path``: ``py``, ``bin``, or none (empty)."""
         first = self._parts["train"][0]
         return "py" if (path / first).is_file() else "bin" if (path / f"{first}.bin").is_file() else ""
 

@@ -38,8 +38,12 @@ __all__ = [
     "Folder",
     "Npz",
     "Pixels",
+    "class_folders",
     "file_digest",
+    "find_images",
     "joint_digest",
+    "npz_array",
+    "npz_headers",
     "read_files",
     "read_folder",
 ]
@@ -237,22 +241,22 @@ class Folder(ClassificationSource):
     citation = "none: it is a layout"
 
     def locate(self, root: Path | None) -> Path:
-        if root is None or not root.is_dir() or not (_folders(root)):
+        if root is None or not root.is_dir() or not class_folders(root):
             raise self.missing(root)
         return root
 
     def splits(self, path: Path) -> tuple[str, ...]:
         if not (path / "train").is_dir():
             return ("train", "test")
-        return tuple(name for name in ("train", "val", "test") if (path / name).is_dir() and _folders(path / name))
+        return tuple(name for name in ("train", "val", "test") if (path / name).is_dir() and class_folders(path / name))
 
     def load(self, path: Path, split: str) -> ClassificationSet:
         if not (path / "train").is_dir():
-            whole = read_folder(path, self.name, split, _folders(path))
+            whole = read_folder(path, self.name, split, class_folders(path))
             return whole.take(_assigned(whole.names, None) == split)
         if split not in self.splits(path):
             raise _no_split(path, split, self.splits(path))
-        return read_folder(path / split, self.name, split, _folders(path / "train"))
+        return read_folder(path / split, self.name, split, class_folders(path / "train"))
 
 
 def read_folder(path: Path, name: str, split: str, classes: Sequence[str]) -> ClassificationSet:
@@ -260,27 +264,37 @@ def read_folder(path: Path, name: str, split: str, classes: Sequence[str]) -> Cl
 
     Raises :class:`DataError` for folders that are no class, and where there is no image.
     """
-    odd = sorted(set(_folders(path)) - set(classes))
+    odd = sorted(set(class_folders(path)) - set(classes))
     if odd:
         raise DataError(
             f"{path} has folders that are no class: {', '.join(odd[:5])}",
             cause=f"the {len(classes)} classes are the folders of the training split",
             fix="rename or remove those folders",
         )
-    found, labels, others = [], [], 0
-    for label, folder in enumerate(classes):
-        for entry in _walk(path / folder):
-            if entry.name.lower().endswith(tuple(s.lower() for s in SUFFIXES)):
-                found.append(entry)
-                labels.append(label)
-            else:
-                others += 1
+    files, others = find_images(path, classes)
+    place = {folder: label for label, folder in enumerate(classes)}
+    labels = np.array([place[name.split(os.sep)[0]] for name in files.names.tolist()], dtype=np.int64)
+    astray = sum(entry.is_file() and not entry.name.startswith(".") for entry in os.scandir(path))
+    notes = [f"{others} files are no images"] if others else []
+    notes += [f"{astray} files lie in no class folder and are left out"] if astray else []
+    return ClassificationSet(
+        name, split, tuple(classes), files.names, labels, files, np.arange(len(files)), notes=tuple(notes)
+    )
+
+
+def find_images(path: Path, folders: Sequence[str] = ("",)) -> tuple[Files, int]:
+    """Images below ``path``, or below these folders of it, at any depth, and the number of other files there.
+
+    They come folder after folder, in each in the order of their names. Raises :class:`DataError` where there is no
+    image, or one whose name is no text.
+    """
+    entries = [entry for folder in folders for entry in _walk(path / folder)]
+    found = [entry for entry in entries if entry.name.lower().endswith(_ENDINGS)]
+    others = len(entries) - len(found)
     if not found:
         raise DataError(
             f"{path} holds no image",
-            cause=f"of {others} files none ends in {', '.join(s for s in SUFFIXES if s.islower())}"
-            if others
-            else "its folders are empty",
+            cause=f"of {others} files none ends in {', '.join(_ENDINGS)}" if others else "it is empty",
             fix="give a folder of images, one file an image; arrays of images go in as npz:PATH",
         )
     names = [os.path.relpath(entry.path, path) for entry in found]
@@ -292,14 +306,10 @@ def read_folder(path: Path, name: str, split: str, classes: Sequence[str]) -> Cl
             fix="rename the file",
         )
     stats = [entry.stat() for entry in found]
-    files = Files(path, names, [s.st_size for s in stats], [s.st_mtime_ns for s in stats])
-    astray = sum(entry.is_file() and not entry.name.startswith(".") for entry in os.scandir(path))
-    notes = [f"{others} files are no images"] if others else []
-    notes += [f"{astray} files lie in no class folder and are left out"] if astray else []
-    return ClassificationSet(
-        name, split, tuple(classes), files.names, np.array(labels, dtype=np.int64), files, np.arange(len(files)),
-        notes=tuple(notes),
-    )  # fmt: skip
+    return Files(path, names, [s.st_size for s in stats], [s.st_mtime_ns for s in stats]), others
+
+
+_ENDINGS = tuple(dict.fromkeys(suffix.lower() for suffix in SUFFIXES))
 
 
 def _is_text(name: str) -> bool:
@@ -325,7 +335,8 @@ def read_files(root: Path, names: Sequence[str]) -> Files:
     return Files(root, names, [s.st_size for s in stats], [s.st_mtime_ns for s in stats])
 
 
-def _folders(path: Path) -> list[str]:
+def class_folders(path: Path) -> list[str]:
+    """The folders in ``path`` by name, but for hidden ones; none where it is no folder."""
     if not path.is_dir():
         return []
     return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -494,19 +505,19 @@ class Npz(ClassificationSource):
         return root
 
     def splits(self, path: Path) -> tuple[str, ...]:
-        return tuple(_keys(path, _members(path)))
+        return tuple(_keys(path, npz_headers(path)))
 
     def load(self, path: Path, split: str) -> ClassificationSet:
-        members = _members(path)
+        members = npz_headers(path)
         keys = _keys(path, members)
         if split not in keys:
             raise _no_split(path, split, keys)
         images, labels, groups = keys[split]
         shape = _check_images(path, images, members[images])
         marks = _read_labels(path, labels, shape[0])
-        named = _read(path, groups).astype(np.str_) if groups in members else None
+        named = npz_array(path, groups).astype(np.str_) if groups in members else None
         classes = self._classes(path, marks, [k[1] for k in keys.values()])
-        pixels = Arrays(shape[0], partial(_read, path, images), f"{_content(path)} {images}")
+        pixels = Arrays(shape[0], partial(npz_array, path, images), f"{_content(path)} {images}")
         ids = _names([f"{images.removesuffix('_images')}/{i:0{len(str(shape[0]))}d}" for i in range(shape[0])])
         if named is not None and named.shape != (shape[0],):
             raise _broken(path, ValueError(f"{groups} is of shape {named.shape}"))
@@ -517,7 +528,7 @@ class Npz(ClassificationSource):
         """Numbers, up to the largest label of any split."""
         if marks.ndim == 2:
             return tuple(str(i) for i in range(marks.shape[1]))
-        top = max(int(_read(path, key).max()) for key in keys)
+        top = max(int(npz_array(path, key).max()) for key in keys)
         return tuple(str(i) for i in range(top + 1))
 
 
@@ -540,8 +551,11 @@ def _keys(path: Path, members: Mapping[str, Any]) -> dict[str, tuple[str, str, s
     return found
 
 
-def _members(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Shape and type of every array, from the headers alone."""
+def npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and type of every array of an ``.npz`` file, from the headers alone.
+
+    Raises :class:`DataError` for a file that is no such archive.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             found = {}
@@ -561,7 +575,8 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, kind
 
 
-def _read(path: Path, key: str) -> NDArray[Any]:
+def npz_array(path: Path, key: str) -> NDArray[Any]:
+    """One array of an ``.npz`` file. Raises :class:`DataError` where it is broken, or holds pickled objects."""
     try:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             return cast("NDArray[Any]", file[key])
@@ -584,7 +599,7 @@ def _check_images(path: Path, key: str, member: tuple[tuple[int, ...], np.dtype[
 
 
 def _read_labels(path: Path, key: str, count: int) -> Ints:
-    labels = _read(path, key)
+    labels = npz_array(path, key)
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and np.array_equal(labels, np.round(labels)))
     marks = labels.ndim == 2 and whole and bool(np.isin(labels, (-1, 0, 1)).all())
@@ -685,7 +700,7 @@ def _no_split(path: Path, split: str, splits: Sequence[str] | Mapping[str, Any])
 
 
 def _broken(path: Path, error: Exception) -> DataError:
-    reason = str(error) or type(error).__name__
     if isinstance(error, FileNotFoundError):
-        reason = "there is no such file"
+        return DataError(f"{path} is missing", cause="there is no such file", fix="restore it, or check the path")
+    reason = str(error) or type(error).__name__
     return DataError(f"{path} cannot be read", cause=reason, fix="restore the file from its source")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evalsuite.data.classification import ClassificationSet, ClassificationSource, Folder, read_files
+from evalsuite.data.classification import ClassificationSet, ClassificationSource, Folder, class_folders, read_files
 from evalsuite.data.demo import write_classes
 from evalsuite.errors import DataError
 
@@ -60,9 +60,15 @@ class TinyImageNet(ClassificationSource):
 
     def load(self, path: Path, split: str) -> ClassificationSet:
         notes = path / "val" / "val_annotations.txt"
-        if split == "train" or not notes.is_file():
+        if split == "train" or not (notes.is_file() or (path / "val" / "images").is_dir()):
             return Folder().load(path, split)
-        classes = sorted(p.name for p in (path / "train").iterdir() if p.is_dir())
+        if not notes.is_file():
+            raise DataError(
+                f"{notes} is missing",
+                cause="it alone tells the classes of val/images",
+                fix="restore the file from the official archive",
+            )
+        classes = class_folders(path / "train")
         place = {name: i for i, name in enumerate(classes)}
         rows = sorted(line.split("\t")[:2] for line in notes.read_text(encoding="utf-8").splitlines() if line.strip())
         odd = [row for row in rows if len(row) != 2 or row[1] not in place]

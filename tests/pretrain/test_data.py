@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from evalsuite import DataError, UsageError
-from pretrain import Arrays, Joined, Rows, read_npz
+from pretrain import Arrays, Files, Joined, Rows, read_npz
 from pretrain.data import Images, demo, parse
 
 
@@ -74,6 +74,18 @@ def test_images_in_no_folder_have_no_label(tmp_path):
     assert found.probe is None
 
 
+def test_rows_are_in_the_order_of_their_whole_names_and_loose_images_have_no_label(tmp_path):
+    names = ["a/1.png", "a/10.png", "a/2.png", "a-b/1.png", "a0/1.png", "a.png"]
+    for i, name in enumerate(names):
+        write(tmp_path / name, pixels(1, 6, i)[0])
+    found = parse(f"folder:{tmp_path}").train
+    order = sorted(range(6), key=lambda i: names[i])
+    assert order != list(range(6))
+    for row, i in enumerate(order):
+        assert np.array_equal(image(found, row), pixels(1, 6, i)[0])
+    assert found.labels.tolist() == [1, -1, 0, 0, 0, 2]
+
+
 def test_hidden_files_are_not_images_and_links_are_followed_once(tmp_path):
     tree(tmp_path / "real", ("cat",))
     write(tmp_path / "real" / ".trash" / "x.png", pixels(1)[0])
@@ -100,6 +112,13 @@ def test_an_empty_folder_and_one_without_images_are_refused(tmp_path):
         parse(f"folder:{tmp_path}")
     assert "of 2 files none ends in .jpg" in other.value.cause
     assert "npz:PATH" in other.value.fix
+
+
+def test_a_file_of_a_list_that_is_not_there_is_refused(tmp_path):
+    write(tmp_path / "0.png", pixels(1)[0])
+    assert len(Files(tmp_path, ["0.png", "0.png"], [1, 2])) == 2
+    with pytest.raises(DataError, match=r"1\.png is missing"):
+        Files(tmp_path, ["0.png", "1.png"])
 
 
 def test_an_unreadable_image_is_named(tmp_path):

@@ -17,7 +17,7 @@ import evalsuite.data
 from evalsuite.cache import ImageSet
 from evalsuite.data import parse
 from evalsuite.data.cifar import Cifar10, Cifar100, Stl10
-from evalsuite.data.classification import ClassificationSet, Csv, Folder, Npz
+from evalsuite.data.classification import ClassificationSet, Csv, Folder, Npz, class_folders, find_images
 from evalsuite.data.imagenet import ImageNet, TinyImageNet
 from evalsuite.data.medical import MedMnist
 from evalsuite.errors import DataError, UsageError
@@ -105,6 +105,21 @@ def test_folders_are_read_at_any_depth_without_hidden_files_or_endless_links(tre
     assert "1 files lie in no class folder and are left out" in Folder().load(tree, "train").notes
     Path(os.fsdecode(os.fsencode(tree / "train" / "cat") + b"/\xff.png")).write_bytes(b"x")
     refused(lambda: Folder().load(tree, "train"), "no text", "UTF-8")
+
+
+def test_images_are_found_whatever_their_folders_mean(tree):
+    picture(tree / "stray.JPEG")
+    (tree / "notes.txt").write_text("x")
+    picture(tree / ".hidden" / "0.png")
+    files, others = find_images(tree)
+    assert (len(files), others) == (19, 1)
+    assert files.names.tolist()[:2] == ["stray.JPEG", "test/cat/0.png"]
+    assert files.sizes[0] == (tree / "stray.JPEG").stat().st_size
+    files, others = find_images(tree, ["train", "test/dog"])
+    assert files.names.tolist()[-3:] == ["train/newt/3.png", "test/dog/0.png", "test/dog/1.png"]
+    assert (len(files), others) == (14, 0)
+    assert class_folders(tree) == ["test", "train"]
+    assert class_folders(tree / "stray.JPEG") == []
 
 
 def test_class_folders_alone_are_divided_by_the_hash_of_their_names(tmp_path):
@@ -299,6 +314,7 @@ def test_pickled_and_truncated_arrays_are_refused(tmp_path):
     refused(lambda: Npz().load(good, "train"), "y.npz")
     (tmp_path / "z.npz").write_bytes(b"no archive")
     refused(lambda: Npz().splits(tmp_path / "z.npz"), "z.npz")
+    refused(lambda: Npz().splits(tmp_path / "nowhere.npz"), "nowhere.npz is missing")
 
 
 # ------------------------------------------------------------------------------------------- the known data sets
@@ -397,6 +413,8 @@ def test_tiny_imagenet_and_imagenet(tmp_path):
     assert val[0].shape == (8, 8, 3)
     (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn09\t0\n")
     refused(lambda: TinyImageNet().load(root, "val"), "n09")
+    (root / "val" / "val_annotations.txt").unlink()
+    refused(lambda: TinyImageNet().load(root, "val"), "val_annotations.txt is missing")
     for split in ("train", "val"):
         picture(tmp_path / "imagenet" / split / "n01" / "0.JPEG")
     path = ImageNet().locate(tmp_path)
