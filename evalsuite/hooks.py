@@ -225,6 +225,8 @@ def load(requests: Iterable[str] = (), environ: dict[str, str] | None = None) ->
     ``EVALSUITE_PLUGINS=a,b`` is an allow-list over other people's plugins (empty: none); what the suite
     itself brings stays unless it is blocked by name. A plugin that raises, exits or carries a wrong hook is
     a :class:`Fault`, never a crash.
+
+    Raises :class:`UsageError` for a name to leave out that nobody has.
     """
     block, wanted = _requests(requests)
     allowed = _allowed(os.environ if environ is None else environ)
@@ -232,8 +234,10 @@ def load(requests: Iterable[str] = (), environ: dict[str, str] | None = None) ->
     manager.add_hookspecs(Suite)
     loaded = Loaded(Registry(), [], [])
     known = set()
+    distributions = set()
     for plugin, point in _installed():
         known.add(plugin.name)
+        distributions.add(plugin.distribution)
         refused = plugin.name in block or plugin.distribution in block
         listed = plugin.ours or allowed is None or plugin.name in allowed or plugin.name in wanted
         if refused or not listed:
@@ -246,6 +250,8 @@ def load(requests: Iterable[str] = (), environ: dict[str, str] | None = None) ->
             loaded.blocked.append(module)
         elif name not in known:
             _admit(manager, loaded, module, lambda name=name: importlib.import_module(name))  # type: ignore[misc]
+    for name in sorted(block - known - distributions - set(wanted)):
+        raise unknown("plugin", name, known)  # a misspelt no:NAME would leave in what was to be left out
     for claims in loaded.registry.clashes():
         late = next((p for p in loaded.plugins if p.name == claims[-1].owner), None)
         if late is not None:

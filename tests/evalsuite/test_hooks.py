@@ -274,3 +274,9 @@ def test_entries_come_by_shelf_and_name_whatever_the_order_of_registration():
         ("checkpoint", "a"),
         ("checkpoint", "b"),
     ]
+
+
+def test_a_misspelt_name_to_leave_out_is_refused_with_the_nearest():
+    with pytest.raises(UsageError, match="did you mean 'tasks'"):
+        load(["no:task"], environ={"EVALSUITE_PLUGINS": ""})
+    assert "tasks" in [plugin.name for plugin in load(["no:tasks"], environ={"EVALSUITE_PLUGINS": ""}).blocked]
