@@ -58,11 +58,10 @@ class DetectionProtocol(Training):
     stage, which becomes the head on regions, Ren et al. 2015). Sizes are in pixels: a training image's shorter side
     is drawn from ``min_sizes``, its longer side is at most ``max_size``. ``anchor_sizes`` are side lengths; ``fpn``
     puts one on each of its five levels (strides 4 to 64), ``c4`` all on its only one. ``roi_batch`` regions an image
-    are sampled, the share ``roi_positive`` of them positive. ``metric`` is the family of average precision.
+    are sampled, the share ``roi_positive`` of them positive.
     """
 
     model: Literal["fpn", "c4"]
-    metric: Literal["coco", "voc"]
     train_split: str
     test_split: str
     masks: bool = False

@@ -163,7 +163,6 @@ class Coco(_Detection):
     _splits: ClassVar[dict[str, Any]] = {
         "train_split": "train2017",
         "test_split": "val2017",
-        "metric": "coco",
         "masks": True,
     }
     _published: ClassVar[dict[str, Any]] = {
@@ -205,10 +204,9 @@ class Voc(_Detection):
     """
 
     name = "voc"
-    primary = "AP"
     metrics = tuple(Metric(name) for name in ("AP", "AP50", "AP75", "AP50_area"))
     _official: ClassVar[dict[str, Any]] = {
-        "train_split": "2007:trainval+2012:trainval", "test_split": "2007:test", "metric": "voc",
+        "train_split": "2007:trainval+2012:trainval", "test_split": "2007:test",
     }  # fmt: skip
     _schedule: ClassVar[dict[str, Any]] = {
         "iterations": 24_000, "batch_size": 16, "lr": 0.02, "milestones": (18_000, 22_000), "warmup_iterations": 100,
@@ -222,7 +220,7 @@ class Voc(_Detection):
         DetectionProtocol(id="fpn", version=1, model="fpn", pyramid_norm="BN", **_schedule, **_official),
         DetectionProtocol(id="frozen-fpn", version=1, **FROZEN, **_official),
         DetectionProtocol(
-            id="smoke", version=1, train_split="2012:train", test_split="2012:val", metric="voc", **SMALL
+            id="smoke", version=1, train_split="2012:train", test_split="2012:val", **SMALL
         ),
     )  # fmt: skip
 
@@ -252,7 +250,7 @@ class Detect(_Detection):
     name = "detect"
     generic = True
     metrics = tuple(Metric(name) for name in COCO_METRICS)
-    _own: ClassVar[dict[str, Any]] = {"train_split": "train", "test_split": "test|val", "metric": "coco"}
+    _own: ClassVar[dict[str, Any]] = {"train_split": "train", "test_split": "test|val"}
     protocols = (
         DetectionProtocol(
             id="fpn", version=1, model="fpn", pyramid_norm="BN", iterations=9_000, batch_size=16, lr=0.02,

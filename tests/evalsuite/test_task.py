@@ -94,7 +94,7 @@ def test_every_field_moves_the_hash():
 
 def test_a_schedule_warms_up_then_steps_down():
     protocol = DetectionProtocol(
-        id="p", version=1, model="fpn", metric="coco", train_split="a", test_split="b", iterations=100, batch_size=2,
+        id="p", version=1, model="fpn", train_split="a", test_split="b", iterations=100, batch_size=2,
         lr=1.0, warmup_iterations=10, warmup_factor=0.1, milestones=(50, 80),
     )  # fmt: skip
     rates = [protocol.rate(i) for i in (0, 5, 10, 49, 50, 79, 80)]

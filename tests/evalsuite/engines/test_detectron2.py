@@ -231,7 +231,7 @@ CHANGED: dict[str, Any] = {
 }  # fmt: skip
 ELSEWHERE = {
     "id", "version", "modified",                   # names
-    "train_split", "test_split", "metric",         # the task's business
+    "train_split", "test_split",                   # the task's business
     "flip", "freeze_backbone", "clip_gradient",    # done by this engine and the training loop
     "optimizer",                                   # built beside the configuration
     "res5_norm",                                   # of C4 models only; below
