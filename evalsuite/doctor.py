@@ -13,16 +13,10 @@ import torch
 
 from evalsuite.data import source
 from evalsuite.errors import DataError
-from evalsuite.hooks import Loaded
+from evalsuite.hooks import EXTRAS, Loaded
 from evalsuite.runner import versions
 
 __all__ = ["examine"]
-
-# extra -> a module that tells whether it is there
-EXTRAS = {
-    "mmseg": "mmseg", "rl": "stable_baselines3", "robotics": "metaworld", "video": "av", "medical": "pydicom",
-    "text": "transformers", "ray": "ray",
-}  # fmt: skip
 
 
 def examine(loaded: Loaded, data_root: Path | None) -> dict[str, Any]:
@@ -32,8 +26,8 @@ def examine(loaded: Loaded, data_root: Path | None) -> dict[str, Any]:
         "packages": versions(),
         "devices": _devices(),
         "extras": {
-            name: "installed" if importlib.util.find_spec(module) else f"not installed: pip install 'evalsuite[{name}]'"
-            for name, module in EXTRAS.items()
+            extra: f"not installed: pip install 'evalsuite[{extra}]'" if missing else "installed"
+            for extra, missing in _missing().items()
         },
         "engines": {entry.name: _engine(loaded, entry.name) for entry in loaded.registry.entries("engine")},
         "data": _data(loaded, data_root),
@@ -43,6 +37,14 @@ def examine(loaded: Loaded, data_root: Path | None) -> dict[str, Any]:
             "broken": [str(fault) for fault in loaded.faults],
         },
     }
+
+
+def _missing() -> dict[str, list[str]]:
+    """The modules of each extra that are not there."""
+    found: dict[str, list[str]] = {}
+    for module, extra in EXTRAS.items():
+        found.setdefault(extra, []).extend([] if importlib.util.find_spec(module) else [module])
+    return found
 
 
 def _devices() -> dict[str, str]:

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import pluggy
 
-from evalsuite.errors import PluginError, Refusal, UsageError
+from evalsuite.errors import PluginError, Refusal, ResourceError, UsageError
 
 __all__ = [
+    "EXTRAS",
     "SHELVES",
     "Entry",
     "Fault",
@@ -30,6 +31,12 @@ __all__ = [
 
 NAME = "evalsuite"
 PROGRAM = "this program"  # who owns what is bound outside a plugin
+# a module that is not always there -> the extra that brings it
+EXTRAS = {
+    "mmseg": "mmseg", "mmengine": "mmseg", "mmcv": "mmseg", "gymnasium": "rl", "stable_baselines3": "rl",
+    "mujoco": "robotics", "metaworld": "robotics", "av": "video", "pydicom": "medical", "transformers": "text",
+    "ray": "ray",
+}  # fmt: skip
 SHELVES = ("task", "method", "modifier", "backbone", "engine", "dataset", "checkpoint")
 
 hookspec = pluggy.HookspecMarker(NAME)
@@ -132,6 +139,12 @@ class Registry:
             raise
         except (Exception, SystemExit) as error:  # a plugin's module may raise anything
             missing = error.name if isinstance(error, ModuleNotFoundError) else None
+            if missing and (extra := EXTRAS.get(missing.partition(".")[0])):
+                raise ResourceError(
+                    f"{shelf} {name!r} needs {missing}, which is not installed",
+                    cause=f"it comes with the extra {extra!r}",
+                    fix=f"pip install 'evalsuite[{extra}]'",
+                ) from error
             raise PluginError(
                 f"{shelf} {name!r} cannot be imported",
                 cause=f"{entry.owner} binds it to {entry.target!r}: {_reason(error)}",

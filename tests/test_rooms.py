@@ -31,9 +31,11 @@ MIDDLE = (  # each may import those before it
     "evalsuite.pictures",
     "evalsuite.task",
     "evalsuite.protocols",
+    "evalsuite.probing",
+    "evalsuite.heads",
 )
 OUTER = {"evalsuite.engines", "evalsuite.tasks", "evalsuite.backbones", "evalsuite.board"}
-LOWER = {*TOLD, "evalsuite.hooks", *NUMBERS, *MIDDLE, "evalsuite.fit"}
+LOWER = {*TOLD, "evalsuite.hooks", *NUMBERS, *MIDDLE, "evalsuite.fit", "evalsuite.processes", "evalsuite.worlds"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "evalsuite.errors": set(),
@@ -43,6 +45,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{room: {*TOLD, *NUMBERS} for room in NUMBERS},
     **{room: {*TOLD, *NUMBERS, "evalsuite.hooks", *MIDDLE[:i]} for i, room in enumerate(MIDDLE)},
     "evalsuite.fit": {*TOLD, "evalsuite.backbone"},
+    "evalsuite.processes": TOLD,
+    "evalsuite.worlds": TOLD,
     **{room: LOWER for room in OUTER},
     "evalsuite.compare": {*TOLD, *NUMBERS},
     "evalsuite.runner": LOWER,
@@ -91,8 +95,8 @@ APART = ("evalsuite.engines", "evalsuite.tasks", "evalsuite.backbones", "pretrai
 # Submodules that belong to the public face, names of their __all__ included.
 PUBLIC = {
     "evalsuite": {
-        *("checkpoints", "data", "errors", "files", "fit", "metrics", "pictures", "probes", "progress"),
-        *("protocols", "pyramid", "statistics", "testing"),
+        *("checkpoints", "data", "errors", "files", "fit", "metrics", "pictures", "probes", "probing", "processes"),
+        *("progress", "protocols", "pyramid", "statistics", "testing", "worlds"),
     },
     "pretrain": {"blocks", "testing"},
 }

@@ -1,0 +1,198 @@
+"""The worlds as gymnasium environments: one at a time, and many in one process."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from evalsuite.errors import UsageError
+from evalsuite.worlds.objects import COLOURS, SCALES, Rules, World, rules
+from evalsuite.worlds.sprites import SHAPES
+
+__all__ = ["Objects", "ObjectsVector", "observation_space"]
+
+Seen = Literal["image", "state", "mask"]
+Array = npt.NDArray[Any]
+
+
+def observation_space(found: Rules, observation: Seen, size: int) -> gymnasium.spaces.Box:
+    """What an agent sees of a world.
+
+    ``"image"``: (size, size, 3) bytes. ``"state"``: (rows, 5) floats, a row an item (objects, goal, agent, then
+    zeros): colour, shape and scale as places in the lists of :mod:`evalsuite.worlds`, x, y. ``"mask"``:
+    (rows + 1, size, size) bytes, where each item would be seen alone, the ground last.
+
+    Raises :class:`UsageError` for another name.
+    """
+    if observation == "image":
+        return gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+    if observation == "mask":
+        return gymnasium.spaces.Box(0, 1, (found.rows + 1, size, size), np.uint8)
+    if observation != "state":
+        raise UsageError(
+            f"there is no observation {observation!r}",
+            cause="worlds are seen as image, state or mask",
+            fix="use one of them",
+        )
+    high = np.array([len(COLOURS) - 1, len(SHAPES) - 1, len(SCALES) - 1, 1, 1], dtype=np.float32)
+    return gymnasium.spaces.Box(np.zeros((found.rows, 5), np.float32), np.tile(high, (found.rows, 1)))
+
+
+def _observe(world: World, observation: Seen, image: Array, out: Array) -> None:
+    if observation == "state":
+        world.state(out)
+    elif observation == "mask":
+        world.masks(out)
+    else:
+        world.image(image)
+        out[:] = image
+
+
+def _empty(space: gymnasium.Space[Any]) -> Array:
+    assert space.shape is not None
+    return np.empty(space.shape, space.dtype)
+
+
+class Objects(gymnasium.Env[Array, np.int64]):
+    """One world. ``info["is_success"]`` is true on the step that reaches the target.
+
+    ``variant`` and further rules are those of :func:`evalsuite.worlds.rules`. An episode ends by touch
+    (``terminated``) or after ``rules.steps`` steps (``truncated``); with ``time_limit_is_terminal`` the latter is
+    ``terminated`` as well, as in the benchmark, whose agents do not bootstrap there. Actions: 0 up, 1 left, 2 down,
+    3 right.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012  # as gymnasium's
+
+    def __init__(
+        self,
+        task: str,
+        variant: str = "default",
+        observation: Seen = "image",
+        size: int = 64,
+        time_limit_is_terminal: bool = False,
+        render_mode: str | None = None,
+        **changes: Any,
+    ) -> None:
+        self.rules = rules(task, variant, **changes)
+        self.observation = observation
+        self.time_limit_is_terminal = time_limit_is_terminal
+        self.render_mode = render_mode
+        self.world = World(self.rules, size)
+        self.action_space = gymnasium.spaces.Discrete(4)
+        self.observation_space = observation_space(self.rules, observation, size)
+        self._image = np.zeros((size, size, 3), dtype=np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.world.reset(self.np_random)
+        return self._seen(), {"is_success": False}
+
+    def step(self, action: np.int64 | int) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        reward, success, ended = self.world.act(int(action))
+        late = not ended and self.world.taken >= self.rules.steps
+        terminal = self.time_limit_is_terminal
+        return self._seen(), reward, ended or (late and terminal), late and not terminal, {"is_success": success}
+
+    def render(self) -> Array | None:
+        if self.render_mode != "rgb_array":
+            return None
+        self.world.image(self._image)
+        return self._image.copy()
+
+    def _seen(self) -> Array:
+        out = _empty(self.observation_space)
+        _observe(self.world, self.observation, self._image, out)
+        return out
+
+
+class ObjectsVector(VectorEnv[Array, Array, Array]):
+    """Many worlds of one kind in one process; arguments as of :class:`Objects`.
+
+    World ``i`` is seeded with ``seed + i``. An episode that ends is followed by the next one in the same step
+    (gymnasium's ``AutoresetMode.SAME_STEP``): the observation is the next episode's first, and
+    ``info["final_obs"]`` and ``info["final_info"]`` hold the last of the one that ended.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012  # as gymnasium's
+        "render_modes": ["rgb_array"],
+        "render_fps": 10,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int,
+        task: str,
+        variant: str = "default",
+        observation: Seen = "image",
+        size: int = 64,
+        time_limit_is_terminal: bool = False,
+        render_mode: str | None = None,
+        **changes: Any,
+    ) -> None:
+        self.rules = rules(task, variant, **changes)
+        self.num_envs = num_envs
+        self.observation = observation
+        self.time_limit_is_terminal = time_limit_is_terminal
+        self.render_mode = render_mode
+        self.worlds = [World(self.rules, size) for _ in range(num_envs)]
+        self.single_action_space = gymnasium.spaces.Discrete(4)
+        self.single_observation_space = observation_space(self.rules, observation, size)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self._images = np.zeros((num_envs, size, size, 3), dtype=np.uint8)
+        self._rngs: list[np.random.Generator] = []
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        seeds = (
+            [None if seed is None else seed + i for i in range(self.num_envs)] if not isinstance(seed, list) else seed
+        )
+        if seed is not None or not self._rngs:
+            self._rngs = [gymnasium.utils.seeding.np_random(one)[0] for one in seeds]
+        for world, rng in zip(self.worlds, self._rngs, strict=True):
+            world.reset(rng)
+        seen = _empty(self.observation_space)
+        for place in range(self.num_envs):
+            self._see(place, seen[place])
+        return seen, {"is_success": np.zeros(self.num_envs, bool), "_is_success": np.ones(self.num_envs, bool)}
+
+    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        seen = _empty(self.observation_space)
+        rewards = np.zeros(self.num_envs, dtype=np.float64)
+        ended, late, success = (np.zeros(self.num_envs, dtype=bool) for _ in range(3))
+        last = np.full(self.num_envs, None, dtype=object)
+        for place, (world, action) in enumerate(zip(self.worlds, actions.tolist(), strict=True)):
+            rewards[place], success[place], ended[place] = world.act(action)
+            late[place] = not ended[place] and world.taken >= self.rules.steps
+            self._see(place, seen[place])
+            if ended[place] or late[place]:
+                last[place] = seen[place].copy()
+                world.reset(self._rngs[place])
+                self._see(place, seen[place])
+        over = ended | late
+        info: dict[str, Any] = {"is_success": success & ~over, "_is_success": ~over}
+        if over.any():
+            info |= {"final_obs": last, "_final_obs": over.copy()}
+            info["final_info"] = {"is_success": success & over, "_is_success": over.copy()}
+            info["_final_info"] = over.copy()
+        if self.time_limit_is_terminal:
+            ended, late = over, np.zeros_like(late)
+        return seen, rewards, ended, late, info
+
+    def render(self) -> tuple[Array, ...] | None:
+        if self.render_mode != "rgb_array":
+            return None
+        for world, image in zip(self.worlds, self._images, strict=True):
+            world.image(image)
+        return tuple(self._images.copy())
+
+    def _see(self, place: int, out: Array) -> None:
+        _observe(self.worlds[place], self.observation, self._images[place], out)
