@@ -8,13 +8,10 @@ stages that are compared; lightly's loop is that of its documentation and has li
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from itertools import islice, pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,34 +21,20 @@ import torch.nn.functional as F
 from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
 from lightly.transforms.simclr_transform import SimCLRTransform
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks import _loops as loops
+from benchmarks._loops import Case
 from benchmarks._memory import forget_peak, peak_mb
 from evalsuite import Backbone, Features, hookimpl
-from evalsuite.backbone import build
-from evalsuite.hooks import load
 from pretrain import Augment, Batch, Images, Method, Modifier, Pairs, Recipe, Run, simclr
 from pretrain.blocks import simclr_head
-from pretrain.data import Corpus, demo
+from pretrain.data import demo
 from pretrain.methods.simclr import SimCLR
 from pretrain.testing import tiny_backbone
-from pretrain.train import Plan, train
 
-STEPS, WARM, ROUNDS = 3, 1, 3
 LR, TEMPERATURE = 0.06, 0.5  # those of lightly's example
-
-
-@dataclass(frozen=True)
-class Case:
-    name: str
-    arch: str
-    size: int
-    batch: int
-    strength: float
-    blur: float
-
 
 CASES = (Case("CIFAR", "small:resnet18", 32, 16, 0.5, 0.0), Case("96 px", "timm:resnet18", 96, 16, 1.0, 0.5))
 
@@ -67,12 +50,7 @@ def run() -> list[dict[str, Any]]:
 
 
 def _speed(case: Case) -> list[dict[str, Any]]:
-    data, took = _images(case), dict[str, list[float]]()
-    for _ in range(ROUNDS):  # turns alternate, so that a slow spell of the machine hits all
-        for name, loop in (("ours", _ours), ("bare", _bare), ("lightly", _lightly)):
-            at = loop(case, _backbone(case), data, 1 + WARM + STEPS)[WARM:]
-            took.setdefault(name, []).extend(b - a for a, b in pairwise(at))
-    rate = {name: 1 / statistics.median(seconds) for name, seconds in took.items()}
+    rate = loops.steps_a_second(case, {"ours": _ours, "bare": _bare, "lightly": _lightly})
     about = {"batch": case.batch, "ours_steps_s": rate["ours"]}
     return [
         {
@@ -86,27 +64,6 @@ def _speed(case: Case) -> list[dict[str, Any]]:
     ]
 
 
-def _images(case: Case) -> Images:
-    return demo(8 * case.batch, size=case.size).train
-
-
-def _backbone(case: Case) -> Backbone:
-    torch.manual_seed(0)
-    return build(case.arch, load(environ={"EVALSUITE_PLUGINS": ""}).registry)
-
-
-class _Ticks(Modifier):
-    """Notes when each step was made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.at: list[float] = []
-
-    @hookimpl
-    def stepped(self) -> None:
-        self.at.append(time.perf_counter())
-
-
 def _ours(case: Case, backbone: Backbone, data: Images, steps: int) -> list[float]:
     method = SimCLR(
         SimCLR.Options(
@@ -114,13 +71,7 @@ def _ours(case: Case, backbone: Backbone, data: Images, steps: int) -> list[floa
             optimizer="sgd", lr=LR, scaling="none", momentum=0.0, weight_decay=0.0, warmup=0.0, schedule="constant",
         )
     )  # fmt: skip
-    ticks = _Ticks()
-    with tempfile.TemporaryDirectory() as folder:
-        plan = Plan(
-            out=Path(folder), epochs=1, batch_size=case.batch, steps=steps, device="cpu", workers=0, save_every=1e9
-        )
-        train(Recipe(method, ticks), backbone, Corpus(data), plan)
-    return ticks.at
+    return loops.train_by(method, case, backbone, data, steps)
 
 
 class _TwoViews(Dataset[tuple[Tensor, Tensor]]):
@@ -135,10 +86,6 @@ class _TwoViews(Dataset[tuple[Tensor, Tensor]]):
         return self.augment(sample, self.rng).data, self.augment(sample, self.rng).data
 
 
-def _forever(loader: DataLoader[Any], steps: int) -> Iterator[Any]:
-    return islice((batch for _ in range(steps) for batch in loader), steps)
-
-
 def _bare(case: Case, backbone: Backbone, data: Images, steps: int) -> list[float]:
     """What a person would write in torch."""
     model = nn.Sequential(backbone.net, simclr_head(backbone.spec.dim, version="v1")).train()
@@ -146,7 +93,7 @@ def _bare(case: Case, backbone: Backbone, data: Images, steps: int) -> list[floa
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (backbone.spec.mean, backbone.spec.std))
     views = _TwoViews(data, simclr(case.size, case.strength, case.blur))
     at = []
-    for x0, x1 in _forever(DataLoader(views, case.batch, shuffle=True, drop_last=True), steps):
+    for x0, x1 in loops.forever(DataLoader(views, case.batch, shuffle=True, drop_last=True), steps):
         z = F.normalize(model((torch.cat([x0, x1]).float() / 255 - mean) / std))
         logits = (z @ z.T / TEMPERATURE).fill_diagonal_(-torch.inf)
         loss = F.cross_entropy(logits, torch.arange(len(z)).roll(len(x0)))
@@ -157,22 +104,6 @@ def _bare(case: Case, backbone: Backbone, data: Images, steps: int) -> list[floa
     return at
 
 
-class _Pictures(Dataset[list[Tensor]]):
-    def __init__(self, data: Images, transform: Callable[[Image.Image], list[Tensor]]) -> None:
-        self.pictures = [_picture(data, row) for row in range(len(data))]
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, row: int) -> list[Tensor]:
-        return self.transform(self.pictures[row])
-
-
-def _picture(data: Images, row: int) -> Image.Image:
-    return Image.fromarray(data[row]["image"].permute(1, 2, 0).numpy())
-
-
 def _transform(case: Case) -> Any:
     return SimCLRTransform(input_size=case.size, cj_strength=case.strength, gaussian_blur=case.blur)
 
@@ -181,9 +112,9 @@ def _lightly(case: Case, backbone: Backbone, data: Images, steps: int) -> list[f
     """The loop of lightly's SimCLR example: its transform, its head, its loss, one view after the other."""
     model = nn.Sequential(backbone.net, SimCLRProjectionHead(backbone.spec.dim, backbone.spec.dim, 128)).train()
     criterion, optimizer = NTXentLoss(TEMPERATURE), torch.optim.SGD(model.parameters(), LR)
-    pictures = _Pictures(data, _transform(case))
+    pictures = loops.Pictures(data, _transform(case))
     at = []
-    for x0, x1 in _forever(DataLoader(pictures, case.batch, shuffle=True, drop_last=True), steps):
+    for x0, x1 in loops.forever(DataLoader(pictures, case.batch, shuffle=True, drop_last=True), steps):
         loss = criterion(model(x0), model(x1))
         loss.backward()
         optimizer.step()
@@ -256,7 +187,7 @@ def _augmentation(case: Case) -> dict[str, Any]:
     """Views a second of one worker, against lightly's transform with the same strengths."""
     data, rng = demo(64, size=case.size).train, torch.Generator()
     augment, transform = simclr(case.size, case.strength, case.blur), _transform(case).transforms[0]
-    samples, pictures = [data[i] for i in range(64)], [_picture(data, i) for i in range(64)]
+    samples, pictures = [data[i] for i in range(64)], [loops.picture(data, i) for i in range(64)]
     took: dict[str, list[float]] = {"ours": [], "lightly": []}
     for _ in range(5):
         took["ours"].append(_seconds(lambda sample: augment(sample, rng), samples))
@@ -297,7 +228,7 @@ def _memory(case: Case) -> dict[str, Any]:
 
 def _peak(case: Case, which: str) -> float:
     torch.set_num_threads(1)
-    backbone, data = _backbone(case), _images(case)
+    backbone, data = loops.backbone(case), loops.images(case)
     forget_peak()
     before = peak_mb()
     {"ours": _ours, "bare": _bare}[which](case, backbone, data, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "BackboneError",
     "DataError",
+    "ImageError",
     "PluginError",
     "Refusal",
     "RegressionError",
@@ -55,6 +56,10 @@ class DataError(Refusal):
     """Data are missing or broken."""
 
     code = 3
+
+
+class ImageError(DataError):
+    """One image cannot be read. Without ``--strict`` a task may leave it out, count it and go on."""
 
 
 class BackboneError(Refusal):

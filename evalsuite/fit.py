@@ -1,7 +1,8 @@
-"""The one training loop, of dense heads and of pretraining: resumable to the same numbers, on one device or many."""
+"""The one training loop, of heads and of pretraining, resumable to the same numbers on one device or many; and LARS."""
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,11 +19,11 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from evalsuite.errors import ResourceError, TrainingError
+from evalsuite.errors import TrainingError
 from evalsuite.files import atomic
 from evalsuite.progress import Progress
 
-__all__ = ["Fit", "Moment", "Steps", "fit", "mix_seed"]
+__all__ = ["LARS", "Fit", "Moment", "Steps", "Told", "fit", "mix_seed", "signals"]
 
 
 def mix_seed(*numbers: int) -> int:
@@ -90,7 +91,7 @@ class Fit:
     ``accumulate`` batches. They are :class:`Steps` of ``sample``, ``length`` and ``batch_size``, or what
     ``batches(first)`` gives, ``first`` being the number of batches that a resumed run has behind it. ``resumed`` hears
     from which step the run goes on. ``stepped`` hears of every step before the state is saved; the numbers it returns
-    are logged and shown beside the losses.
+    are logged and shown beside the losses. ``advice`` is for a loss that is not finite.
     """
 
     model: nn.Module
@@ -113,6 +114,7 @@ class Fit:
     batches: Callable[[int], Iterable[Any]] | None = None
     stepped: Callable[[Moment], Mapping[str, float]] | None = None
     resumed: Callable[[int], None] | None = None
+    advice: str = "lower the learning rate (--set lr=...) or clip gradients (--set clip_gradient=1.0)"
 
 
 def fit(run: Fit, fabric: Fabric, progress: Progress) -> nn.Module:
@@ -122,7 +124,9 @@ def fit(run: Fit, fabric: Fabric, progress: Progress) -> nn.Module:
     the same machine. A termination signal saves the state and exits 143, an interrupt 130; with several processes
     within the next few steps.
 
-    Raises :class:`TrainingError` when the loss is not finite; the last state before it is kept.
+    Raises :class:`evalsuite.ResourceError` when the disk is full, the state before it being whole, and
+    :class:`TrainingError` when the loss is not finite in any process, in all of them; the last state before it
+    is kept.
     """
     model, optimizer = fabric.setup(run.model, run.optimizer)
     bases = [group["lr"] for group in optimizer.param_groups]
@@ -130,7 +134,7 @@ def fit(run: Fit, fabric: Fabric, progress: Progress) -> nn.Module:
     if run.resumed is not None:
         run.resumed(start)
     model.train()
-    with progress.track(run.what, run.iterations, start) as meter, _signals() as told:
+    with progress.track(run.what, run.iterations, start) as meter, signals() as told:
         clock = _Clock(run, fabric, told)
         batches = clock.waiting(iter(_loader(run, fabric, start)))
         for step in range(start, run.iterations):
@@ -173,18 +177,22 @@ def _loader(run: Fit, fabric: Fabric, start: int) -> Iterable[Any]:
 def _backward(run: Fit, model: Any, fabric: Fabric, batches: Iterator[Any], step: int) -> dict[str, Tensor]:
     """The gradient of the mean loss over the batches of a step; the losses come back, averaged alike."""
     mean: dict[str, Tensor] = {}
+    finite: Any = True
     for part in range(run.accumulate):
         batch = next(batches)
         torch.manual_seed(mix_seed(run.seed, step, 2 + fabric.global_rank, *([part] * (part > 0))))
         with fabric.no_backward_sync(model, enabled=part < run.accumulate - 1):
             losses = model(batch)
             total = torch.stack([loss.float() for loss in losses.values()]).sum()
-            finite = torch.isfinite(total)
             fabric.backward(total / run.accumulate)
-        if not finite:  # asked for after the backward pass is under way, so that a GPU need not wait for the answer
-            raise _not_finite(losses, step, run)
+        finite = torch.isfinite(total.detach()) & finite
         for name, loss in losses.items():
             mean[name] = mean.get(name, 0.0) + loss.detach() / run.accumulate
+    if fabric.world_size > 1:  # the gradients of one process are already those of all
+        finite = finite.int()
+        dist.all_reduce(finite, dist.ReduceOp.MIN)
+    if not finite:  # asked for after the backward pass is under way, so that a GPU need not wait for the answer
+        raise _not_finite(mean, step, run, fabric)
     return mean
 
 
@@ -199,7 +207,7 @@ class _Clock:
 
     AGREE = 8  # steps after which processes ask each other whether to save: they must all do so at the same one
 
-    def __init__(self, run: Fit, fabric: Fabric, told: _Told) -> None:
+    def __init__(self, run: Fit, fabric: Fabric, told: Told) -> None:
         self.run, self.fabric, self.told = run, fabric, told
         self.saved = self.logged = time.monotonic()
         self.waited = 0.0
@@ -238,11 +246,18 @@ class _Clock:
         return True
 
 
-def _not_finite(losses: Mapping[str, Tensor], step: int, run: Fit) -> TrainingError:
+def _not_finite(losses: Mapping[str, Tensor], step: int, run: Fit, fabric: Fabric) -> TrainingError:
+    """Of the first process whose losses are not finite."""
+    everyone: list[dict[str, float]] = [{name: float(loss) for name, loss in losses.items()}]
+    if fabric.world_size > 1:
+        mine, everyone = everyone[0], everyone * fabric.world_size
+        dist.all_gather_object(everyone, mine)
+    rank = next((r for r, values in enumerate(everyone) if not math.isfinite(sum(values.values()))), 0)
+    where = f" in process {rank}" if fabric.world_size > 1 else ""
     return TrainingError(
-        f"the loss is not finite at step {step + 1} of {run.iterations}",
-        cause=", ".join(f"{name} {float(loss.detach()):.4g}" for name, loss in losses.items()),
-        fix="lower the learning rate (--set lr=...) or clip gradients (--set clip_gradient=1.0)",
+        f"the loss is not finite at step {step + 1} of {run.iterations}{where}",
+        cause=", ".join(f"{name} {value:.4g}" for name, value in everyone[rank].items()),
+        fix=run.advice,
     )
 
 
@@ -253,15 +268,9 @@ def _save(run: Fit, optimizer: Any, step: int, fabric: Fabric) -> None:
             "key": run.key, "step": step, "model": run.model.state_dict(), "apart": apart,
             "optimizer": optimizer.state_dict(), "log": list(run.log),
         }  # fmt: skip
-        try:
-            with atomic(run.state) as partial:
-                torch.save(content, partial)
-        except OSError as error:
-            raise ResourceError(
-                f"the training state cannot be written at step {step}",
-                cause=f"{error}",
-                fix=f"free space under {run.state.parent} and run the same command again; the previous state is whole",
-            ) from error
+        # through a file of ours: where the disk is full, torch's own writer does not say why it fails
+        with atomic(run.state) as partial, partial.open("wb") as file:
+            torch.save(content, file)
     fabric.barrier()
 
 
@@ -294,14 +303,16 @@ def _resume(run: Fit, model: nn.Module, optimizer: Any, fabric: Fabric) -> int:
 
 
 @dataclass
-class _Told:
+class Told:
+    """The number of the signal that came, 0: none."""
+
     signal: int = 0
 
 
 @contextmanager
-def _signals() -> Iterator[_Told]:
+def signals() -> Iterator[Told]:
     """Note termination and interrupt instead of dying in the middle of a step."""
-    told = _Told()
+    told = Told()
     if threading.current_thread() is not threading.main_thread():
         yield told
         return
@@ -315,3 +326,85 @@ def _signals() -> Iterator[_Told]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum whose step is scaled, tensor by tensor, to the norm of the weights (You et al., 2017).
+
+    With g' = g + weight_decay w, groups whose ``adapt`` is true take g' times a trust ratio, in one of the
+    two ways in which the published code differs:
+
+    - ``ratio="decayed"``: trust |w| / (|g'| + eps), as in PixPro (trust 0.001) and google-research/simclr;
+    - ``ratio="summed"``: trust |w| / (|g| + weight_decay |w| + eps), as in apex's LARC (SwAV, SimSiam's
+      probe) and solo-learn (AdaInf, trust 0.02).
+
+    ``clip`` bounds the ratio by the learning rate: min(ratio / lr, 1) (solo-learn). Weights that are all zero
+    have the ratio 1. Weights without any gradient stand still under "summed" and have the ratio 1 under
+    "decayed". Then v <- momentum v + ratio g' and w <- w - lr v. Groups whose ``adapt`` is false are left to SGD.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        lr: float,
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 0.001,
+        eps: float = 1e-8,
+        ratio: Literal["decayed", "summed"] = "decayed",
+        clip: bool = False,
+    ) -> None:
+        if lr < 0 or not 0 <= momentum < 1 or weight_decay < 0 or trust <= 0:
+            raise ValueError(f"no LARS with {lr=}, {momentum=}, {weight_decay=}, {trust=}")
+        if ratio not in ("decayed", "summed"):
+            raise ValueError(f"the ratio is 'decayed' or 'summed', not {ratio!r}")
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust, "eps": eps}
+        super().__init__(params, defaults | {"ratio": ratio, "clip": clip, "adapt": True})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; gradients are left as they are."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            if not weights:
+                continue
+            gradients: list[Tensor] = [p.grad for p in weights]
+            decayed = gradients
+            if group["weight_decay"]:
+                decayed = list(torch._foreach_add(gradients, weights, alpha=group["weight_decay"]))
+            if group["adapt"]:
+                decayed = list(torch._foreach_mul(decayed, _trust(group, weights, gradients, decayed)))
+            velocity = []
+            for p, g in zip(weights, decayed, strict=True):
+                state = self.state[p]
+                if "velocity" not in state:
+                    state["velocity"] = torch.zeros_like(g)
+                velocity.append(state["velocity"])
+            torch._foreach_mul_(velocity, group["momentum"])
+            torch._foreach_add_(velocity, decayed)
+            torch._foreach_add_(weights, velocity, alpha=-group["lr"])
+        return loss
+
+
+def _trust(
+    group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], decayed: list[Tensor]
+) -> list[Tensor]:
+    """The trust ratio of each weight, on its device: nothing is waited for."""
+    size = torch.stack(torch._foreach_norm(weights))
+    if group["ratio"] == "summed":
+        pull = torch.stack(torch._foreach_norm(gradients))
+        ratio = group["trust"] * size / (pull + group["weight_decay"] * size + group["eps"])
+        idle = torch.zeros_like(ratio)  # LARC lets alone what has no gradient, decay included
+    else:
+        pull = torch.stack(torch._foreach_norm(decayed))
+        ratio = group["trust"] * size / (pull + group["eps"])
+        idle = torch.ones_like(ratio)
+    if group["clip"]:
+        ratio = (ratio / group["lr"]).clamp(max=1.0)
+    ratio = torch.where(pull > 0, ratio, idle)
+    return list(torch.where(size > 0, ratio, torch.ones_like(ratio)).unbind())

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from evalsuite import DataError, UsageError
 from evalsuite.data import classification
@@ -28,9 +29,9 @@ from evalsuite.data.classification import (
 )
 from evalsuite.data.imagenet import TinyImageNet
 from evalsuite.data.images import read_rgb
-from pretrain.batch import Sample
+from pretrain.batch import Look, Sample
 
-__all__ = ["SCHEMES", "Arrays", "Corpus", "Files", "Images", "Joined", "Rows", "demo", "parse", "read_npz"]
+__all__ = ["SCHEMES", "Arrays", "Corpus", "Files", "Images", "Joined", "Rows", "demo", "parse", "read_npz", "shown"]
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -94,7 +95,7 @@ class Files(Images):
         self.root = root
         self.names = np.array(names, dtype=np.bytes_ if all(n.isascii() for n in names) else np.str_)
         self.labels = np.full(len(names), -1) if labels is None else np.asarray(labels, dtype=np.int64)
-        sizes = read_files(root, names).sizes if sizes is None else sizes
+        sizes = read_files(root, names, complete=True).sizes if sizes is None else sizes
         listed = (f"{n}\t{s}\t{c}\n" for n, s, c in zip(names, sizes, self.labels, strict=True))
         self.fingerprint = _digest(*(line.encode() for line in listed))
 
@@ -137,6 +138,23 @@ class Rows(Images):
 
     def __getitem__(self, row: int) -> Sample:
         return self.data[int(self.rows[row])]
+
+
+class _Seen(Dataset[Tensor]):
+    def __init__(self, data: Images, look: Look) -> None:
+        self.data, self.look = data, look
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, row: int) -> Tensor:
+        return self.look(self.data[row], torch.Generator().manual_seed(row)).data
+
+
+def shown(data: Images, look: Look, device: torch.device, workers: int = 0) -> Iterator[Tensor]:
+    """All images in order, each looked at once, as batches (B,3,H,W) in [0,1] on a device."""
+    for pixels in DataLoader(_Seen(data, look), batch_size=256, num_workers=workers):
+        yield pixels.to(device).float() / 255
 
 
 @dataclass(frozen=True)

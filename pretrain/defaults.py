@@ -13,11 +13,11 @@ from torch.optim import SGD, AdamW, Optimizer
 from evalsuite import Features, hookimpl
 from pretrain.batch import Batch, Look
 from pretrain.blocks import LARS, cosine_schedule, split_decay, step_schedule
-from pretrain.data import Images
+from pretrain.data import Images, shown
 from pretrain.plugin import Plugin, Run, Training
 from pretrain.views import moco_v2
 
-__all__ = ["Defaults", "look_at"]
+__all__ = ["Defaults", "look_at", "look_through"]
 
 
 def look_at(run: Run, batch: Batch) -> list[Features]:
@@ -41,6 +41,11 @@ def _split(features: Features, parts: int) -> Iterator[Features]:
     maps = {stride: level.chunk(parts) for stride, level in features.maps.items()}
     for i in range(parts):
         yield Features(pooled[i], {stride: level[i] for stride, level in maps.items()}, tokens[i])
+
+
+def look_through(run: Run, data: Images, look: Look) -> Iterator[Tensor]:
+    """Images, each looked at once and in order, as batches (B,3,H,W) in [0,1] on the run's device: for ``measures``."""
+    return shown(data, look, run.device, run.workers)
 
 
 class Defaults(Plugin):
@@ -75,11 +80,11 @@ class Defaults(Plugin):
     def rate(self, run: Run) -> float:
         t = run.training
         at, total = run.step / run.epoch_steps, run.steps / run.epoch_steps
-        at = float(int(at)) if t.by_epoch else at
+        at = max(float(int(at)), t.warmup) if t.by_epoch and at >= t.warmup else at
         if at < t.warmup or t.schedule == "cosine":
-            return cosine_schedule(at, total, 1.0, warmup=t.warmup)
+            return cosine_schedule(at, total, 1.0, floor=t.floor, warmup=t.warmup, start=t.start)
         if t.schedule == "step":
-            return step_schedule(at, 1.0, [share * total for share in t.milestones])
+            return step_schedule(at, 1.0, [share * total for share in t.milestones], t.factor)
         return 1.0
 
 
@@ -108,7 +113,7 @@ def build_optimizer(t: Training, batch_size: int, groups: list[dict[str, Any]]) 
         return LARS(parted, lr, momentum=t.momentum, trust=t.trust, ratio=t.trust_ratio, clip=t.trust_clip)
     if t.optimizer == "adamw":
         return AdamW(parted, lr)
-    return SGD(parted, lr, momentum=t.momentum)
+    return SGD(parted, lr, momentum=t.momentum, nesterov=t.nesterov)
 
 
 def _mark(group: dict[str, Any]) -> dict[str, Any]:

@@ -84,6 +84,13 @@ class Stages:
     def epoch_ended(self, run: Run) -> None:
         """The last step of ``run.epoch`` is made."""
 
+    @hookspec
+    def measures(self, run: Run, data: Images) -> dict[str, float]:
+        """Numbers to watch, of held-out images (:func:`pretrain.look_through` reads them): whenever k-NN is asked, of
+        one process alone, in evaluation mode and without gradients. They are logged, and nothing is learned from
+        them; those of all plugins are put together, and one name twice is refused."""
+        raise NotImplementedError
+
 
 STAGES = tuple(name for name in vars(Stages) if not name.startswith("_"))
 OWED = ("dataset", "views", "optimizer", "rate", "batches", "features", "losses")
@@ -193,24 +200,32 @@ class Recipe:
 
     def losses(self, run: Run, batch: Batch, features: list[Features], pairs: list[Pairs]) -> dict[str, Tensor]:
         """All terms. Raises :class:`PluginError` where two parts use one name."""
-        found: list[dict[str, Tensor]] = self._manager.hook.losses(run=run, batch=batch, features=features, pairs=pairs)
-        terms: dict[str, Tensor] = {}
+        found = self._manager.hook.losses(run=run, batch=batch, features=features, pairs=pairs)
+        return self._merged("losses", found)
+
+    def _merged(self, what: str, found: list[dict[str, Any]]) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
         for part in reversed(found):  # pluggy asks the last registered first
-            for name, term in part.items():
-                if name in terms:
+            for name, value in part.items():
+                if name in merged:
                     raise PluginError(
-                        f"two losses of {self.name} are called {name!r}",
-                        cause="their sum would hide one of them",
+                        f"two {what} of {self.name} are called {name!r}",
+                        cause="one would hide the other",
                         fix="give each its own name",
                     )
-                terms[name] = term
-        return terms
+                merged[name] = value
+        return merged
 
     def stepped(self, run: Run, batch: Batch, pairs: list[Pairs]) -> None:
         self._manager.hook.stepped(run=run, batch=batch, pairs=pairs)
 
     def epoch_ended(self, run: Run) -> None:
         self._manager.hook.epoch_ended(run=run)
+
+    def measures(self, run: Run, data: Images) -> dict[str, float]:
+        """All numbers. Raises :class:`PluginError` where two parts use one name."""
+        found = self._manager.hook.measures(run=run, data=data)
+        return {name: float(value) for name, value in self._merged("measures", found).items()}
 
 
 def _check(plugin: Plugin) -> None:
@@ -230,7 +245,8 @@ def _check(plugin: Plugin) -> None:
 
 
 def _check_arguments(owner: str, stage: str, function: Any) -> None:
-    for argument in inspect.signature(function).parameters.values():
+    known = list(inspect.signature(getattr(Stages, stage)).parameters)
+    for place, argument in enumerate(inspect.signature(function).parameters.values()):
         if argument.default is not argument.empty or argument.kind is argument.KEYWORD_ONLY:
             raise PluginError(
                 f"{owner}.{stage} has a default for {argument.name!r}"
@@ -238,4 +254,10 @@ def _check_arguments(owner: str, stage: str, function: Any) -> None:
                 else f"{owner}.{stage} takes {argument.name!r} by keyword only",
                 cause="such an argument of a stage is never passed",
                 fix=f"write it as a plain argument: def {stage}(self, {argument.name})",
+            )
+        if place and argument.name not in known:
+            raise PluginError(
+                f"{owner}.{stage} asks for {argument.name!r}",
+                cause=f"a stage {stage} may ask for {', '.join(known[1:])}",
+                fix="leave it out, or take one of these",
             )

@@ -1,4 +1,4 @@
-"""What one watches while a network learns without labels: collapse, neighbours, curves, and a line of numbers a
+"""What one watches while a network learns without labels: collapse, held-out images, curves, and a line of numbers a
 step."""
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from evalsuite import Backbone
-from evalsuite.files import atomic, write_text
+from evalsuite.files import atomic, room_for, write_text
 from evalsuite.probes import NearestNeighbours, Part, Rows, Site, accuracy
-from pretrain.data import Images
+from pretrain.blocks import gather, world_size
+from pretrain.data import Images, shown
 from pretrain.views import Centre
 
 __all__ = ["Journal", "collapsed", "health", "knn_accuracy", "last_collapse", "plot"]
@@ -34,19 +35,30 @@ ROWS = 512  # of a batch are looked at
 
 @torch.no_grad()
 def health(rows: Tensor) -> dict[str, float]:
-    """How far features (M,D) are from collapse.
+    """How far features (M,D) are from collapse; several processes ask together, and each brings as many rows.
 
-    ``spread``, in [0,1], is the root of 1 - |mean of the unit rows|^2: their standard deviation over the sphere,
-    0 if all point one way (SimSiam, section 4.1, watches it channel by channel). ``effective_rank`` is the exponential
-    of the entropy of the singular values of the centred rows (Roy and Vetterli, 2007): in how many directions they
-    differ.
+    ``spread``, in [0,1], is the root of 1 - c, c being the median cosine of two rows: how far apart a typical pair
+    lies, 0 if all rows point one way. It is not the mean (SimSiam, section 4.1, watches the standard deviation of each
+    channel): a batch normalisation at the end of a head keeps that up by a few far rows when all others have become
+    one point. ``effective_rank`` is the exponential of the entropy of the singular values of the centred rows (Roy and
+    Vetterli, 2007): in how many directions they differ.
     """
-    unit = F.normalize(rows[:ROWS].detach().float())
+    unit = F.normalize(_some(rows.float()))
     values = torch.linalg.svdvals((unit - unit.mean(0)).cpu())
     share = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
     entropy = -(share * share.clamp_min(1e-12).log()).sum()
-    spread = (1 - unit.mean(0).square().sum()).clamp_min(0).sqrt()
-    return {"spread": float(spread), "effective_rank": float(entropy.exp())}
+    apart = torch.ones(len(unit), len(unit), device=unit.device).triu(1).bool()
+    typical = (unit @ unit.T)[apart].median() if len(unit) > 1 else torch.ones(())
+    return {"spread": float((1 - typical).clamp(0, 1).sqrt()), "effective_rank": float(entropy.exp())}
+
+
+def _some(rows: Tensor) -> Tensor:
+    """At most ``ROWS`` rows, as many from each process: no more than the process with the fewest has."""
+    if world_size() == 1:
+        return rows[:ROWS]
+    fewest = torch.tensor(min(len(rows), ROWS // world_size()), device=rows.device)
+    dist.all_reduce(fewest, dist.ReduceOp.MIN)
+    return gather(rows[: int(fewest)].contiguous())
 
 
 def collapsed(log: Sequence[Mapping[str, float]]) -> str:
@@ -67,7 +79,7 @@ def _signs(log: Sequence[Mapping[str, float]]) -> Iterator[tuple[Mapping[str, fl
     """Each logged step with what it and the two before it agree on.
 
     The fall is measured against the run itself: a head without batch normalisation starts at a spread of a quarter
-    and rises, where SimSiam without its predictor falls from nearly 1 to a fifth.
+    and rises, where SimSiam without its predictor falls from 1 to a fifth.
     """
     peak = 0.0
     low, narrow = 0, 0
@@ -85,21 +97,9 @@ def _signs(log: Sequence[Mapping[str, float]]) -> Iterator[tuple[Mapping[str, fl
             yield entry, ""
 
 
-class _Middles(Dataset[Tensor]):
-    def __init__(self, data: Images, size: int) -> None:
-        self.data, self.look = data, Centre(size)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, row: int) -> Tensor:
-        return self.look(self.data[row]).data
-
-
 @torch.no_grad()
 def _pooled(backbone: Backbone, data: Images, size: int, device: torch.device, workers: int) -> np.ndarray[Any, Any]:
-    loader = DataLoader(_Middles(data, size), batch_size=256, num_workers=workers)
-    found = [backbone(pixels.to(device).float() / 255).pooled for pixels in loader]
+    found = [backbone(pixels).pooled for pixels in shown(data, Centre(size), device, workers)]
     return torch.cat([f.float().cpu() for f in found if f is not None]).numpy()
 
 
@@ -134,7 +134,7 @@ class Journal(UserList[dict[str, float]]):
     def append(self, item: dict[str, float]) -> None:
         super().append(item)
         if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
+            with room_for(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(item) + "\n")
 
     def rewrite(self) -> None:

@@ -34,10 +34,11 @@ class Training:
     A method whose ``Options`` derive from this class carries its own numbers; others are trained by those of
     ``defaults`` (``--set defaults.lr=0.1``). The learning rate is ``lr`` at a batch of 256 images, all processes
     together, and grows with it as ``scaling`` says: ``linear`` as B / 256, ``sqrt`` as sqrt(B / 256), ``none`` not at
-    all. Over the first ``warmup`` epochs it rises linearly from 0, then follows ``schedule`` to the end: half a cosine
-    to 0, or a ``step`` down by ten at each of ``milestones`` (shares of the run). ``by_epoch`` holds it constant
-    within an epoch. ``decay_vectors`` says whether biases and the scales and shifts of normalisation decay (and, under
-    LARS, are adapted) too. ``trust``, ``trust_ratio`` and ``trust_clip`` are those of :class:`pretrain.blocks.LARS`.
+    all. Over the first ``warmup`` epochs it rises linearly from ``start`` of itself, then follows ``schedule`` to the
+    end: half a cosine to ``floor`` of itself, or a ``step`` by ``factor`` at each of ``milestones`` (shares of the
+    run). ``by_epoch`` holds it constant within an epoch once it has risen. ``nesterov`` is a kind of momentum of SGD
+    alone. ``decay_vectors`` says whether biases and the scales and shifts of normalisation decay (and, under LARS, are
+    adapted) too. ``trust``, ``trust_ratio`` and ``trust_clip`` are those of :class:`pretrain.blocks.LARS`.
     """
 
     size: int = 224
@@ -45,15 +46,23 @@ class Training:
     lr: float = 0.05
     scaling: Literal["linear", "sqrt", "none"] = "linear"
     momentum: float = 0.9
+    nesterov: bool = False
     weight_decay: float = 1e-4
     decay_vectors: bool = True
     warmup: float = 0.0
+    start: float = 0.0
     schedule: Literal["cosine", "step", "constant"] = "cosine"
+    floor: float = 0.0
     milestones: tuple[float, ...] = (0.6, 0.8)
+    factor: float = 0.1
     by_epoch: bool = False
     trust: float = 0.001
     trust_ratio: Literal["decayed", "summed"] = "decayed"
     trust_clip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum <= 0):
+            raise ValueError(f"nesterov is for SGD with momentum, not {self.optimizer} with {self.momentum}")
 
 
 @dataclass(frozen=True)
@@ -72,8 +81,9 @@ class Run:
     """What a training run is: handed to every stage that asks for it.
 
     ``batch_size`` counts images of one optimiser step over all processes, ``micro_size`` those of one backward pass
-    on this process. ``steps`` are all optimiser steps, ``epoch_steps`` those of one epoch. ``rng`` is drawn afresh
-    for every step, the same in all processes. ``width`` is the method's: how wide the rows of its pairs are.
+    on this process. ``steps`` are all optimiser steps, ``epoch_steps`` those of one epoch. ``workers`` processes
+    decode images. ``rng`` is drawn afresh for every step, the same in all processes. ``width`` is the method's: how
+    wide the rows of its pairs are.
     """
 
     backbone: Backbone
@@ -88,6 +98,7 @@ class Run:
     step: int = 0
     width: int = 0
     data: Images | None = None
+    workers: int = 0
     rng: torch.Generator = field(default_factory=torch.Generator)
     training: Training = field(default_factory=Training)
 
@@ -172,7 +183,13 @@ class Method(Plugin):
 
 
 class Modifier(Plugin):
-    """A change to any method that offers the stages it wraps."""
+    """A change to any method that offers the stages it wraps.
+
+    ``off`` are options that turn it off (None: there are none such): with them a method's numbers are its own, to which
+    :func:`pretrain.testing.check_modifier` and ``evalsuite plugins check`` hold it.
+    """
+
+    off: ClassVar[Mapping[str, Any] | None] = None
 
 
 Part = typing.TypeVar("Part", bound=Plugin)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evalsuite import Backbone, BackboneSpec, Features
+from evalsuite import Backbone, BackboneSpec, Features, Refusal
 from pretrain.batch import Draw, Sample
 from pretrain.data import Corpus, Images, demo
 from pretrain.hooks import Recipe
-from pretrain.plugin import Method, Modifier, Training
+from pretrain.methods.simclr import SimCLR
+from pretrain.plugin import Method, Modifier, Plugin, Training, read_options
 from pretrain.train import Plan, Trained, prepare, train
 
-__all__ = ["check_method", "check_modifier", "losses", "tiny_backbone", "tiny_corpus", "tiny_train"]
+__all__ = [
+    "check_method",
+    "check_modifier",
+    "losses",
+    "small_options",
+    "tiny_backbone",
+    "tiny_corpus",
+    "tiny_method",
+    "tiny_train",
+]
 
 SIZE = 16
 BATCH = 8
@@ -59,6 +70,18 @@ def tiny_corpus(images: int = 32) -> Corpus:
     return demo(images, size=SIZE)
 
 
+def tiny_method() -> Method:
+    """SimCLR, small enough for the tiny world: a method to try modifiers on."""
+    return SimCLR(SimCLR.Options(size=SIZE, width=16, hidden=16, optimizer="sgd", lr=0.05, warmup=0.0))
+
+
+def small_options(kind: type[Plugin]) -> Any:
+    """The options of a method or modifier with images as small as the tiny world's and no warm-up."""
+    options = kind.Options()
+    small = {"size": SIZE, "warmup": 0.0}
+    return replace(options, **{f.name: small[f.name] for f in fields(options) if f.name in small})
+
+
 def _recipe(make: Make, *modifiers: MakeModifier) -> Recipe:
     recipe = Recipe(make(), *(m() for m in modifiers))
     recipe.parts["defaults"].options = Training(size=SIZE)
@@ -89,12 +112,20 @@ def losses(trained: Trained) -> list[dict[str, float]]:
 
 
 def check_method(make: Make, *, steps: int = 4) -> None:
-    """Check what every method owes: finite losses of one number each; a gradient that reaches the backbone; batches
-    left as they were; the same numbers from the same seed; and the same end through a checkpoint in the middle.
+    """Check what every method owes: presets whose options it has; finite losses of one number each; a gradient that
+    reaches the backbone; batches left as they were; tensors that move with it, to another precision or device; the same
+    numbers from the same seed; and the same end through a checkpoint in the middle.
 
     ``make`` gives a fresh method, with options small enough for batches of 8 images of 16 pixels. Raises
     AssertionError with a sentence for what is wrong.
     """
+    method = make()
+    assert isinstance(method, Method), f"it is a {type(method).__name__}, no Method"
+    for name, preset in method.presets.items():
+        try:
+            read_options(type(method), name, {}, preset.options)
+        except (TypeError, ValueError, Refusal) as error:
+            raise AssertionError(f"preset {name!r} does not fit the options: {error}") from error
     _check(make, (), steps)
 
 
@@ -102,7 +133,11 @@ def check_modifier(
     make: MakeModifier, method: Make, *others: MakeModifier, off: MakeModifier | None = None, steps: int = 4
 ) -> None:
     """Check that a modifier composes with a method (and ``others``) as :func:`check_method` does with a method alone;
-    ``off`` gives the modifier with settings that turn it off, which must leave the method's exact numbers."""
+    ``off`` gives the modifier with settings that turn it off, which must leave the method's exact numbers; by default
+    those of :attr:`pretrain.Modifier.off`, if it has any."""
+    modifier = make()
+    assert isinstance(modifier, Modifier), f"it is a {type(modifier).__name__}, no Modifier"
+    off = off or _off(modifier)
     _check(method, (*others, make), steps)
     if off is not None:
         alone, idle = (losses(tiny_train(method, *parts, steps=steps)) for parts in (others, (*others, off)))
@@ -110,9 +145,17 @@ def check_modifier(
         assert shared == alone, f"turned off, it still changes the losses: {idle} instead of {alone}"
 
 
+def _off(modifier: Modifier) -> MakeModifier | None:
+    if modifier.off is None:
+        return None
+    options = replace(modifier.options, **modifier.off)
+    return lambda: type(modifier)(options)
+
+
 def _check(make: Make, modifiers: tuple[MakeModifier, ...], steps: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         _check_step(make, modifiers, Path(folder) / "step")
+        _check_moves(make, modifiers)
         whole = tiny_train(make, *modifiers, steps=steps, out=Path(folder) / "whole")
         again = tiny_train(make, *modifiers, steps=steps, out=Path(folder) / "again")
         for terms in losses(whole):
@@ -145,6 +188,19 @@ def _check_step(make: Make, modifiers: tuple[MakeModifier, ...], out: Path) -> N
     reached = any(p.grad is not None and p.grad.abs().sum() > 0 for p in state.run.backbone.parameters())
     assert reached, "no gradient reaches the backbone"
     _check_same(before, draw)
+
+
+def _check_moves(make: Make, modifiers: tuple[MakeModifier, ...]) -> None:
+    """In double precision, and on a GPU where there is one: what is no parameter, buffer or batch stays behind."""
+    trips: list[dict[str, Any]] = [{"precision": "64-true"}]
+    trips += [{"device": "cuda"}] if torch.cuda.is_available() else []
+    for trip in trips:
+        try:
+            tiny_train(make, *modifiers, steps=1, **trip)
+        except (RuntimeError, TypeError) as error:
+            where = " ".join(trip.values())
+            told = f"trained in {where}, it fails: is a tensor of it neither parameter nor buffer? ({error})"
+            raise AssertionError(told) from error
 
 
 def _check_same(before: Any, draw: Draw) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from evalsuite import Backbone, DataError, PluginError, Registry, ResourceError,
 from evalsuite.errors import Refusal
 from evalsuite.files import write_text
 from evalsuite.fit import Fit, Moment, fit, mix_seed
+from evalsuite.processes import together
 from evalsuite.progress import Progress
 from pretrain.batch import Batch, Draw, Look, Pairs, Sample, collate, join, join_pairs
 from pretrain.blocks import rank, world_size
@@ -214,6 +216,13 @@ class Objective(nn.Module):
         self.seen.clear()
         return batch, pairs
 
+    def get_extra_state(self) -> Tensor:
+        """What could not be read so far: a resumed run counts on."""
+        return torch.tensor(sorted(self.unreadable), dtype=torch.long)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.unreadable = set(state.tolist())
+
 
 class _Reader(Dataset[Draw | Refusal]):
     """Batches by task: decode and look at the rows of one. A refusal comes back as a value, for a data worker cannot
@@ -292,7 +301,8 @@ def train(recipe: Recipe, backbone: Backbone, corpus: Corpus, plan: Plan, progre
     same bits on the same machine and number of processes. A termination signal saves the state and exits 143.
 
     Raises :class:`evalsuite.UsageError` and :class:`evalsuite.DataError` before any work, and
-    :class:`evalsuite.TrainingError` when the loss is not finite: the last good state stays.
+    :class:`evalsuite.TrainingError` when the loss is not finite: the last good state stays. Where one of several
+    processes fails, all stop, with its exit code.
     """
     if plan.knn_every and corpus.probe is None:
         raise UsageError(
@@ -301,6 +311,13 @@ def train(recipe: Recipe, backbone: Backbone, corpus: Corpus, plan: Plan, progre
             fix="leave out --knn-every, or put the images of a class into a folder of their own",
         )
     fabric = _fabric(plan)
+    with together(fabric):
+        return _train(recipe, backbone, corpus, plan, fabric, progress)
+
+
+def _train(
+    recipe: Recipe, backbone: Backbone, corpus: Corpus, plan: Plan, fabric: Fabric, progress: Progress | None
+) -> Trained:
     progress = progress if progress is not None and fabric.is_global_zero else Progress(quiet=True)
     state = prepare(recipe, backbone, corpus, plan, fabric.device)
     _claim(plan, state.description, fabric)
@@ -324,9 +341,15 @@ def train(recipe: Recipe, backbone: Backbone, corpus: Corpus, plan: Plan, progre
         batches=lambda first: state.draws(plan, first),
         stepped=watch.stepped,
         resumed=lambda _: journal.rewrite(),
+        advice=f"lower the learning rate (--set {_owner(recipe)}.lr=...) or clip gradients (--clip-gradient 1)",
     )
     fit(job, fabric, progress)
     return _finish(state, plan, journal, fabric, progress)
+
+
+def _owner(recipe: Recipe) -> str:
+    """The part whose numbers the recipe is trained by."""
+    return list(recipe.parts)[1] if isinstance(recipe.method.options, Training) else "defaults"
 
 
 @dataclass
@@ -442,6 +465,7 @@ def _arrange(recipe: Recipe, backbone: Backbone, plan: Plan) -> Run:
         epochs=plan.epochs,
         batch_size=plan.batch_size,
         micro_size=plan.batch_size // plan.accumulate // world,
+        workers=_workers(plan),
         width=recipe.method.width,
         training=own if isinstance(own, Training) else recipe.parts["defaults"].options,
     )
@@ -545,6 +569,7 @@ class _Watch:
         }
         if objective.rows is not None:
             numbers |= health(objective.rows)
+        objective.unreadable = _of_all(objective.unreadable)
         reason = collapsed([*self.journal.data, numbers])
         if reason and not self.alarmed:
             self.progress.say(f"warning: step {moment.step}: the features have collapsed: {reason}")
@@ -560,18 +585,32 @@ class _Watch:
         if not plan.knn_every or self.probe is None or (epoch % plan.knn_every and step != run.steps):
             return
         if rank() == 0:
-            size = run.training.size
-            found = knn_accuracy(run.backbone, *self.probe, size, workers=_workers(plan))
-            self.journal.append({"step": step, "epoch": epoch, "knn": found})
-            self.progress.say(f"epoch {epoch}: k-NN accuracy {found:.3f}")
+            bank, queries = self.probe
+            found = knn_accuracy(run.backbone, bank, queries, run.training.size, workers=run.workers)
+            measures = self._measures(queries)
+            self.journal.append({**measures, "step": step, "epoch": epoch, "knn": found})
+            told = [f"k-NN accuracy {found:.3f}", *(f"{name} {value:.3f}" for name, value in measures.items())]
+            self.progress.say(f"epoch {epoch}: {', '.join(told)}")
             plot(self.journal.data, plan.out / "metrics.png", self.state.recipe.name)
+
+    @torch.no_grad()
+    def _measures(self, held_out: Images) -> dict[str, float]:
+        """What the parts say of held-out images; every module is left in the mode it was in."""
+        objective = self.state.objective
+        modes = {module: module.training for module in objective.modules()}
+        objective.eval()
+        try:
+            return self.state.recipe.measures(self.state.run, held_out)
+        finally:
+            for module, training in modes.items():
+                module.training = training
 
 
 def _finish(state: State, plan: Plan, journal: Journal, fabric: Fabric, progress: Progress) -> Trained:
     run, path = state.run, plan.out / "backbone.safetensors"
     run.backbone.respec(image_size=(run.training.size, run.training.size))
     collapse = last_collapse(journal.data)
-    unreadable = tuple(sorted(state.objective.unreadable))
+    unreadable = tuple(sorted(_of_all(state.objective.unreadable)))
     if fabric.is_global_zero:
         provenance = {
             "kind": "pretrained",
@@ -590,6 +629,15 @@ def _finish(state: State, plan: Plan, journal: Journal, fabric: Fabric, progress
         progress.say(f"backbone {run.backbone.identity[:12]} in {path}")
     fabric.barrier()
     return Trained(run.backbone, path, list(journal), collapse, unreadable)
+
+
+def _of_all(rows: set[int]) -> set[int]:
+    """The rows that any process has."""
+    if world_size() == 1:
+        return rows
+    found: list[set[int]] = [set()] * world_size()
+    dist.all_gather_object(found, rows)
+    return set().union(*found)
 
 
 def _versions() -> dict[str, str]:

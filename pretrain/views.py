@@ -232,13 +232,19 @@ def multi_crop(*crops: tuple[int, Augment]) -> tuple[Augment, ...]:
 
 
 def swav(
-    large: int = 224, small: int = 96, counts: tuple[int, int] = (2, 6), *, strength: float = 1.0
+    large: int = 224,
+    small: int = 96,
+    counts: tuple[int, int] = (2, 6),
+    *,
+    areas: tuple[float, float, float, float] = (0.14, 1.0, 0.05, 0.14),
+    strength: float = 1.0,
+    blur: float = 0.5,
 ) -> tuple[Augment, ...]:
     """SwAV's multi-crop (facebookresearch/swav): two large crops of 14 to 100 percent of the image, six small ones of
-    5 to 14 percent."""
+    5 to 14 percent, which is what ``areas`` says as shares."""
     jitter = Jitter(0.8, 0.8, 0.8, 0.2) * strength
-    first = Augment(large, crop=(0.14, 1.0), jitter=jitter, blur=0.5)
-    return multi_crop((counts[0], first), (counts[1], replace(first, size=small, crop=(0.05, 0.14))))
+    first = Augment(large, crop=areas[:2], jitter=jitter, blur=blur)
+    return multi_crop((counts[0], first), (counts[1], replace(first, size=small, crop=areas[2:])))
 
 
 def solo_symmetric(size: int = 32) -> Augment:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalsuite.files import atomic, write_text
+from evalsuite.errors import ResourceError
+from evalsuite.files import atomic, room_for, write_text
 
 
 def test_the_file_takes_its_place_only_when_the_block_ends(tmp_path):
@@ -57,6 +58,34 @@ def test_the_mode_is_that_of_any_new_file(tmp_path, mask, mode):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "cell.json").stat().st_mode) == mode
+
+
+class Crowded(Exception):
+    """A writer's own words for a full disk."""
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), OSError(122, "quota"), Crowded("I/O error: x (os error 28)")]
+)
+def test_a_full_disk_is_told_whoever_noticed_it(tmp_path, error):
+    def write() -> None:
+        with atomic(tmp_path / "cell.json"):
+            try:
+                raise error
+            finally:
+                raise RuntimeError("unexpected position")
+
+    with pytest.raises(ResourceError, match=r"cell\.json cannot be written") as refusal:
+        write()
+    assert refusal.value.code == 7
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "no"), RuntimeError("bug")])
+def test_other_errors_are_left_as_they_are(tmp_path, error):
+    with pytest.raises(type(error)) as found, room_for(tmp_path / "log"):
+        raise error
+    assert found.value is error
 
 
 def test_a_relative_path_in_the_working_directory_is_fine(tmp_path, monkeypatch):

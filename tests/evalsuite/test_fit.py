@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 from functools import partial
 from pathlib import Path
@@ -122,11 +123,21 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(tmp_path):
     assert all(torch.isfinite(v).all() for v in content["model"].values())
 
 
-def test_a_full_disk_leaves_the_previous_state(tmp_path, monkeypatch):
+def train_where_files_are_small(folder: Path) -> None:
+    """The kernel refuses what goes beyond half of the state that is there, as a full disk would."""
+    half = (folder / "state.pt").stat().st_size // 2
+    resource.setrlimit(resource.RLIMIT_FSIZE, (half, half))
+    with pytest.raises(ResourceError, match=r"state\.pt cannot be written") as refusal:
+        train(plan(folder, iterations=6))
+    os._exit(refusal.value.code)
+
+
+def test_a_full_disk_leaves_the_previous_state(tmp_path):
     train(plan(tmp_path, iterations=3))
-    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(ResourceError, match="cannot be written"):
-        train(plan(tmp_path, iterations=6))
+    process = multiprocessing.get_context("fork").Process(target=train_where_files_are_small, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 7
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["state.pt"]
 

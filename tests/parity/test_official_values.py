@@ -101,19 +101,6 @@ def test_sinkhorn_is_swavs(wave, epsilon, iterations, row, columns):
         close(codes[0, [1, 3]], [2.393e-12, 1.323e-11], rtol=1e-3)
 
 
-def test_swapped_prediction_on_these_codes_is_swavs(wave):
-    """The loss loop of ``main_swav.py`` (typed off ``train``): two crops with codes, a third without."""
-    prototypes = F.normalize(wave((4, 6), 0.53, 0.7))
-    crops = [F.normalize(wave((8, 6), a, b)) for a, b in ((0.37, 0.11), (0.41, 0.9), (0.67, 0.2))]
-    scores = [z @ prototypes.T for z in crops]
-    loss = torch.zeros((), dtype=torch.float64)
-    for i in (0, 1):
-        codes = blocks.sinkhorn(scores[i])
-        others = [scores[v] for v in range(3) if v != i]
-        loss += sum(-(codes * F.log_softmax(s / 0.1, 1)).sum(1).mean() for s in others) / 2 / 2
-    close(loss, 5.1527164715)
-
-
 # Twins, optimisers, schedules ------------------------------------------------------------------------------
 
 

@@ -245,6 +245,12 @@ def test_a_queue_starts_with_unit_vectors_of_its_seed_or_empty():
     assert not blocks.Queue(8, 3, empty=True).rows.any()
 
 
+def test_a_queue_keeps_keys_as_they_are_where_they_are_no_directions():
+    queue, keys = blocks.Queue(4, 3, unit=False), rows(0, 2, 3).float()
+    queue.push(keys)
+    assert torch.equal(queue.rows[:2], keys)
+
+
 def test_a_queue_that_the_batch_does_not_divide_is_refused_with_a_size_that_fits():
     queue = blocks.Queue(65536, 2)
     with pytest.raises(UsageError, match="queue of 65536 cannot be filled 504") as refused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from evalsuite_obow import OBoW
+from evalsuite_pixpro import PixPro
+from evalsuite_rotnet import RotNet
+from evalsuite_swav import SwAV
 
+from evalsuite import DataError, hookimpl, processes
 from evalsuite import fit as loop
-from pretrain import Corpus, Images
+from pretrain import Corpus, Images, Pairs
 from pretrain.blocks import gather
 from pretrain.hooks import Recipe
 from pretrain.methods.byol import BYOL
@@ -47,6 +53,25 @@ def byol() -> BYOL:
     return BYOL(BYOL.Options(size=16, width=8, hidden=16))
 
 
+def pixpro() -> PixPro:
+    return PixPro(PixPro.Options(size=16, width=8, hidden=16, instance=1.0))
+
+
+def rotnet() -> RotNet:
+    return RotNet(RotNet.Options(size=16))
+
+
+def swav() -> SwAV:
+    """The second step has a queue."""
+    crops = {"size": 16, "small": 8, "crops": (2, 2)}
+    return SwAV(SwAV.Options(**crops, width=8, hidden=16, prototypes=12, queue=64, queue_start=0, frozen=0, warmup=0.0))
+
+
+def obow() -> OBoW:
+    crops = {"size": 16, "crop": 12, "patch": 8, "source": 16, "shift": 2, "patches": 3}
+    return OBoW(OBoW.Options(**crops, words=128, margin=0, warmup=0.0))
+
+
 def free_port() -> str:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -66,6 +91,11 @@ def _enter(target: Callable[..., None], rank: int, world: int, port: str, args: 
 
 def together(target: Callable[..., None], *args: Any, world: int = 2) -> None:
     """Run a function in so many processes, as torchrun would."""
+    assert codes(target, *args, world=world) == [0] * world
+
+
+def codes(target: Callable[..., None], *args: Any, world: int = 2) -> list[int | None]:
+    """The exit codes of a function in so many processes."""
     context = multiprocessing.get_context("fork")
     port = free_port()
     processes = [context.Process(target=_enter, args=(target, r, world, port, args)) for r in range(world)]
@@ -75,7 +105,7 @@ def together(target: Callable[..., None], *args: Any, world: int = 2) -> None:
         process.join(120)
         if process.is_alive():
             process.kill()
-    assert [process.exitcode for process in processes] == [0] * world
+    return [process.exitcode for process in processes]
 
 
 def gradients(make: Callable[[], Any], out: Path) -> dict[str, Any]:
@@ -110,7 +140,7 @@ def shared(make: Callable[[], Any], out: Path) -> None:
         torch.save(found, out / "found.pt")
 
 
-@pytest.mark.parametrize("make", [simclr, moco, moco_without_norms, simsiam, byol])
+@pytest.mark.parametrize("make", [simclr, moco, moco_without_norms, simsiam, byol, pixpro, rotnet, swav, obow])
 def test_two_processes_of_32_equal_one_of_64(tmp_path, make):
     whole = gradients(make, tmp_path)
     together(shared, make, tmp_path)
@@ -126,6 +156,10 @@ def test_two_processes_of_32_equal_one_of_64(tmp_path, make):
         assert torch.allclose(similarity.max(1).values, torch.ones(128, dtype=similarity.dtype), atol=1e-6)
     if make is not moco:  # grouped statistics: each process has its own, their mean is that of one process
         for name, buffer in whole["buffers"].items():
+            if (
+                "generators" in name and "var" in name
+            ):  # of words, which all processes have: n / (n - 1) of twice as many
+                continue
             assert torch.allclose(parts["buffers"][name], buffer, rtol=1e-5, atol=1e-9), name
 
 
@@ -198,3 +232,81 @@ def test_gathered_rows_come_in_rank_order_with_the_gradients_of_all(tmp_path):
         rows, gradient = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert rows.flatten().tolist() == [1, 1, 2, 2]
         assert gradient.flatten().tolist() == [2 * (2 * rank), 2 * (2 * rank + 1)]
+
+
+def failing(out: Path, how: str) -> None:
+    """The second process alone meets a loss that is not finite, or data that are refused, at its third step."""
+
+    class Breaks(SimCLR):
+        calls = 0
+
+        @hookimpl
+        def losses(self, pairs: list[Pairs]) -> dict[str, torch.Tensor]:
+            self.calls += 1
+            if dist.get_rank() == 1 and self.calls == 3:
+                if how == "nan":
+                    return {"broken": pairs[0].query.sum() * float("nan")}
+                if how == "refusal":
+                    raise DataError("a disk is gone", cause="it was pulled", fix="put it back")
+                raise KeyError("oops")
+            return {"broken": pairs[0].query.square().sum()}
+
+    loop._Clock.AGREE, processes.GRACE = 1, 1.0
+    try:
+        tiny_train(lambda: Breaks(simclr().options), steps=4, out=out, devices=2, save_every=0.0)
+    except Exception as error:
+        print(f"process {dist.get_rank()}: {error!r}", file=sys.stderr, flush=True)
+        os._exit(getattr(error, "code", 1))
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "told"),
+    [
+        ("nan", 1, {"process 0: TrainingError('the loss is not finite at step 3 of 4 in process 1', 'broken nan'"}),
+        ("refusal", 3, {"error: process 1 has failed, and this one stops with it\ncause: a disk is gone"}),
+        ("crash", 1, {"error: process 1 has failed, and this one stops with it\ncause: KeyError: 'oops'"}),
+    ],
+)
+def test_where_one_process_fails_all_stop_and_the_last_good_state_stays(tmp_path, capfd, how, code, told):
+    assert codes(failing, tmp_path, how) == [code, code]
+    heard = capfd.readouterr().err
+    assert all(line in heard for line in told)
+    content = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert content["step"] == 2
+    assert all(torch.isfinite(v.float()).all() for v in content["model"].values())
+
+
+def watched(out: Path) -> None:
+    trained = tiny_train(simclr, steps=3, epochs=3, devices=2, out=out, batch_size=16)
+    torch.save([(e["spread"], e["effective_rank"]) for e in trained.log], out / f"{dist.get_rank()}.pt")
+
+
+def test_the_signs_of_collapse_are_those_of_all_processes(tmp_path):
+    whole = tiny_train(simclr, steps=3, epochs=3, batch_size=16)
+    together(watched, tmp_path)
+    ours = torch.tensor([(e["spread"], e["effective_rank"]) for e in whole.log])
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert torch.allclose(torch.tensor(found), ours, rtol=1e-3)
+
+
+def passing_over(out: Path) -> None:
+    trained = tiny_train(simclr, steps=4, epochs=1, devices=2, out=out, corpus=Corpus(Broken(tiny_corpus().train)))
+    assert trained.unreadable == (3, 4, 20)
+
+
+class Broken(Images):
+    def __init__(self, data: Images) -> None:
+        self.data, self.labels, self.fingerprint = data, data.labels, data.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, row: int) -> Any:
+        if row in (3, 4, 20):
+            raise DataError("broken", cause="it is", fix="mend it")
+        return self.data[row]
+
+
+def test_unreadable_images_of_all_processes_are_counted(tmp_path):
+    together(passing_over, tmp_path)

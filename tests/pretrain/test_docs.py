@@ -65,7 +65,7 @@ def test_a_page_tells_options_with_types_defaults_and_what_stands_beside_them(ma
     assert "Learns `alone`; see `pretrain.Method`." in page
     assert "| `loner.reach` | `float` | 0.5 | how far |" in page
     assert "| `loner.kind` | a, b-c | a |  |" in page
-    assert "| `loner.limit` | `int \\| None` | none |  |" in page
+    assert "| `loner.limit` | `int or None` | none |  |" in page
     assert "all methods" not in page  # it has no training options of its own
     assert "| `simclr.lr` | 1.2 |" in made["simclr.md"]
 

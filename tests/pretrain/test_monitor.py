@@ -15,17 +15,26 @@ from pretrain.testing import tiny_backbone, tiny_corpus
 
 
 def test_health_of_known_sets():
-    spread = health(torch.eye(8).repeat(4, 1))
-    assert spread["spread"] == pytest.approx((1 - 1 / 8) ** 0.5, abs=1e-5)
-    assert spread["effective_rank"] == pytest.approx(7, abs=1e-3)
+    apart = health(torch.eye(8).repeat(4, 1))
+    assert apart["spread"] == pytest.approx(1, abs=1e-5)
+    assert apart["effective_rank"] == pytest.approx(7, abs=1e-3)
     point = health(torch.ones(8, 5))
     assert point["spread"] == pytest.approx(0, abs=1e-3)
-    line = health(torch.randn(32, 1) * torch.randn(1, 6))
-    assert line["effective_rank"] == pytest.approx(1, abs=1e-3)
-    assert line["spread"] > 0.8
+    assert health(torch.randn(32, 1) * torch.randn(1, 6))["effective_rank"] == pytest.approx(1, abs=1e-3)
     cloud = health(torch.randn(500, 10, generator=torch.Generator().manual_seed(0)))
-    assert cloud["spread"] > 0.99
+    assert cloud["spread"] > 0.98
     assert 9.5 < cloud["effective_rank"] <= 10
+    corner = health(torch.tensor([[1.0, 0, 0], [0.5, 0.75**0.5, 0], [0.5, 0, 0.75**0.5]]))
+    assert corner["spread"] == pytest.approx(0.5**0.5, abs=1e-5)  # cosines of 1/2, 1/2 and 1/4
+
+
+def test_a_few_far_rows_do_not_hide_a_point():
+    """What batch normalisation makes of a head's collapse: mean 0 and deviation 1 in each channel none the less."""
+    rows = torch.ones(64, 8) + 1e-3 * torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    rows[:3] += 100 * torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
+    normed = torch.nn.functional.batch_norm(rows, None, None, training=True)
+    assert normed.mean(0).abs().max() < 1e-5
+    assert health(normed)["spread"] < 0.1
 
 
 def test_health_does_not_depend_on_scale_or_order():

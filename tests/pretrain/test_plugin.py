@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from evalsuite import UsageError
-from pretrain import Method, Preset
+from pretrain import Method, Preset, Training
+from pretrain.defaults import Defaults
 from pretrain.plugin import Run, read_options
 from pretrain.testing import tiny_backbone, tiny_corpus
 
@@ -100,3 +101,23 @@ def test_a_run_knows_its_epoch_and_progress(tmp_path):
     run = make_run(tmp_path)
     run.step = 6
     assert (run.epoch, run.progress, run.dim) == (1, 0.75, 16)
+
+
+def rates(training, epochs=4, epoch_steps=10):
+    run = Run(tiny_backbone(), 0, torch.device("cpu"), Path(), epochs, 8, 8, epochs * epoch_steps, epoch_steps)
+    run.training = training
+    found = []
+    for step in range(run.steps):
+        run.step = step
+        found.append(Defaults().rate(run))
+    return found
+
+
+def test_a_rate_rises_by_step_and_may_then_fall_by_epoch():
+    """Half an epoch of warm-up: what is left of that epoch has the highest rate."""
+    by_epoch, by_step = (rates(Training(warmup=0.5, start=0.1, floor=0.2, by_epoch=b)) for b in (True, False))
+    assert by_epoch[:5] == by_step[:5] == pytest.approx([0.1, 0.28, 0.46, 0.64, 0.82])
+    assert by_epoch[5:10] == [1.0] * 5
+    assert [by_epoch[10 * e] for e in (1, 2, 3)] == pytest.approx([by_step[10 * e] for e in (1, 2, 3)])
+    assert all(len(set(by_epoch[10 * e : 10 * e + 10])) == 1 for e in (1, 2, 3))
+    assert 0.2 < by_step[-1] < 0.21

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import signal
 from itertools import chain
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from evalsuite import DataError, PluginError, TrainingError, UsageError, hookimpl, load_backbone
+from evalsuite.backbone import read_header
 from evalsuite.errors import ResourceError
 from evalsuite.hooks import Registry, load
 from evalsuite.progress import Progress
@@ -205,14 +207,25 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path)
     assert all(torch.isfinite(v.float()).all() for v in content["model"].values())
 
 
-def test_a_full_disk_leaves_the_previous_state(tmp_path, monkeypatch):
+def cramped(out: Path) -> None:
+    """The kernel refuses what goes beyond half of the state that is there, as a full disk would."""
+    half = (out / "state.pt").stat().st_size // 2
+    resource.setrlimit(resource.RLIMIT_FSIZE, (half, half))
+    with pytest.raises(ResourceError, match=r"state\.pt cannot be written") as refusal:
+        tiny_train(simclr, out=out)
+    os._exit(refusal.value.code)
+
+
+def test_a_full_disk_leaves_the_previous_state_to_go_on_from(tmp_path):
     corpus = Corpus(Trap(tiny_corpus().train, signal.SIGTERM, 10))
     with pytest.raises(SystemExit):
         tiny_train(simclr, out=tmp_path, corpus=corpus)
-    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(ResourceError, match="cannot be written"):
-        tiny_train(simclr, out=tmp_path)
+    process = multiprocessing.get_context("fork").Process(target=cramped, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 7
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 2
+    assert losses(tiny_train(simclr, out=tmp_path)) == losses(tiny_train(simclr))
 
 
 # Batches
@@ -375,6 +388,27 @@ def test_unreadable_images_are_refused_if_strict(methods, tmp_path, workers):
         train(methods, tmp_path / "run", data=f"folder:{images(tmp_path / 'data', 2)}", strict=True, workers=workers)
 
 
+class Broken(Trap):
+    """Images of which row 3 cannot be read."""
+
+    def __getitem__(self, row: int) -> Any:
+        found = super().__getitem__(row)
+        if row == 3:
+            raise DataError("broken", cause="it is", fix="mend it")
+        return found
+
+
+def test_unreadable_images_are_counted_on_after_a_resume_and_told_in_the_file(tmp_path):
+    data = Broken(tiny_corpus().train, signal.SIGTERM, 32 + 10)
+    with pytest.raises(SystemExit):
+        tiny_train(simclr, epochs=2, steps=8, out=tmp_path, corpus=Corpus(data))
+    mended = tiny_train(simclr, epochs=2, steps=8, out=tmp_path)
+    assert mended.unreadable == (3,)
+    header = read_header(mended.path)
+    assert header is not None
+    assert header["provenance"]["unreadable"] == 1
+
+
 def test_a_folder_of_nothing_but_broken_images_is_refused(methods, tmp_path):
     (tmp_path / "data").mkdir()
     images(tmp_path / "data", 0)
@@ -463,11 +497,14 @@ def test_collapse_is_told(tmp_path):
 
 @pytest.mark.parametrize("predictor", [True, False])
 def test_simsiam_collapses_without_its_predictor_and_that_is_told(predictor):
+    """At the learning rate it has by default with a batch of 512."""
     options = SimSiam.Options(
-        size=16, width=16, bottleneck=4, predictor=predictor, lr=1.0, scaling="none", schedule="constant"
+        size=16, width=16, bottleneck=4, predictor=predictor, lr=0.1, scaling="none", schedule="constant"
     )
-    plan = {"steps": 160, "epochs": 40, "batch_size": 32, "corpus": tiny_corpus(128), "log_every": 8}
-    assert bool(tiny_train(lambda: SimSiam(options), **plan).collapse) != predictor
+    plan = {"steps": 96, "epochs": 40, "batch_size": 32, "corpus": tiny_corpus(128), "log_every": 8}
+    trained = tiny_train(lambda: SimSiam(options), **plan)
+    assert bool(trained.collapse) != predictor
+    assert (trained.log[-1]["spread"] > 0.8) == predictor
 
 
 def test_the_first_step_is_measured_whatever_the_interval():

@@ -200,6 +200,9 @@ def test_presets_are_those_of_the_papers():
     assert simclr(32, 0.5, 0.0).jitter == Jitter(0.4, 0.4, 0.4, 0.1, p=0.8)
     crops = swav()
     assert [(c.size, c.crop) for c in crops] == [(224, (0.14, 1.0))] * 2 + [(96, (0.05, 0.14))] * 6
+    crops = swav(32, 16, (1, 2), areas=(0.3, 1.0, 0.1, 0.4), strength=0.5, blur=0.0)
+    assert [(c.size, c.crop) for c in crops] == [(32, (0.3, 1.0))] + [(16, (0.1, 0.4))] * 2
+    assert {(c.jitter, c.blur) for c in crops} == {(Jitter(0.4, 0.4, 0.4, 0.1, p=0.8), 0.0)}
     first, second = pixpro_pair()
     assert (first.blur, first.solarize, second.blur, second.solarize) == (1.0, 0.0, 0.1, 0.2)
     assert first.jitter == second.jitter == Jitter(0.4, 0.4, 0.2, 0.1, p=0.8)
