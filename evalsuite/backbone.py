@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from evalsuite.errors import BackboneError
 from evalsuite.files import atomic
@@ -33,13 +35,15 @@ class Features:
     """What a backbone says of a batch of images.
 
     ``pooled`` is one vector an image (B,D); ``maps`` is feature maps by stride, {stride: (B,C,H,W)}; ``tokens``
-    is a set of vectors an image (B,N,D), patches or slots, without class or register tokens.
+    is a set of vectors an image (B,N,D), patches or slots, without class or register tokens. ``joint`` is one vector
+    an image (B,E) in the space that a text tower's vectors are in (:meth:`Backbone.encode_text`).
     What a backbone does not give is None (``maps``: empty).
     """
 
     pooled: Tensor | None = None
     maps: Mapping[int, Tensor] = field(default_factory=dict)
     tokens: Tensor | None = None
+    joint: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class BackboneSpec:
 
 Look = Callable[[nn.Module, Tensor], Features]
 Split = Callable[[nn.Module], tuple[nn.Module, nn.Module]]
+Dilate = Callable[[int], "Backbone"]
+Read = Callable[[nn.Module, Sequence[str]], Tensor]
 
 
 class Backbone(nn.Module):
@@ -79,19 +85,27 @@ class Backbone(nn.Module):
     Normalisation happens inside. ``net`` is the unmodified module, so its state dict keeps the published names;
     ``look(net, normalised)`` reads Features off it (default: the module returns Features itself). ``split(net)``,
     where the architecture allows it, gives the network up to its last stage and that stage, for detectors that run
-    the last stage on regions (Faster R-CNN C4).
+    the last stage on regions (Faster R-CNN C4). ``dilate(output_stride)``, where it allows that, builds the same
+    architecture with dilation in place of its last strides. ``read(net, texts)``, where the network has a text tower
+    too, gives (B,E) vectors of texts in the space of ``Features.joint``.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, net: nn.Module, spec: BackboneSpec, look: Look | None = None, split: Split | None = None
+        self,
+        net: nn.Module,
+        spec: BackboneSpec,
+        look: Look | None = None,
+        split: Split | None = None,
+        dilate: Dilate | None = None,
+        read: Read | None = None,
     ) -> None:
         super().__init__()
         self.net = net
         self.spec = spec
-        self._look, self._split = look, split
+        self._look, self._split, self._dilate, self._read = look, split, dilate, read
         self._normaliser(spec)
 
     def _normaliser(self, spec: BackboneSpec) -> None:
@@ -116,8 +130,23 @@ class Backbone(nn.Module):
 
     @property
     def gives(self) -> frozenset[str]:
-        """What of :class:`Features` there is, and ``"stages"`` where the network can be cut by :meth:`split`."""
-        return self.spec.gives | ({"stages"} if self._split is not None else set())
+        """What of :class:`Features` there is, ``"stages"`` where the network can be cut by :meth:`split`, and
+        ``"text"`` where it reads texts (:meth:`encode_text`)."""
+        extra = {"stages"} if self._split is not None else set()
+        return self.spec.gives | extra | ({"text"} if self._read is not None else set())
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """(B,E) vectors of texts, to be compared with ``joint`` of images by their cosine.
+
+        Raises :class:`BackboneError` where the network has no text tower.
+        """
+        if self._read is None:
+            raise BackboneError(
+                f"{self.spec.arch} does not read text",
+                cause="it is a network of images alone",
+                fix="choose a backbone that gives text, or a protocol that asks by image",
+            )
+        return self._read(self.net, texts)
 
     def split(self) -> tuple[nn.Module, nn.Module]:
         """The network up to its last stage, and that stage: ``tail(trunk(normalised))`` is the coarsest map.
@@ -132,6 +161,33 @@ class Backbone(nn.Module):
             )
         return self._split(self.net)
 
+    def dilates(self, output_stride: int) -> bool:
+        """Whether :meth:`dilated` gives a network of that output stride, or one below."""
+        return max(self.spec.strides) <= output_stride or (self._dilate is not None and output_stride in (8, 16))
+
+    def dilated(self, output_stride: int) -> Backbone:
+        """A copy whose coarsest map has the stride ``output_stride``: the last strides are replaced by dilation.
+
+        It has the same weights; of a ResNet, the dilated map at every second (fourth) row and column is the plain
+        one, for the first convolution of a stage keeps the dilation of the stage before it (but not where
+        shortcuts average, as in timm's "d" variants). A network whose coarsest stride is not larger gives a plain
+        copy. Raises :class:`BackboneError` where the architecture
+        cannot be dilated so.
+        """
+        if not self.dilates(output_stride):
+            able = "8 and 16" if self._dilate is not None else "none: its strides cannot be replaced by dilation"
+            raise BackboneError(
+                f"{self.spec.arch} cannot be dilated to an output stride of {output_stride}",
+                cause=f"its coarsest map has stride {max(self.spec.strides)}; it can be dilated to {able}",
+                fix="--set output_stride=null, or a protocol on a pyramid: --protocol upernet",
+            )
+        if self._dilate is None or max(self.spec.strides) <= output_stride:
+            return copy.deepcopy(self)
+        other = self._dilate(output_stride)
+        other.net.load_state_dict(self.net.state_dict())
+        other.to(self.mean.device).train(self.training)
+        return other.respec(image_size=self.spec.image_size, mean=self.spec.mean, std=self.spec.std)
+
     def respec(self, **changes: Any) -> Backbone:
         """This backbone with fields of its spec replaced (mean, std, image_size), in place."""
         self.spec = replace(self.spec, **changes)
@@ -142,6 +198,22 @@ class Backbone(nn.Module):
     def identity(self) -> str:
         """sha256 over the names, types, shapes and bytes of all tensors: the same weights, the same identity."""
         return identity_of(self.net.state_dict())
+
+    def flops(self) -> int | None:
+        """Floating-point operations of one image of the spec's size, a multiply-add counted as two.
+
+        As torch's own counter sees them: convolutions, matrix products and attention. None for a backbone that is
+        shown something else than images.
+        """
+        if "state" in self.spec.gives:
+            return None
+        device = self.mean.device
+        counter = FlopCounterMode(display=False)
+        was_training = self.training
+        with torch.no_grad(), counter:
+            self.eval()(torch.zeros(1, 3, *self.spec.image_size, device=device))
+        self.train(was_training)
+        return int(counter.get_total_flops())
 
     def save(self, path: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
         """Write one safetensors file: the tensors, and in its header the spec and where they come from."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import timm
@@ -43,7 +44,14 @@ def build(name: str, *, pretrained: bool = False, **options: Any) -> Backbone:
         strides={level["reduction"]: level["num_chs"] for level in net.feature_info},
         gives=frozenset({"pooled", "maps"} | ({"tokens"} if tokens else set())),
     )
-    return Backbone(net, spec, _look_tokens if tokens else _look_maps, _split if isinstance(net, ResNet) else None)
+    look = _look_tokens if tokens else _look_maps
+    if isinstance(net, ResNet):
+        return Backbone(net, spec, look, _split, partial(_dilated, name, options))
+    return Backbone(net, spec, look)
+
+
+def _dilated(name: str, options: dict[str, Any], output_stride: int) -> Backbone:
+    return build(name, **{**options, "output_stride": output_stride})
 
 
 def _any_size(name: str) -> dict[str, Any]:

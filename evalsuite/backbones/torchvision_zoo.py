@@ -25,8 +25,10 @@ SMALL: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
 }
 
 
-def build(name: str, *, pretrained: bool = False, **options: Any) -> Backbone:
+def build(name: str, *, pretrained: bool = False, output_stride: int | None = None, **options: Any) -> Backbone:
     """The torchvision classifier ``name``; ``options`` go to its constructor.
+
+    ``output_stride`` 8 or 16 dilates a ResNet of bottleneck blocks (torchvision's others cannot be).
 
     ``pretrained`` fetches torchvision's default weights. ``pooled`` is the average of the coarsest map (for
     AlexNet and VGG too, whose published features are a fully connected layer of the classifier), normalised first
@@ -36,24 +38,41 @@ def build(name: str, *, pretrained: bool = False, **options: Any) -> Backbone:
     if name not in torchvision.models.list_models(torchvision.models):
         raise ValueError(f"torchvision {torchvision.__version__} has no classifier {name!r}")
     weights = "DEFAULT" if pretrained else None
-    net = torchvision.models.get_model(name, weights=weights, **options)
+    dilation = {} if output_stride is None else _dilation(output_stride)
+    net = torchvision.models.get_model(name, weights=weights, **options, **dilation)
     if isinstance(net, torchvision.models.VisionTransformer):
         return Backbone(net, _spec_vit(name, net, options), _look_vit)
     if not isinstance(net, ResNet) and not isinstance(getattr(net, "features", None), nn.Sequential):
         raise ValueError(f"torchvision's {name} has no sequence of stages to read maps from")
     shadow = copy.deepcopy(net).eval().to("meta")
-    look = _look_resnet if isinstance(net, ResNet) else partial(_look_features, strides=_strides(shadow))
+    if isinstance(net, ResNet):
+        look = partial(_look_stages, strides=tuple(min(s, output_stride or 32) for s in (2, 4, 8, 16, 32)))
+    else:
+        look = partial(_look_features, strides=_strides(shadow))
     with torch.no_grad():
         shapes = look(shadow, torch.empty(1, 3, 256, 256, device="meta"))
     assert shapes.pooled is not None
     spec = BackboneSpec(
         arch=f"torchvision:{name}",
-        options=options,
+        options=options if output_stride is None else {**options, "output_stride": output_stride},
         dim=shapes.pooled.shape[1],
         strides={stride: level.shape[1] for stride, level in shapes.maps.items()},
         gives=frozenset({"pooled", "maps"}),
     )
-    return Backbone(net, spec, look, _resnet_split if isinstance(net, ResNet) else None)
+    if not isinstance(net, ResNet):
+        return Backbone(net, spec, look)
+    dilates = isinstance(net.layer1[0], Bottleneck)  # torchvision refuses to dilate its other block
+    return Backbone(net, spec, look, _resnet_split, partial(_dilated, name, options) if dilates else None)
+
+
+def _dilated(name: str, options: dict[str, Any], output_stride: int) -> Backbone:
+    return build(name, **{**options, "output_stride": output_stride})
+
+
+def _dilation(output_stride: int) -> dict[str, Any]:
+    if output_stride not in (8, 16, 32):
+        raise ValueError(f"an output stride is 8, 16 or 32, not {output_stride}")
+    return {"replace_stride_with_dilation": [False, output_stride <= 8, output_stride <= 16]}
 
 
 def build_small(name: str, *, width: int = 64, stem_padding: int = 1, image_size: int = 32) -> Backbone:
@@ -101,10 +120,6 @@ def _resnet_stages(net: Any) -> list[nn.Module]:
 def _resnet_split(net: nn.Module) -> tuple[nn.Module, nn.Module]:
     *trunk, tail = _resnet_stages(net)
     return nn.Sequential(*trunk), tail
-
-
-def _look_resnet(net: nn.Module, x: Tensor) -> Features:
-    return _look_stages(net, x, (2, 4, 8, 16, 32))
 
 
 def _look_small(net: nn.Module, x: Tensor) -> Features:

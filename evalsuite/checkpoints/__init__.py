@@ -2,9 +2,10 @@
 
 :mod:`reading` opens files without running them, :mod:`layouts` knows how architectures name their tensors,
 :mod:`origins` which network of a file is meant, :mod:`matching` how much of an architecture is filled, :mod:`loading`
-puts it together, :mod:`sanity` looks at what comes out.
+puts it together, :mod:`sanity` looks at what comes out, :mod:`exporting` writes it for others.
 """
 
+from evalsuite.checkpoints.exporting import Exported, convert
 from evalsuite.checkpoints.layouts import Candidate, Layout
 from evalsuite.checkpoints.loading import Loaded, load_backbone
 from evalsuite.checkpoints.matching import NEEDED, LoadReport
@@ -15,12 +16,14 @@ from evalsuite.hooks import Registry, hookimpl
 __all__ = [
     "NEEDED",
     "Candidate",
+    "Exported",
     "File",
     "Layout",
     "LoadReport",
     "Loaded",
     "SanityReport",
     "State",
+    "convert",
     "describe",
     "load_backbone",
     "natural_images",

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from evalsuite.errors import BackboneError
 
-__all__ = ["File", "State", "read", "states"]
+__all__ = ["NOTE", "File", "State", "read", "states"]
+
+NOTE = "evalsuite.convert"  # the key of what we note beside the tensors of files that others read
 
 # every torch.save of the old format begins with this pickled number (torch.serialization.MAGIC_NUMBER)
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -34,7 +36,8 @@ BROKEN = "copy or download it again, and compare its size or checksum with the s
 
 @dataclass(frozen=True)
 class File:
-    """A checkpoint file as read: its content, a safetensors header's text, sha256 of its bytes, how it was read."""
+    """A checkpoint file as read: its content, the text of a safetensors header (or what this suite notes under ``NOTE``
+    in files of other formats), sha256 of its bytes, how it was read."""
 
     path: Path
     tree: Any
@@ -79,10 +82,10 @@ def read(path: str | Path, *, trust: bool = False) -> File:
         return _read_zip(path, trust)
     if start.startswith(LEGACY):
         return _read_torch(path, trust, mmap=False)
+    if start[8:9] == b"{" and (start[:1] != b"\x80" or int.from_bytes(start[:8], "little") < path.stat().st_size):
+        return _read_safetensors(path)  # it begins with the length of its header, whose first byte may be a pickle's
     if start[:1] == b"\x80":
         return _read_pickle(path, trust)
-    if start[8:9] == b"{":
-        return _read_safetensors(path)
     _refuse_format(path, start)
 
 
@@ -216,7 +219,7 @@ def _read_torch(path: Path, trust: bool, mmap: bool) -> File:
                 _refuse_global(path, asked)
             tree = torch.load(path, map_location="cpu", weights_only=False, mmap=mmap)
             trusted, notes = True, (f"read with --trust-checkpoint: it asked for {asked}",)
-    return File(path, tree, _sha256(path), trusted=trusted, notes=notes)
+    return File(path, tree, _sha256(path), _noted(tree), trusted, notes)
 
 
 def _read_pickle(path: Path, trust: bool) -> File:
@@ -237,7 +240,12 @@ def _read_pickle(path: Path, trust: bool) -> File:
         )
     except Exception as error:  # pickle raises any type for broken bytes
         _refuse_broken(path, error)
-    return File(path, tree, _sha256(path))
+    return File(path, tree, _sha256(path), _noted(tree))
+
+
+def _noted(tree: Any) -> dict[str, str]:
+    note = tree.get(NOTE) if isinstance(tree, Mapping) else None
+    return {k: v for k, v in note.items() if isinstance(v, str)} if isinstance(note, Mapping) else {}
 
 
 def _refuse_broken(path: Path, error: Exception) -> NoReturn:

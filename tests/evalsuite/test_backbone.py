@@ -296,3 +296,74 @@ def test_saving_over_a_file_leaves_no_partial_one(make, tmp_path):
     for _ in range(2):
         make("small resnet").save(path)
     assert [p.name for p in tmp_path.iterdir()] == ["backbone.safetensors"]
+
+
+DILATED = [(arch, stride) for arch in ("timm:resnet18", "timm:resnet50", "torchvision:resnet50") for stride in (16, 8)]
+
+
+@pytest.mark.parametrize(("arch", "stride"), DILATED)
+def test_a_dilated_resnet_is_the_plain_one_at_every_second_place(arch, stride, registry):
+    """The mathematics of it (a trous): dilation undoes a stride but for the places in between, borders included."""
+    torch.manual_seed(0)
+    options, size = {"layers": [1, 2, 2, 2]} if arch.startswith("timm") else {}, (97, 66)
+    plain = build(arch, registry, **options).respec(mean=(0.1, 0.2, 0.3)).eval()
+    _shake_norms(plain)
+    dilated = plain.dilated(stride)
+    assert dilated.identity == plain.identity
+    assert dilated.spec.mean == plain.spec.mean
+    assert dilated.spec.options["output_stride"] == stride
+    assert max(dilated.spec.strides) == stride
+    assert dilated.spec.strides[stride] == plain.spec.strides[32]
+    pixels = torch.rand(1, 3, *size)
+    with torch.no_grad():
+        found, expected = dilated(pixels).maps, plain(pixels).maps
+    coarse, step = found[stride], 32 // stride
+    assert coarse.shape[-2:] == torch.Size(-(-side // stride) for side in size)
+    torch.testing.assert_close(coarse[..., ::step, ::step], expected[32], rtol=1e-4, atol=1e-4)
+    for level in [s for s in expected if s < stride]:
+        assert torch.equal(found[level], expected[level])
+
+
+def _shake_norms(backbone: Backbone) -> None:
+    """Statistics and weights other than a fresh network's, which hide what they do."""
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+
+
+def test_pooled_features_of_an_image_of_one_place_do_not_change_by_dilation(registry):
+    """Of 16 pixels the dilated map has no place but the plain one's."""
+    torch.manual_seed(0)
+    plain = build("torchvision:resnet50", registry).eval()
+    pixels = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        one, other = plain(pixels).pooled, plain.dilated(16)(pixels).pooled
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_what_needs_no_dilation_is_copied_and_what_cannot_be_dilated_says_so(registry):
+    vit = build("timm:test_vit", registry)
+    copied = vit.dilated(16)
+    assert copied is not vit
+    assert copied.identity == vit.identity
+    assert copied.spec == vit.spec
+    for arch, stride in (
+        ("torchvision:resnet18", 16), ("torchvision:squeezenet1_0", 8), ("timm:test_resnet", 4), ("timm:test_vit", 8),
+    ):  # fmt: skip
+        backbone = build(arch, registry)
+        assert not backbone.dilates(stride)
+        with pytest.raises(BackboneError, match=f"{arch} cannot be dilated to an output stride of {stride}"):
+            backbone.dilated(stride)
+    with pytest.raises(BackboneError, match="8, 16 or 32"):
+        build("torchvision:resnet50", registry, output_stride=5)
+
+
+def test_a_dilated_network_keeps_its_dilation_on_disk(registry, tmp_path):
+    dilated = build("timm:test_resnet", registry).dilated(16).eval()
+    dilated.save(tmp_path / "b.safetensors")
+    again = Backbone.load(tmp_path / "b.safetensors", registry).eval()
+    pixels = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(again(pixels).maps[16], dilated(pixels).maps[16])

@@ -29,7 +29,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 import evalsuite.backbones
 import evalsuite.checkpoints
 from evalsuite.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, BackboneSpec, Features, build
-from evalsuite.checkpoints import Candidate, State, describe, load_backbone, natural_images, sanity
+from evalsuite.checkpoints import Candidate, State, describe, load_backbone, natural_images, reading, sanity
 from evalsuite.errors import BackboneError, PluginError
 from evalsuite.hooks import Registry
 
@@ -957,6 +957,16 @@ def truncated(path: Path) -> None:
 def truncated_legacy(path: Path) -> None:
     legacy({"w": torch.randn(1000)}, path)
     path.write_bytes(path.read_bytes()[:-1000])
+
+
+def test_a_safetensors_file_whose_header_length_begins_like_a_pickle_is_read(tmp_path):
+    path = tmp_path / "w.safetensors"
+    for padding in range(0, 256, 8):
+        safetensors.torch.save_file({"w": torch.ones(2)}, path, {"note": "x" * padding})
+        if path.read_bytes()[:1] == b"\x80":
+            break
+    assert path.read_bytes()[:1] == b"\x80"
+    assert torch.equal(reading.read(path).tree["w"], torch.ones(2))
 
 
 def truncated_safetensors(path: Path) -> None:

@@ -78,17 +78,17 @@ def test_a_stride_that_is_there_is_taken_as_it_is(present):
     pyramid = Pyramid(dict.fromkeys(present, 6), width=8)
     for level in LEVELS:
         if level in present:
-            assert pyramid.sources[level] == level
-            assert len(pyramid.resize[str(level)]) == 0
+            assert pyramid.levels.sources[level] == level
+            assert len(pyramid.levels.resize[str(level)]) == 0
         else:
-            assert pyramid.sources[level] in present
+            assert pyramid.levels.sources[level] in present
 
 
 def test_several_strides_make_an_fpn_and_one_makes_the_simple_pyramid():
     assert isinstance(Pyramid({4: 8, 8: 16, 16: 32, 32: 64}).fpn, nn.Module)
     single = Pyramid({16: 64}, width=8)
     assert not hasattr(single, "fpn")
-    kinds = [[type(m).__name__ for m in single.resize[str(level)]] for level in LEVELS]
+    kinds = [[type(m).__name__ for m in single.levels.resize[str(level)]] for level in LEVELS]
     assert kinds == [
         ["ConvTranspose2d", "_ChannelNorm", "GELU", "ConvTranspose2d"],
         ["ConvTranspose2d"],
