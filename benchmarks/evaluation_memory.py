@@ -14,7 +14,7 @@ from benchmarks._memory import forget_peak, peak_mb
 from evalsuite.backbone import build
 from evalsuite.data import source
 from evalsuite.data.detection import DetectionSet
-from evalsuite.engines._detection import detect_all
+from evalsuite.engines._dense import infer_all
 from evalsuite.engines.torchvision_rcnn import build_model, detector
 from evalsuite.hooks import Registry, load
 from evalsuite.progress import Progress
@@ -39,7 +39,8 @@ def _evaluate(data: DetectionSet, registry: Registry, folder: Path) -> None:
     model = build_model(backbone, protocol, len(data.classes), seed=0)
     setup = Setup(protocol=protocol, work=folder, registry=registry, progress=Progress(quiet=True))
     fabric = Fabric(accelerator="cpu", devices=1)
-    found = detect_all(model, detector(model, protocol, data, data), data, setup, fabric)
+    made = detector(model, protocol, data, data).on(data, data)
+    found = infer_all(model, made, len(data.records), setup, fabric, "detect")
     Coco().score(data, found, protocol)
 
 

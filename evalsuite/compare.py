@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from evalsuite import statistics
 from evalsuite.errors import DataError, RegressionError, UsageError
-from evalsuite.results import Result, read, read_all
+from evalsuite.results import Result, arrays, read, read_all
 
 __all__ = ["Comparison", "Estimate", "Pair", "Report", "compare", "refuse_worse"]
 
@@ -247,7 +247,7 @@ class _Evidence:
 
 
 def _evidence(entries: Sequence[_Entry], metric: str, stream: int) -> _Evidence:
-    tables = [_arrays(entry) for entry in entries]
+    tables = [arrays(entry.path, entry.result, "samples") for entry in entries]
     values = [score.value for e in entries if (score := e.result.scores[metric]).value is not None]
     samples = [t[f"samples/{metric}"] for t in tables if f"samples/{metric}" in t]
     replicates = [t[f"replicates/{metric}"] for t in tables if f"replicates/{metric}" in t]
@@ -260,23 +260,6 @@ def _evidence(entries: Sequence[_Entry], metric: str, stream: int) -> _Evidence:
         statistics.over_seeds(replicates, stream) if len(replicates) == whole else None,
         tables[0].get("samples/group"),
     )
-
-
-def _arrays(entry: _Entry) -> dict[str, npt.NDArray[Any]]:
-    """The arrays beside a cell; none where it has none. Raises :class:`DataError` where they are damaged."""
-    name = entry.result.files.get("samples")
-    if name is None:
-        return {}
-    path = entry.path.with_name(Path(name).name)
-    try:
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except Exception as error:  # a broken archive raises nearly anything
-        raise DataError(
-            f"{path} cannot be read",
-            cause=f"{type(error).__name__}: {error}",
-            fix=f"remove {entry.path} and evaluate again",
-        ) from error
 
 
 # --- comparing --------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ the way from one to the other.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,12 +47,13 @@ __all__ = [
     "Test",
     "Train",
     "accuracy",
+    "choose",
     "draw_fraction",
     "draw_low_shot",
     "draw_shots",
     "evaluate",
+    "few_shots",
     "hold_out",
-    "low_shot_svm",
     "mean_auroc",
     "mean_average_precision",
     "minimise",
@@ -298,10 +300,18 @@ def select(
             value = metric(fitted.scores, train.labels[held]) if _sound(fitted.scores) else -math.inf
             extra = {"features": name} if len(train.features) > 1 else {}
             table.append(({**setting, **extra}, value if not math.isnan(value) else -math.inf))
+    return choose(table)
+
+
+def choose(table: Sequence[tuple[Setting, float]]) -> Choice:
+    """The best of settings with their validation scores, minus infinity for one that could not be scored.
+
+    Raises :class:`DataError` where none could.
+    """
     best, value = max(table, key=lambda row: row[1])
     if value == -math.inf:
         raise DataError(
-            "no setting of the probe can be scored on the validation part",
+            "no setting can be scored on the validation part",
             cause="every fit diverged, or the part lacks what the metric needs",
             fix="use smaller learning rates or costs, or a larger validation share",
         )
@@ -371,8 +381,8 @@ def draw_fraction(labels: Array, fraction: float, seed: int, groups: Array | Non
     return np.flatnonzero(np.isin(member, np.concatenate(chosen)))
 
 
-def draw_shots(labels: Array, k: int, draws: int, seed: int) -> list[Ints]:
-    """``draws`` training sets of k samples a class, each sorted. Raises :class:`DataError` for a class with fewer."""
+def draw_shots(labels: Array, k: int, draw: int, seed: int) -> Ints:
+    """Draw number ``draw`` of k samples a class, sorted. Raises :class:`DataError` for a class with fewer."""
     counts = np.bincount(labels)
     if (few := np.flatnonzero((counts < k) & (counts > 0))).size:
         raise DataError(
@@ -380,29 +390,60 @@ def draw_shots(labels: Array, k: int, draws: int, seed: int) -> list[Ints]:
             cause="every shot is a sample of its own",
             fix="ask for fewer shots",
         )
-    sets = []
-    for draw in range(draws):
-        rng = np.random.default_rng([seed, k, draw])
-        members = [rng.permutation(np.flatnonzero(labels == label))[:k] for label in np.unique(labels)]
-        sets.append(np.sort(np.concatenate(members)))
-    return sets
+    rng = np.random.default_rng([seed, k, draw])
+    members = [rng.permutation(np.flatnonzero(labels == label))[:k] for label in np.unique(labels)]
+    return np.sort(np.concatenate(members))
 
 
-def draw_low_shot(targets: Array, k: int, draws: int, seed: int) -> list[list[Ints]]:
-    """The low-shot sets of VOC07 (VISSL): for each draw and label, k positives and (L - 1) k negatives of (N, L).
+def draw_low_shot(targets: Array, k: int, draw: int, seed: int) -> list[Ints]:
+    """The low-shot sets of VOC07 (VISSL): for each label of (N, L), k positives and (L - 1) k negatives.
 
     Unknown samples (-1) are never drawn. Where a label has fewer of either, all are taken.
     """
+    rng = np.random.default_rng([seed, k, draw])
     sets = []
-    for draw in range(draws):
-        rng = np.random.default_rng([seed, k, draw])
-        one = []
-        for column in targets.T:
-            positives = rng.permutation(np.flatnonzero(column == 1))[:k]
-            negatives = rng.permutation(np.flatnonzero(column == 0))[: k * (targets.shape[1] - 1)]
-            one.append(np.sort(np.concatenate([positives, negatives])))
-        sets.append(one)
+    for column in targets.T:
+        positives = rng.permutation(np.flatnonzero(column == 1))[:k]
+        negatives = rng.permutation(np.flatnonzero(column == 0))[: k * (targets.shape[1] - 1)]
+        sets.append(np.sort(np.concatenate([positives, negatives])))
     return sets
+
+
+def few_shots(
+    probe: Probe,
+    train: Train,
+    points: Array,
+    ks: Sequence[int],
+    draws: int,
+    *,
+    normalise: Normalise = "none",
+    site: Site | None = None,
+) -> Iterator[tuple[int, int, Floats]]:
+    """(k, draw, scores (M, C)) on ``points`` (M, D) of a probe fitted on each draw of k samples a class.
+
+    The probe has one setting and ``train`` one output. Draws are those of :func:`draw_shots`; of several labels those
+    of :func:`draw_low_shot`, and each label's head learns from its own samples. Minus infinity is the score of a label
+    that cannot be fitted.
+    """
+    site = site or Site()
+    name = next(iter(train.features))
+    alone = Site(site.device, site.seed)  # its progress would be that of one small head
+    (setting,) = probe.settings(len(train.labels))
+    with site.progress.track("few shots", len(ks) * draws) as meter:
+        for done, (k, draw) in enumerate((k, draw) for k in ks for draw in range(draws)):
+            several, columns = train.labels.ndim == 2, []
+            if several:
+                sets = draw_low_shot(train.labels, k, draw, site.seed)
+            else:
+                sets = [draw_shots(train.labels, k, draw, site.seed)]
+            for label, places in enumerate(sets):
+                part, norm = _part(train, name, places, normalise, site)
+                if several:
+                    part = dataclasses.replace(part, labels=part.labels[:, [label]], classes=1)
+                (fitted,) = probe.fit(part, Rows(points, norm=norm), [setting], alone)
+                columns.append(fitted.scores)
+            meter.update(done + 1)
+            yield k, draw, np.concatenate(columns, axis=1)
 
 
 # --- nearest neighbours -----------------------------------------------------------------------------------------
@@ -891,10 +932,7 @@ class _History:
 class SgdHeads:
     """Linear heads trained by SGD, one for each learning rate and weight decay, all in one pass over the features.
 
-    ``schedule``: ``cosine`` to zero, ``step`` (times ``gamma`` at each epoch of ``milestones``) or ``constant``,
-    changing every ``per`` (``epoch`` or ``step``). ``lars`` scales each tensor's step (SimSiam's linear recipe).
-    ``batchnorm`` puts a normalisation without parameters before the head. Recipes that augment images draw new
-    features every epoch and drive :class:`LinearHeads` themselves.
+    The rate falls along a cosine to zero, step by step. Heads on augmented images are :mod:`evalsuite.heads`.
     """
 
     lrs: tuple[float, ...]
@@ -902,13 +940,6 @@ class SgdHeads:
     epochs: int = 100
     batch_size: int = 256
     momentum: float = 0.9
-    nesterov: bool = False
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
-    per: Literal["epoch", "step"] = "epoch"
-    lars: bool = False
-    batchnorm: bool = False
     scale: Literal["logits"] = "logits"
 
     def settings(self, samples: int) -> list[dict[str, Any]]:
@@ -916,17 +947,13 @@ class SgdHeads:
         return [{"lr": lr, "weight_decay": decay} for lr in lrs for decay in decays]
 
     def rate(self, epoch: float) -> float:
-        """The factor on the learning rate after ``epoch`` epochs; of whole ones, where it changes by epoch."""
-        at = math.floor(epoch) if self.per == "epoch" else epoch
-        if self.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * at / self.epochs))
-        return float(self.gamma ** sum(at >= m for m in self.milestones)) if self.schedule == "step" else 1.0
+        """The factor on the learning rate after ``epoch`` epochs."""
+        return 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
 
     def fit(self, part: Part, points: Rows, settings: Sequence[Setting], site: Site) -> Iterator[Fitted]:
         heads = LinearHeads(
             part.rows.width, part.classes, [s["lr"] for s in settings], [s["weight_decay"] for s in settings],
-            momentum=self.momentum, nesterov=self.nesterov, lars=self.lars, batchnorm=self.batchnorm,
-            seed=site.seed, device=site.device,
+            momentum=self.momentum, seed=site.seed, device=site.device,
         )  # fmt: skip
         whole, targets = part.rows.resident(site.device), torch.from_numpy(part.targets()).to(site.device)
         samples, rng = len(part.rows), np.random.default_rng(site.seed)
@@ -951,11 +978,11 @@ class SgdHeads:
 
 
 class LinearHeads:
-    """G linear heads (D, C) on the same features, and SGD on them, one learning rate and weight decay each.
+    """G linear heads on the same features, and SGD on them, one learning rate and weight decay each.
 
-    As ``torch.optim.SGD``: ``g += decay w; v = momentum v + g; w -= lr v``. With ``lars``, each head's weight and bias
-    take ``0.001 |w| / (|g| + decay |w| + 1e-8) (g + decay w)`` for g (You et al. 2017, as apex's LARC does without
-    clipping). Weights start from N(0, 0.01), the same for all heads; biases from zero.
+    ``weight`` is (D, G, C) and ``bias`` (G, C), so that the heads of a batch are one matrix product, and so is their
+    gradient. As ``torch.optim.SGD``: ``g += decay w; v = momentum v + g; w -= lr v``. Weights start from N(0, 0.01),
+    the same for all heads; biases from zero.
     """
 
     def __init__(
@@ -966,22 +993,17 @@ class LinearHeads:
         weight_decays: Sequence[float],
         *,
         momentum: float = 0.9,
-        nesterov: bool = False,
-        lars: bool = False,
-        batchnorm: bool = False,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.count, self.classes = len(lrs), classes
-        self.momentum, self.nesterov, self.lars = momentum, nesterov, lars
+        self.count, self.momentum = len(lrs), momentum
         generator = torch.Generator().manual_seed(seed)
-        first = torch.randn(1, width, classes, generator=generator) * 0.01
-        self.weight = first.repeat(self.count, 1, 1).to(device)
-        self.bias = torch.zeros(self.count, 1, classes, device=device)
+        first = torch.randn(width, 1, classes, generator=generator) * 0.01
+        self.weight = first.repeat(1, self.count, 1).to(device)
+        self.bias = torch.zeros(self.count, classes, device=device)
         self.velocity = [torch.zeros_like(self.weight), torch.zeros_like(self.bias)]
-        self.lr = torch.tensor(lrs, dtype=torch.float32, device=device).view(-1, 1, 1)
-        self.decay = torch.tensor(weight_decays, dtype=torch.float32, device=device).view(-1, 1, 1)
-        self.norm = torch.nn.BatchNorm1d(width, affine=False).to(device) if batchnorm else None
+        self.lr = torch.tensor(lrs, dtype=torch.float32, device=device)[:, None]
+        self.decay = torch.tensor(weight_decays, dtype=torch.float32, device=device)[:, None]
 
     def step(self, x: Tensor, targets: Tensor, rate: float = 1.0, *, softmax: bool = True) -> Tensor:
         """One step on features (B, D) and targets (B, C), NaN where unknown; the loss of each head before it (G,).
@@ -989,34 +1011,27 @@ class LinearHeads:
         ``rate`` is the factor on the learning rates. ``softmax``: cross-entropy; else a logistic loss per label,
         averaged over what is known.
         """
-        x = x if self.norm is None else self.norm.train()(x)
-        logits = torch.matmul(x, self.weight) + self.bias  # (G, B, C)
-        known = ~torch.isnan(targets)
-        y = targets.nan_to_num()
+        logits = (x @ self.weight.flatten(1)).unflatten(1, self.bias.shape) + self.bias  # (B, G, C)
+        known = ~torch.isnan(targets[:, None])
+        y = targets[:, None].nan_to_num()
         if softmax:
             logs = torch.log_softmax(logits, 2)
-            loss, error, total = -(logs * y).sum((1, 2)), logs.exp() - y, x.shape[0]
+            loss, error, total = -(logs * y).sum((0, 2)), logs.exp() - y, len(x)
         else:
             terms = torch.nn.functional.binary_cross_entropy_with_logits(logits, y.expand_as(logits), reduction="none")
-            loss, error, total = (terms * known).sum((1, 2)), (logits.sigmoid() - y) * known, max(1, int(known.sum()))
+            loss, error, total = (terms * known).sum((0, 2)), (logits.sigmoid() - y) * known, max(1, int(known.sum()))
         error = error / total
-        self._update(self.weight, torch.matmul(x.T, error), 0, rate)
-        self._update(self.bias, error.sum(1, keepdim=True), 1, rate)
+        self._update(self.weight, (x.T @ error.flatten(1)).view_as(self.weight), 0, rate)
+        self._update(self.bias, error.sum(0), 1, rate)
         return loss / total
 
     def scores(self, x: Tensor, head: int) -> Tensor:
         """(B, C) logits of one head."""
-        x = x if self.norm is None else self.norm.eval()(x)
-        return x @ self.weight[head] + self.bias[head]
+        return x @ self.weight[:, head] + self.bias[head]
 
     def _update(self, tensor: Tensor, gradient: Tensor, place: int, rate: float) -> None:
-        decayed = gradient + self.decay * tensor
-        if self.lars:
-            size, slope = tensor.norm(dim=(1, 2), keepdim=True), gradient.norm(dim=(1, 2), keepdim=True)
-            trust = 0.001 * size / (slope + self.decay * size + 1e-8)
-            decayed = decayed * torch.where((size > 0) & (slope > 0), trust, 1.0)
-        velocity = self.velocity[place].mul_(self.momentum).add_(decayed)
-        tensor.sub_(self.lr * rate * (decayed + self.momentum * velocity if self.nesterov else velocity))
+        velocity = self.velocity[place].mul_(self.momentum).add_(gradient + self.decay * tensor)
+        tensor.sub_(self.lr * rate * velocity)
 
 
 # --- support vector machines ------------------------------------------------------------------------------------
@@ -1085,21 +1100,6 @@ class LinearSVM:
     def _precision(self, cost: float, seed: int, x: Array, y: Ints, fit: Ints, held: Ints) -> float:
         machine = self._machine(cost, seed).fit(x[fit], y[fit])
         return float(average_precision_score(y[held] == 1, machine.decision_function(x[held])))
-
-
-def low_shot_svm(
-    svm: LinearSVM, part: Part, points: Rows, sets: Sequence[Sequence[Ints]], cost: float, seed: int = 0
-) -> Iterator[Floats]:
-    """The decision values (M, L) of each draw of :func:`draw_low_shot`: one machine a label on its own samples."""
-    x, where, targets = part.rows.at(slice(None)).numpy(), points.at(slice(None)).numpy(), part.targets()
-    with _convergence([]):
-        for draw in sets:
-            scores = np.full((len(points), part.classes), -np.inf, dtype=np.float32)
-            for label, places in enumerate(draw):
-                y = np.where(targets[places, label] == 1, 1, -1)
-                if len(set(y)) == 2:
-                    scores[:, label] = svm._machine(cost, seed).fit(x[places], y).decision_function(where)
-            yield scores
 
 
 class _convergence:
@@ -1198,7 +1198,7 @@ def _told(best: Setting, table: Sequence[tuple[Setting, float]]) -> Iterator[str
     for name, value in best.items():
         if isinstance(value, int | float):
             tried = sorted({setting[name] for setting, _ in table})
-            if len(tried) > 1 and value in (tried[0], tried[-1]):
+            if len(tried) > 1 and value in (tried[0] or None, tried[-1]):  # there is nothing below zero
                 yield f"{name}={value:g} is at the edge of its grid, {tried[0]:g} to {tried[-1]:g}"
 
 

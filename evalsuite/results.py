@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from evalsuite.errors import DataError
 from evalsuite.files import write_text
 
-__all__ = ["SCHEMA", "BackboneRecord", "ProtocolRecord", "Result", "Score", "cell_path", "read", "read_all"]
+__all__ = ["SCHEMA", "BackboneRecord", "ProtocolRecord", "Result", "Score", "arrays", "cell_path", "read", "read_all"]
 
 SCHEMA = "1.0"
 
@@ -33,13 +35,14 @@ class Score(_Record):
 
 
 class BackboneRecord(_Record):
-    """Which weights were evaluated. ``identity`` is the sha256 of the tensors."""
+    """Which weights were evaluated. ``identity`` is the sha256 of the tensors, ``flops`` of one image."""
 
     name: str
     request: str
     identity: str
     spec: dict[str, Any]
     parameters: int
+    flops: int | None = None
     load: dict[str, Any] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
 
@@ -150,3 +153,23 @@ def read_all(out: str | Path) -> Iterator[tuple[Path, Result]]:
     """Every cell under a folder, sorted by path."""
     for path in sorted(Path(out).rglob("seed-*.json")):
         yield path, read(path)
+
+
+def arrays(path: Path, result: Result, name: str) -> dict[str, npt.NDArray[Any]]:
+    """The arrays in the file ``name`` ("samples", "predictions") beside the cell at ``path``; none where it has none.
+
+    Raises :class:`DataError` where they are damaged.
+    """
+    file = result.files.get(name)
+    if file is None:
+        return {}
+    where = path.with_name(Path(file).name)  # beside the cell, whatever the name says
+    try:
+        with where.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except Exception as error:  # a broken archive raises nearly anything
+        raise DataError(
+            f"{where} cannot be read",
+            cause=f"{type(error).__name__}: {error}",
+            fix=f"remove {path} and evaluate again",
+        ) from error

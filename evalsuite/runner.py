@@ -28,6 +28,7 @@ from evalsuite.errors import Refusal, ResourceError, UsageError
 from evalsuite.files import atomic
 from evalsuite.hooks import Registry, load
 from evalsuite.progress import Progress
+from evalsuite.protocols import job
 from evalsuite.results import BackboneRecord, ProtocolRecord, Result, Score, cell_path, read
 from evalsuite.task import Outcome, Protocol, Setup, Task, evaluate
 
@@ -65,6 +66,7 @@ class Request:
     settings: Mapping[str, str] | None = None
     limit: int | None = None
     save_every: float = 60.0
+    strict: bool = False
     out: Path = Path("runs/evalsuite")
     arch: str | None = None
     backbone_options: Mapping[str, Any] | None = None
@@ -142,7 +144,7 @@ def plan(request: Request, registry: Registry, progress: Progress) -> list[Cell]
 def _check(task: Task, request: Request, registry: Registry) -> None:
     if request.engine is not None:
         registry.entry("engine", request.engine)
-        if request.engine not in task.engines:
+        if not _does(request.engine, task, registry):
             raise UsageError(
                 f"{task.name} has no engine {request.engine!r}",
                 cause=f"it runs on {', '.join(task.engines) or 'none'}",
@@ -152,10 +154,17 @@ def _check(task: Task, request: Request, registry: Registry) -> None:
         raise UsageError(
             f"{task.name} has its own data set",
             cause=f"--data {request.data} is for the generic tasks",
-            fix="--task detect or --task classify for data of your own, or --data-root for where the data set lies",
+            fix="--task detect, segment or classify for data of your own, or --data-root for where the data set lies",
         )
     if request.limit is not None and request.limit < 1:
         raise UsageError(f"--limit {request.limit} leaves nothing", cause="it is a number of images", fix="--limit 100")
+
+
+def _does(engine: str, task: Task, registry: Registry) -> bool:
+    """Whether an engine does what the task's own do: it is one of them, or a plugin's of the same kind."""
+    if engine in task.engines or not task.engines:
+        return engine in task.engines
+    return job(registry.get("engine", engine)) == job(registry.get("engine", task.engines[0]))
 
 
 def _device(name: str) -> torch.device:
@@ -188,7 +197,10 @@ def _cell(
         variant,
     )
     work = request.out / "work" / path.parent.parent.name / path.parent.name / path.stem
-    root = demo_root(task, registry) if request.demo else request.data_root or _environment_root()
+    root, data = request.data_root or _environment_root(), request.data
+    if request.demo:
+        root = demo_root(task, registry)
+        data = f"{task.world}:{root}" if task.world else None
     precision = request.precision
     if precision == "auto":
         precision = "bf16-mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
@@ -197,9 +209,9 @@ def _cell(
     )
     setup = Setup(
         protocol=protocol, work=work, registry=registry, progress=progress, seed=seed, device=device,
-        precision=precision, devices=request.devices, workers=workers, data_root=root, data=request.data,
+        precision=precision, devices=request.devices, workers=workers, data_root=root, data=data,
         engine=request.engine, limit=request.limit, demo=request.demo,
-        save_every=request.save_every,
+        save_every=request.save_every, strict=request.strict,
     )  # fmt: skip
     return Cell(loaded, task, setup, path, task.fingerprint(setup))
 
@@ -225,14 +237,15 @@ def _environment_root() -> Path | None:
 def demo_root(task: Task, registry: Registry) -> Path:
     """The generated world of a task's data set, written to disk on first use."""
     cache = Path(os.environ.get("EVALSUITE_CACHE") or Path.home() / ".cache" / "evalsuite")
-    if task.name not in registry.names("dataset"):
+    world = task.world or task.name
+    if world not in registry.names("dataset"):
         raise UsageError(
             f"{task.name} has no demo world",
             cause="a demo world belongs to a data set; this task takes yours",
             fix="leave --demo out and give --data",
         )
     root = cache / "demo"
-    return source(registry, task.name).demo(root, DEMO_SEED)
+    return source(registry, world).demo(root, DEMO_SEED)
 
 
 def _settle(cell: Cell, request: Request, progress: Progress) -> Result:
@@ -311,7 +324,7 @@ def _beside(path: Path, name: str, suffix: str) -> Path:
 
 
 def _result(cell: Cell, request: Request, outcome: Outcome, took: float) -> Result:
-    better = {metric.name: metric.higher_is_better for metric in cell.task.metrics}
+    better = {metric.name: metric.higher_is_better for metric in cell.task.promises(cell.setup.protocol)}
     scores = {}
     for name, value in outcome.scores.items():
         replicates = outcome.replicates.get(name)
@@ -349,10 +362,11 @@ def _common(cell: Cell, request: Request) -> dict[str, Any]:
     return {
         "backbone": BackboneRecord(
             name=cell.loaded.name, request=report.source, identity=backbone.identity, spec=backbone.spec.to_json(),
-            parameters=sum(p.numel() for p in backbone.net.parameters()), load=report.to_json(),
+            parameters=sum(p.numel() for p in backbone.net.parameters()), flops=backbone.flops(),
+            load=report.to_json(),
             provenance=dict(cell.loaded.provenance),
         ),
-        "task": cell.task.name, "task_version": cell.task.version, "primary": cell.task.primary,
+        "task": cell.task.name, "task_version": cell.task.version, "primary": cell.task.leading(cell.setup.protocol),
         "protocol": _protocol_record(cell.setup.protocol), "engine": engine,
         "engine_version": cell.setup.registry.get("engine", engine)().version() if engine else None,
         "seed": cell.setup.seed, "limited": cell.setup.limit, "demo": cell.setup.demo, "trusted": report.trusted,

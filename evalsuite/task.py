@@ -30,10 +30,12 @@ __all__ = ["Metric", "Outcome", "Protocol", "Setup", "Task", "evaluate"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A number a task promises, and which way is better."""
+    """A number a task promises, which way is better, and between what it lies."""
 
     name: str
     higher_is_better: bool = True
+    low: float = 0.0
+    high: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +78,10 @@ class Protocol:
 
 
 def _read(name: str, text: str, kind: Any, now: Any) -> Any:
-    """``text`` as a value of type ``kind``: JSON, or a bare word, or a list without its brackets."""
+    """``text`` as a value of type ``kind``: JSON, or a bare word, or a list of either without its brackets."""
     adapter: TypeAdapter[Any] = TypeAdapter(kind)
     bare = isinstance(now, tuple) and not text.startswith("[")
-    for spelled in (f"[{text}]" if bare else text, json.dumps(text)):
+    for spelled in (f"[{text}]" if bare else text, json.dumps([w.strip() for w in text.split(",")] if bare else text)):
         try:
             return adapter.validate_json(spelled, strict=True)
         except ValidationError as error:
@@ -98,7 +100,8 @@ class Setup:
     ``data_root`` is where data sets lie; ``data`` names the data of a generic task (``voc:PATH``, ``coco:PATH``).
     ``work`` is a folder of this cell's own that outlives a crash: state to resume from belongs there, and it is
     removed when the cell is written; training saves its state there every ``save_every`` seconds. ``limit`` caps the
-    number of images of every split.
+    number of images of every split. ``strict``: where images cannot be read or rows have no label, refuse the data
+    rather than leave those out and count them.
     """
 
     protocol: Protocol
@@ -116,6 +119,7 @@ class Setup:
     limit: int | None = None
     demo: bool = False
     save_every: float = 60.0
+    strict: bool = False
 
     @property
     def rng(self) -> np.random.Generator:
@@ -130,7 +134,8 @@ class Outcome:
     ``scores`` are the promised metrics (None: undefined on these data, for example AP of small objects where there
     are none). ``replicates`` are bootstrap replicates of scores, {metric: (R,)}, drawn with resampling weights that
     depend only on ``units`` and the data fingerprint, so two backbones' replicates are paired.
-    ``samples`` are per-sample scores {name: (N,)} with their ids in ``ids`` for paired tests. ``figures`` are PNG files
+    ``samples`` are per-sample scores {name: (N,)} with their ids in ``ids`` for paired tests; those that
+    bear a metric's name have it as their mean. ``figures`` are PNG files
     by name. ``selected`` are hyper-parameters chosen on validation data. ``data`` describes what was read and must
     hold ``fingerprint``. ``records`` are files to keep beside the cell (predictions), by name.
     """
@@ -152,7 +157,8 @@ class Task(ABC):
     """An evaluator. Subclasses set the class attributes and say how to run; instances hold nothing.
 
     ``protocols[0]`` is the default. ``needs`` is what of :class:`evalsuite.Features` it reads. ``engines`` are the
-    names of the engines it can use, the default first (empty: none).
+    names of the engines it can use, the default first (empty: none). A ``generic`` task takes anybody's data; ``world``
+    is the layout whose demo world it runs on (None: that of the data set of the task's own name).
     """
 
     name: ClassVar[str]
@@ -163,6 +169,7 @@ class Task(ABC):
     protocols: ClassVar[tuple[Protocol, ...]]
     engines: ClassVar[tuple[str, ...]] = ()
     generic: ClassVar[bool] = False
+    world: ClassVar[str | None] = None
 
     @abstractmethod
     def run(self, backbone: Backbone, setup: Setup) -> Outcome:
@@ -187,6 +194,21 @@ class Task(ABC):
     def requires(self, protocol: Protocol) -> frozenset[str]:
         """What a backbone must give for this protocol; ``needs``, unless a protocol takes more."""
         return self.needs
+
+    def promises(self, protocol: Protocol) -> tuple[Metric, ...]:
+        """The metrics of this protocol; ``metrics``, unless a protocol measures others. The leading one is in them."""
+        return self.metrics
+
+    def leading(self, protocol: Protocol) -> str:
+        """The name of the metric that counts; ``primary``, unless a protocol measures something else."""
+        return self.primary
+
+    def oracle(self) -> Backbone | None:
+        """A backbone that knows what this task asks for, which checks hold against a blind one.
+
+        None: that of :class:`evalsuite.testing.OracleBackbone`, to which thumbnails tell enough.
+        """
+        return None
 
     def refuse(self, backbone: Backbone, protocol: Protocol) -> None:
         """Raise :class:`BackboneError` if the backbone does not give what the protocol requires."""
@@ -213,7 +235,7 @@ def evaluate(task: Task, backbone: Backbone, setup: Setup) -> Outcome:
         outcome = task.run(backbone.eval(), setup)
     finally:
         backbone.train(was_training)
-    promised = {metric.name for metric in task.metrics}
+    promised = {metric.name for metric in task.promises(setup.protocol)}
     if set(outcome.scores) != promised:
         odd = sorted(promised.symmetric_difference(outcome.scores))
         raise PluginError(
@@ -227,5 +249,12 @@ def evaluate(task: Task, backbone: Backbone, setup: Setup) -> Outcome:
                 f"task {task.name!r} returned {value} as {name}",
                 cause="scores are finite numbers, or None where they are undefined",
                 fix="find where it comes from; a result file cannot hold it",
+            )
+        samples = outcome.samples.get(name)
+        if samples is not None and (value is None or not math.isclose(float(np.mean(samples)), value, abs_tol=1e-4)):
+            raise PluginError(
+                f"task {task.name!r} returned {value} as {name}, and samples of that name whose mean is another",
+                cause="samples named as a metric are what it is the mean of; leaderboards check it",
+                fix="name them otherwise, or return their mean",
             )
     return outcome

@@ -25,17 +25,35 @@ Data = TypeVar("Data", covariant=True)
 
 @hookimpl
 def evalsuite_register(registry: Registry) -> None:
+    registry.dataset("ade20k", "evalsuite.data.ade20k:Ade20k", "ADE20K, the 150 classes of the scene parsing benchmark")
+    registry.dataset("ade20k-full", "evalsuite.data.ade20k:Ade20kFull", "the full ADE20K of 2021, by the same classes")
+    registry.dataset("camvid", "evalsuite.data.camvid:CamVid", "CamVid, 11 classes: SegNet's packing or Cambridge's")
+    registry.dataset("chexpert", "evalsuite.data.chexpert:Chexpert", "CheXpert, the official tree")
+    registry.dataset(
+        "chexpert-retrieval", "evalsuite.data.chexpert:Chexpert8x200", "the CheXpert 8x200 retrieval lists"
+    )
     registry.dataset("cifar10", "evalsuite.data.cifar:Cifar10", "CIFAR-10: python or binary files, or class folders")
     registry.dataset("cifar100", "evalsuite.data.cifar:Cifar100", "CIFAR-100: python or binary files, or class folders")
+    registry.dataset("cityscapes", "evalsuite.data.cityscapes:Cityscapes", "Cityscapes, the fine masks of 19 classes")
     registry.dataset("coco", "evalsuite.data.coco:Coco", "COCO 2017 detection, or any data in COCO JSON")
+    registry.dataset("covidx", "evalsuite.data.covidx:Covidx", "COVIDx: lists of any version and their images")
     registry.dataset("csv", "evalsuite.data.classification:Csv", "any images listed in a CSV file with their labels")
     registry.dataset("folder", "evalsuite.data.classification:Folder", "any images in a folder a class")
     registry.dataset("imagenet", "evalsuite.data.imagenet:ImageNet", "ImageNet-1k in class folders")
     registry.dataset("medmnist", "evalsuite.data.medical:MedMnist", "MedMNIST, one .npz file a data set")
+    registry.dataset("mura", "evalsuite.data.mura:Mura", "MURA, the official tree")
     registry.dataset("npz", "evalsuite.data.classification:Npz", "any images and labels in one .npz file")
+    registry.dataset("pairs", "evalsuite.data.pairs:Pairs", "any images and masks of the same names")
+    registry.dataset("rsna", "evalsuite.data.rsna:Rsna", "RSNA pneumonia: DICOM files and boxes")
+    registry.dataset("places", "evalsuite.data.places:Places205", "Places205: the official lists, or class folders")
+    registry.dataset("places365", "evalsuite.data.places:Places365", "Places365: the official lists, or class folders")
     registry.dataset("stl10", "evalsuite.data.cifar:Stl10", "STL-10: binary files")
     registry.dataset("tiny-imagenet", "evalsuite.data.imagenet:TinyImageNet", "Tiny ImageNet, the official tree")
     registry.dataset("voc", "evalsuite.data.voc:Voc", "PASCAL VOC 2007 and 2012, or any data in VOC XML")
+    registry.dataset(
+        "voc07-cls", "evalsuite.data.voc_classification:VocClassification", "PASCAL VOC 2007, twenty labels"
+    )
+    registry.dataset("voc-seg", "evalsuite.data.voc_segmentation:VocSegmentation", "PASCAL VOC 2012 masks, SBD's too")
 
 
 @dataclass

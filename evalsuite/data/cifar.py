@@ -19,6 +19,7 @@ from evalsuite.data.classification import (
     Folder,
     file_digest,
     joint_digest,
+    no_split,
 )
 from evalsuite.data.demo import labelled, once, write_classes
 from evalsuite.errors import DataError
@@ -89,12 +90,14 @@ class Cifar10(ClassificationSource):
         return write_classes(root / self.name, seed, images)
 
     def splits(self, path: Path) -> tuple[str, ...]:
-        return ("train", "test")
+        return ("train", "test") if self.kind(path) else Folder().splits(path)
 
     def load(self, path: Path, split: str) -> ClassificationSet:
         kind = self.kind(path)
         if not kind:
             return Folder().load(path, split)
+        if split not in self._parts:
+            raise no_split(path, split, self._parts)
         files = [path / f"{part}{'.bin' if kind == 'bin' else ''}" for part in self._parts[split]]
         for file in files:
             _need(file)

@@ -10,23 +10,26 @@ import csv
 import dataclasses
 import hashlib
 import os
+import sys
 import zipfile
 import zlib
 from abc import abstractmethod
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
+from itertools import combinations
 from pathlib import Path
-from typing import IO, Any, ClassVar, Protocol, cast
+from typing import IO, Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evalsuite.data import Report, Source
-from evalsuite.data.images import SUFFIXES, read_rgb
-from evalsuite.errors import DataError, UsageError
+from evalsuite.data.demo import write_classes, write_marks
+from evalsuite.data.images import SUFFIXES, leads_out, read_rgb
+from evalsuite.errors import DataError, ImageError, UsageError
 from evalsuite.progress import Progress
 
 __all__ = [
@@ -42,10 +45,13 @@ __all__ = [
     "file_digest",
     "find_images",
     "joint_digest",
+    "no_split",
     "npz_array",
     "npz_headers",
+    "read_columns",
     "read_files",
     "read_folder",
+    "unreadable",
 ]
 
 Bytes = NDArray[np.uint8]
@@ -69,10 +75,19 @@ class Pixels(Protocol):
 
 
 class Files:
-    """Images in files below ``root``. Told apart by their names and sizes in bytes; ``version`` adds times."""
+    """Images in files below ``root``, which ``read`` decodes. Told apart by their names and sizes in bytes; ``version``
+    adds times, and who reads. A file that is not there has the size -1, and reading it raises :class:`ImageError`.
+    """
 
-    def __init__(self, root: Path, names: Sequence[str], sizes: Sequence[int], times: Sequence[int]) -> None:
-        self.root = root
+    def __init__(
+        self,
+        root: Path,
+        names: Sequence[str],
+        sizes: Sequence[int],
+        times: Sequence[int],
+        read: Callable[[Path], Bytes] = read_rgb,
+    ) -> None:
+        self.root, self.read = root, read
         self.names = _names(names)
         self.sizes, self.times = np.asarray(sizes, dtype=np.int64), np.asarray(times, dtype=np.int64)
 
@@ -80,7 +95,7 @@ class Files:
         return len(self.names)
 
     def __getitem__(self, place: int, /) -> Bytes:
-        return read_rgb(self.path(place))
+        return self.read(self.path(place))
 
     def path(self, place: int) -> Path:
         """The file of one image."""
@@ -90,7 +105,7 @@ class Files:
         return _sha256("\0".join(self.names[places]).encode(), self.sizes[places])
 
     def version(self, places: Ints) -> str:
-        return _sha256(self.digest(places).encode(), self.times[places])
+        return _sha256(self.digest(places).encode(), self.read.__name__.encode(), self.times[places])
 
 
 class Arrays:
@@ -126,8 +141,10 @@ class ClassificationSet:
     """A split of labelled images.
 
     ``labels`` are (N,) int64 classes, or (N, L) with 1, 0 and -1 per label; a class of -1, and a row of nothing
-    but -1, is a missing label. ``names`` (N,) name the images, ``groups`` (N,) their patients or scenes, where the
-    data tell. ``places`` (N,) are the rows' numbers in ``pixels``.
+    but -1, is a missing label (other negative numbers are of a layout's own). ``names`` (N,) name the images,
+    ``groups`` (N,) their patients or scenes, ``tags`` (N,) what kind of image each is (a view, a part of the body, a
+    source), where the data tell. ``places`` (N,) are the rows' numbers in ``pixels``. ``subset`` says which part of a
+    split this is, where it is one. ``left_out`` counts rows that were there and are not here, by reason.
     """
 
     name: str
@@ -139,6 +156,9 @@ class ClassificationSet:
     places: Ints
     groups: Names | None = None
     notes: tuple[str, ...] = ()
+    tags: Names | None = None
+    subset: str | None = None
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -178,6 +198,7 @@ class ClassificationSet:
         return dataclasses.replace(
             self, names=self.names[rows], labels=self.labels[rows], places=self.places[rows],
             groups=None if self.groups is None else self.groups[rows],
+            tags=None if self.tags is None else self.tags[rows],
         )  # fmt: skip
 
     def limit(self, count: int | None) -> ClassificationSet:
@@ -188,7 +209,16 @@ class ClassificationSet:
 
 
 class ClassificationSource(Source[ClassificationSet]):
-    """What the layouts of labelled images share: roles by the names of the splits, verification."""
+    """What the layouts of labelled images share: roles by the names of the splits, verification.
+
+    ``overlap`` says what a group in two splits is: a leak, or a thing to know where a data set is published so.
+    """
+
+    overlap: ClassVar[Literal["fault", "note"]] = "fault"
+
+    def leaks(self, split: str, other: str) -> bool:
+        """Whether an image or a group in both splits is a leak of one into the other."""
+        return split != other
 
     @abstractmethod
     def load(self, path: Path, split: str) -> ClassificationSet: ...
@@ -203,6 +233,20 @@ class ClassificationSource(Source[ClassificationSet]):
             )
         return found
 
+    def stamp(self, path: Path) -> tuple[int, ...]:
+        """What changes when splits may read otherwise: times of the file, or of every folder below and including it."""
+        if path.is_file():
+            return path.stat().st_mtime_ns, path.stat().st_size
+        places = (place for top, below, _ in os.walk(path) for place in (top, *(os.path.join(top, b) for b in below)))
+        return tuple(os.stat(place).st_mtime_ns for place in places)
+
+    def official(self, path: Path, train: ClassificationSet, fraction: float) -> ClassificationSet | None:
+        """The official subset of that share of the training labels, of rows of ``train``, and ``subset`` names it.
+
+        None where the data set has none, or its list is not there.
+        """
+        return None
+
     def verify(self, path: Path, progress: Progress | None = None, workers: int | None = None) -> Report:
         report = Report(self.name, path)
         sets: dict[str, ClassificationSet] = {}
@@ -214,9 +258,14 @@ class ClassificationSource(Source[ClassificationSet]):
         for split, part in sets.items():
             report.counts[split] = _counts(part)
             report.notes += [f"{split}: {note}" for note in part.notes]
-        _survey(report, sets, progress or Progress(quiet=True), workers)
-        _shared_groups(report, sets)
+        self.examine(path, sets, report)
+        _survey(report, sets, self.leaks, progress or Progress(quiet=True), workers)
+        shared = _shared_groups(sets, self.leaks)
+        (report.faults if self.overlap == "fault" else report.notes).extend(shared)
         return report
+
+    def examine(self, path: Path, sets: Mapping[str, ClassificationSet], report: Report) -> None:
+        """Tell what else this layout's files say of themselves; nothing, unless a layout has more to compare."""
 
     def demo(self, root: Path, seed: int = 0, images: int = 64) -> Path:
         raise UsageError(
@@ -245,6 +294,9 @@ class Folder(ClassificationSource):
             raise self.missing(root)
         return root
 
+    def demo(self, root: Path, seed: int = 0, images: int = 64) -> Path:
+        return write_classes(root / "folder", seed, images)
+
     def splits(self, path: Path) -> tuple[str, ...]:
         if not (path / "train").is_dir():
             return ("train", "test")
@@ -255,7 +307,7 @@ class Folder(ClassificationSource):
             whole = read_folder(path, self.name, split, class_folders(path))
             return whole.take(_assigned(whole.names, None) == split)
         if split not in self.splits(path):
-            raise _no_split(path, split, self.splits(path))
+            raise no_split(path, split, self.splits(path))
         return read_folder(path / split, self.name, split, class_folders(path / "train"))
 
 
@@ -305,8 +357,7 @@ def find_images(path: Path, folders: Sequence[str] = ("",)) -> tuple[Files, int]
             cause="its bytes are not UTF-8",
             fix="rename the file",
         )
-    stats = [entry.stat() for entry in found]
-    return Files(path, names, [s.st_size for s in stats], [s.st_mtime_ns for s in stats]), others
+    return _sized(path, names, [_sizes(entry) for entry in found]), others
 
 
 _ENDINGS = tuple(dict.fromkeys(suffix.lower() for suffix in SUFFIXES))
@@ -320,19 +371,45 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def read_files(root: Path, names: Sequence[str]) -> Files:
-    """Files that a list names, below ``root``. Raises :class:`DataError` for one that is not there."""
-    stats = []
-    for name in names:
-        try:
-            stats.append((root / name).stat())
-        except OSError as error:
-            raise DataError(
-                f"{root / name} is missing",
-                cause=f"a list of images names it: {error.strerror}",
-                fix="restore it, or correct the list; its names count from the list's own folder",
-            ) from error
-    return Files(root, names, [s.st_size for s in stats], [s.st_mtime_ns for s in stats])
+def read_files(
+    root: Path, names: Sequence[str], *, complete: bool = False, read: Callable[[Path], Bytes] = read_rgb
+) -> Files:
+    """Files that a list names, below ``root``.
+
+    One that is not there is told when it is read; at once where all are to be ``complete``, or none is there. Raises
+    :class:`DataError` for that, and for a name that leads out of ``root``.
+    """
+    stray = next((name for name in names if leads_out(name)), None)
+    if stray is not None:
+        raise DataError(
+            f"a list of images below {root} names {stray!r}",
+            cause="that may lead out of this folder",
+            fix="give paths that count from it, without '..'",
+        )
+    files = _sized(root, names, [_sizes(root / name) for name in names], read)
+    lost = np.flatnonzero(files.sizes < 0)
+    if len(lost) and (complete or len(lost) == len(files)):
+        raise DataError(
+            f"{files.path(int(lost[0]))} is missing",
+            cause="a list of images names it, and it is no file",
+            fix="restore it, or correct the list; its names count from the list's own folder",
+        )
+    return files
+
+
+def _sizes(place: Path | os.DirEntry[str]) -> tuple[int, int]:
+    """Bytes and time of a file; (-1, 0) where there is none, or a link to nothing."""
+    try:
+        found = place.stat()
+    except OSError:
+        return -1, 0
+    return found.st_size, found.st_mtime_ns
+
+
+def _sized(
+    root: Path, names: Sequence[str], stats: Sequence[tuple[int, int]], read: Callable[[Path], Bytes] = read_rgb
+) -> Files:
+    return Files(root, names, [size for size, _ in stats], [time for _, time in stats], read)
 
 
 def class_folders(path: Path) -> list[str]:
@@ -356,7 +433,7 @@ def _walk(folder: Path) -> Iterator[os.DirEntry[str]]:
         for entry in listed:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if os.path.isdir(entry.path):  # entry.is_dir() raises for a link to itself
                 yield from enter(entry.path)
             else:
                 yield entry
@@ -389,6 +466,9 @@ class Csv(ClassificationSource):
             )
         return root
 
+    def demo(self, root: Path, seed: int = 0, images: int = 64) -> Path:
+        return write_marks(root / "csv", seed, images) / "list.csv"
+
     def splits(self, path: Path) -> tuple[str, ...]:
         there = set(_table(path, path.stat().st_mtime_ns).splits)
         order = [name for name in ("train", "val", "test") if name in there]
@@ -398,7 +478,7 @@ class Csv(ClassificationSource):
         table = _table(path, path.stat().st_mtime_ns)
         rows = np.flatnonzero(table.splits == split)
         if not len(rows):
-            raise _no_split(path, split, self.splits(path))
+            raise no_split(path, split, self.splits(path))
         files = read_files(path.parent, [str(table.paths[row]) for row in rows])
         return ClassificationSet(
             path.stem, split, table.classes, files.names, table.labels[rows], files, np.arange(len(files)),
@@ -443,6 +523,34 @@ def _table(path: Path, mtime: int) -> _Table:
     return _Table(paths, labels, classes, splits, groups)
 
 
+def read_columns(path: Path, wanted: Sequence[str]) -> dict[str, list[str]]:
+    """These columns of a CSV file of a known layout, whatever others it has, cells without the spaces around them.
+
+    Raises :class:`DataError` for a file that is no table, lacks one of them, or lists nothing.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            columns = [c.strip() for c in next(reader, [])]
+            lacking = [name for name in wanted if columns.count(name) != 1]
+            if lacking:
+                raise ValueError(
+                    f"it has no column {', '.join(lacking)}; its first line is {', '.join(columns)!r:.200}"
+                )
+            places = [columns.index(name) for name in wanted]
+            rows = []
+            for cells in reader:
+                if cells and len(cells) != len(columns):
+                    raise ValueError(f"line {reader.line_num} has {len(cells)} cells, the first one {len(columns)}")
+                if cells:
+                    rows.append([sys.intern(cells[place].strip()) for place in places])
+            if not rows:
+                raise ValueError("it has a first line and no other")
+    except (OSError, ValueError, csv.Error) as error:
+        raise _no_table(path, error) from error
+    return {name: [row[i] for row in rows] for i, name in enumerate(wanted)}
+
+
 def _csv_rows(path: Path) -> tuple[list[dict[str, str]], list[str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -457,9 +565,15 @@ def _csv_rows(path: Path) -> tuple[list[dict[str, str]], list[str]]:
                 rows.append(dict(zip(columns, (c.strip() for c in cells), strict=True)))
             return rows, columns
     except (OSError, ValueError, csv.Error) as error:
-        raise DataError(
-            f"{path} is no table", cause=str(error), fix="write it as UTF-8, cells divided by commas"
-        ) from error
+        raise _no_table(path, error) from error
+
+
+def _no_table(path: Path, error: Exception) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return _broken(path, error)
+    return DataError(
+        f"{path} is no table as wanted", cause=str(error), fix="write it as UTF-8, cells divided by commas, all columns"
+    )
 
 
 def _mark(path: Path, row: int, text: str) -> int:
@@ -511,7 +625,7 @@ class Npz(ClassificationSource):
         members = npz_headers(path)
         keys = _keys(path, members)
         if split not in keys:
-            raise _no_split(path, split, keys)
+            raise no_split(path, split, keys)
         images, labels, groups = keys[split]
         shape = _check_images(path, images, members[images])
         marks = _read_labels(path, labels, shape[0])
@@ -658,23 +772,46 @@ def _counts(part: ClassificationSet) -> dict[str, Any]:
     return counts | {"classes": {c: int(r.sum()) for c, r in zip(part.classes, rows, strict=True)}}
 
 
-def _survey(report: Report, sets: Mapping[str, ClassificationSet], progress: Progress, workers: int | None) -> None:
-    """Decode every image; equal pixels in two splits are a fault, in one split a note."""
-    rows = [(part, row) for part in sets.values() for row in range(len(part))]
+def _survey(
+    report: Report,
+    sets: Mapping[str, ClassificationSet],
+    leaks: Callable[[str, str], bool],
+    progress: Progress,
+    workers: int | None,
+) -> None:
+    """Decode every image once. Equal pixels in splits of which one leaks into the other are a fault, else a note."""
+    listed: defaultdict[object, list[tuple[ClassificationSet, int]]] = defaultdict(list)
+    for part in sets.values():
+        for row, place in enumerate(part.places.tolist()):
+            listed[part.pixels.path(place) if isinstance(part.pixels, Files) else (part.split, row)].append((part, row))
     places: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
-    with ThreadPoolExecutor(workers) as pool, progress.track("decode", len(rows)) as meter:
-        for done, ((part, row), found) in enumerate(zip(rows, pool.map(_examine, rows), strict=True), 1):
+    firsts = (rows[0] for rows in listed.values())
+    with ThreadPoolExecutor(workers) as pool, progress.track("decode", len(listed)) as meter:
+        for done, (rows, found) in enumerate(zip(listed.values(), pool.map(_examine, firsts), strict=True), 1):
             if isinstance(found, DataError):
-                report.faults.append(f"{part.split}: {found.problem}: {found.cause}")
+                report.faults.append(f"{rows[0][0].split}: {found.problem}: {found.cause}")
             else:
-                places[found].append((part.split, str(part.names[row])))
+                places[found] += [(part.split, str(part.names[row])) for part, row in rows]
             meter.update(done)
     for copies in places.values():
         told = ", ".join(f"{split}/{name}" for split, name in copies)
-        if len({split for split, _ in copies}) > 1:
+        splits = sorted({split for split, _ in copies})
+        if any(leaks(one, other) for one, other in combinations(splits, 2)):
             report.faults.append(f"the same image is in several splits: {told}")
-        elif len(copies) > 1:
+        elif len(copies) > len(splits):
             report.notes.append(f"the same image is there more than once: {told}")
+
+
+def unreadable(data: ClassificationSet, progress: Progress, workers: int | None = None) -> dict[int, ImageError]:
+    """The rows whose image does not decode, and why; every image is tried."""
+    found: dict[int, ImageError] = {}
+    items = [(data, row) for row in range(len(data))]
+    with ThreadPoolExecutor(workers) as pool, progress.track("check images", len(items)) as meter:
+        for row, told in enumerate(pool.map(_examine, items)):
+            if isinstance(told, ImageError):
+                found[row] = told
+            meter.update(row + 1)
+    return found
 
 
 def _examine(item: tuple[ClassificationSet, int]) -> str | DataError:
@@ -686,14 +823,15 @@ def _examine(item: tuple[ClassificationSet, int]) -> str | DataError:
     return _sha256(str(image.shape).encode(), image)
 
 
-def _shared_groups(report: Report, sets: Mapping[str, ClassificationSet]) -> None:
-    """A patient in two splits is a leak."""
-    held = Counter(group for part in sets.values() if part.groups is not None for group in set(part.groups.tolist()))
-    shared = sorted(group for group, count in held.items() if count > 1)
-    report.faults += [f"group {group} is in several splits" for group in shared]
+def _shared_groups(sets: Mapping[str, ClassificationSet], leaks: Callable[[str, str], bool]) -> list[str]:
+    """What is told of patients in two splits."""
+    held = {split: set(part.groups.tolist()) for split, part in sets.items() if part.groups is not None}
+    shared = {g for (a, one), (b, other) in combinations(held.items(), 2) if leaks(a, b) for g in one & other}
+    return [f"group {group} is in several splits" for group in sorted(shared)]
 
 
-def _no_split(path: Path, split: str, splits: Sequence[str] | Mapping[str, Any]) -> DataError:
+def no_split(path: Path, split: str, splits: Sequence[str] | Mapping[str, Any]) -> DataError:
+    """The refusal of a split that is not one of ``splits``."""
     return DataError(
         f"{path} has no split {split!r}", cause=f"it has {', '.join(splits) or 'none'}", fix="choose one of them"
     )

@@ -20,7 +20,8 @@ import pydantic_core
 from numpy.typing import NDArray
 
 from evalsuite.data import Report, Source
-from evalsuite.data.detection import Boxes, DetectionSet, Image, agree, assemble, fingerprint, survey
+from evalsuite.data.detection import Boxes, DetectionSet, Image, agree, assemble, survey
+from evalsuite.data.images import fingerprint
 from evalsuite.errors import DataError
 
 if TYPE_CHECKING:

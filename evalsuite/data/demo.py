@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +24,24 @@ from PIL import Image, ImageDraw
 
 from evalsuite.errors import DataError
 
-__all__ = ["SHAPES", "Scene", "Thing", "draw", "labelled", "once", "write_classes", "write_coco", "write_voc"]
+__all__ = [
+    "SHAPES",
+    "Scene",
+    "Thing",
+    "draw",
+    "labelled",
+    "once",
+    "write_classes",
+    "write_coco",
+    "write_marks",
+    "write_masks",
+    "write_voc",
+]
 
 _VERSION = 1
 _FINE = 4  # samples a pixel and axis
 _SIZES = ((160, 120), (192, 108), (208, 117), (224, 126), (240, 136))
+_SKY = (0.55, 0.75, 1.0)
 _MARK = "demo.json"
 
 Pixels = NDArray[np.float64]
@@ -75,17 +88,24 @@ class Thing(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """An image (H, W, 3) uint8, its objects, and at most one crowd: its shape's name and (H, W) bool mask."""
+    """An image (H, W, 3) uint8, its objects, and at most one crowd: its shape's name and (H, W) bool mask. The first
+    ``horizon`` rows are sky."""
 
     pixels: NDArray[np.uint8]
     things: tuple[Thing, ...]
     crowd: tuple[str, NDArray[np.bool_]] | None
+    horizon: int = 0
 
 
-def draw(rng: np.random.Generator, *, things: int, crowd: bool = False, grey: bool = False) -> Scene:
-    """Draw one scene. No two objects overlap, and none leaves the image, so outlines are what is seen."""
+def draw(rng: np.random.Generator, *, things: int, crowd: bool = False, grey: bool = False, sky: float = 0.0) -> Scene:
+    """Draw one scene. No two objects overlap, and none leaves the image, so outlines are what is seen.
+
+    The upper ``sky`` of its height is tinted blue.
+    """
     width, height = _SIZES[rng.integers(len(_SIZES))]
     pixels = _background(rng, height, width)
+    horizon = round(sky * height)
+    pixels[:horizon] = 0.5 * pixels[:horizon] + 0.5 * np.array(_SKY)
     taken: list[tuple[float, float, float]] = []
     drawn, mask = [], None
     if crowd:
@@ -106,7 +126,7 @@ def draw(rng: np.random.Generator, *, things: int, crowd: bool = False, grey: bo
         pixels[:] = (pixels @ (0.299, 0.587, 0.114))[:, :, None]
     noisy = pixels + rng.normal(0, 0.02, (height, width, 1 if grey else 3))
     final = (noisy.clip(0, 1) * 255).round().astype(np.uint8)
-    return Scene(final, tuple(drawn), crowded if crowd else None)
+    return Scene(final, tuple(drawn), crowded if crowd else None, horizon)
 
 
 def write_coco(path: Path, seed: int = 0, images: int = 64) -> Path:
@@ -173,6 +193,82 @@ def write_classes(path: Path, seed: int = 0, images: int = 64, test: str = "test
     return once(path, seed, images, fill)
 
 
+def write_marks(path: Path, seed: int = 0, images: int = 64) -> Path:
+    """Scenes at ``path``, and ``list.csv`` that marks which shapes each shows: ``images`` of train, half of test.
+
+    A shape of which there are only objects that are hard to see is marked as unknown. Does nothing if it is there.
+    Raises :class:`DataError` if anything else is.
+    """
+
+    def fill(folder: Path) -> None:
+        rows = [["path", "split", *(f"label:{name}" for name in _NAMES)]]
+        for number, (split, count) in enumerate((("train", images), ("test", max(8, images // 2)))):
+            for index, scene in enumerate(_scenes(seed, 8 + number, count, crowds=False)):
+                name = f"{split}{index:04d}.jpg"
+                _save(scene, folder / name)
+                marks = dict.fromkeys(_NAMES, "0")
+                for thing in sorted(scene.things, key=lambda thing: not thing.difficult):
+                    marks[thing.shape] = "" if thing.difficult else "1"
+                rows.append([name, split, *marks.values()])
+        lines = [",".join(row) + "\n" for row in rows]
+        (folder / "list.csv").write_text("".join(lines), encoding="utf-8")
+
+    return once(path, seed, images, fill)
+
+
+def write_masks(
+    path: Path,
+    place: Callable[[str, int], tuple[str, str]],
+    codes: Sequence[int],
+    void: int,
+    seed: int = 0,
+    images: int = 64,
+    *,
+    splits: Sequence[str] = ("train", "val"),
+    palette: NDArray[np.uint8] | None = None,
+    lists: Path | None = None,
+) -> Path:
+    """A segmentation tree at ``path``: ``images`` in the first of ``splits``, a third as many in each other.
+
+    ``place(split, index)`` are the image and the mask below ``path``. ``codes`` are what masks say of the ground, the
+    sky and the six shapes, ``void`` of shapes that are hard to see. With ``palette`` (256, 3) masks are palette PNGs;
+    below ``lists`` a text file a split names its masks. Does nothing if it is there. Raises :class:`DataError` if
+    anything else is.
+    """
+    table = np.array([*codes, void], np.uint8)
+
+    def fill(folder: Path) -> None:
+        for number, split in enumerate(splits):
+            names = []
+            count = max(4, images // 3) if number else images
+            for index, scene in enumerate(_scenes(seed, 16 + number, count, crowds=False, skies=True)):
+                image, mask = (folder / name for name in place(split, index))
+                for file in (image, mask):
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                _save(scene, image)
+                drawn = Image.fromarray(table[_labels(scene)])
+                if palette is not None:
+                    drawn.putpalette(palette.tobytes())
+                drawn.save(mask)
+                names.append(mask.stem)
+            if lists is not None:
+                (folder / lists).mkdir(parents=True, exist_ok=True)
+                (folder / lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+    return once(path, seed, images, fill)
+
+
+def _labels(scene: Scene) -> NDArray[np.uint8]:
+    """(H, W): 0 the ground, 1 the sky, then the shapes by number, and after them what is hard to see."""
+    height, width = scene.pixels.shape[:2]
+    labels = np.zeros((height, width), np.uint8)
+    labels[: scene.horizon] = 1
+    for thing in scene.things:
+        window, cover = _cover(thing.outline, height, width)
+        labels[window][cover >= 0.5] = 2 + (len(_NAMES) if thing.difficult else _NAMES.index(thing.shape))
+    return labels
+
+
 def labelled(seed: int, split: int, count: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """(N, size, size, 3) pictures of one object each, and the numbers of their shapes (N,)."""
     pictures, labels = [], []
@@ -191,12 +287,13 @@ def labelled(seed: int, split: int, count: int, size: int) -> tuple[NDArray[np.u
     return np.stack(pictures), np.array(labels, dtype=np.int64)
 
 
-def _scenes(seed: int, stream: int, count: int, *, crowds: bool) -> Iterator[Scene]:
+def _scenes(seed: int, stream: int, count: int, *, crowds: bool, skies: bool = False) -> Iterator[Scene]:
     """Scenes of one split. Every eighth has a crowd, every ninth is grey, every twelfth is empty."""
     for index in range(count):
         rng = np.random.default_rng((seed, stream, index))
         things = 0 if index % 12 == 11 else int(rng.integers(2, 7))
-        yield draw(rng, things=things, crowd=crowds and index % 8 == 1, grey=index % 9 == 8)
+        sky = 0.2 + 0.05 * (index * 3 % 8) if skies else 0.0
+        yield draw(rng, things=things, crowd=crowds and index % 8 == 1, grey=index % 9 == 8, sky=sky)
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> Pixels:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, combinations
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +17,11 @@ from faster_coco_eval import mask as mask_api
 from numpy.typing import NDArray
 
 from evalsuite.data import Report
-from evalsuite.data.images import digest, read_rgb
+from evalsuite.data.images import digest, duplicates, fingerprint, read_rgb
 from evalsuite.errors import DataError
 from evalsuite.progress import Progress
 
-__all__ = ["Boxes", "DetectionSet", "Image", "Record", "agree", "assemble", "fingerprint", "survey", "union"]
+__all__ = ["Boxes", "DetectionSet", "Image", "Record", "agree", "assemble", "survey", "union"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -192,16 +191,6 @@ def assemble(images: Sequence[Image], columns: Boxes, **about: Any) -> Detection
     return DetectionSet(records=tuple(records), degenerate=tuple(named[0]), clipped=tuple(named[1]), **about)
 
 
-def fingerprint(contents: Iterable[str], files: Iterable[tuple[str, int]]) -> str:
-    """sha256 over digests of annotation files and the (name, bytes) of images, in the order given."""
-    state = hashlib.sha256()
-    for content in contents:
-        state.update(f"{content}\n".encode())
-    for name, length in files:
-        state.update(f"{name} {length}\n".encode("utf-8", "surrogateescape"))
-    return state.hexdigest()
-
-
 def agree(*sets: DetectionSet) -> None:
     """Raise :class:`DataError` unless all sets have the same classes in the same order."""
     first = sets[0]
@@ -266,7 +255,7 @@ def survey(
                 digests[path] = found
             meter.update(done)
     paths = {split: [record.path for record in part.records] for split, part in sets.items()}
-    _duplicates(report, paths, digests, leaks)
+    duplicates(report, paths, digests, leaks)
     return report
 
 
@@ -286,29 +275,6 @@ def _examine(item: tuple[DetectionSet, Record]) -> tuple[str, list[str]]:
     except DataError as error:
         faults.append(f"{error.problem}: {error.cause}")
     return found, faults
-
-
-def _duplicates(
-    report: Report,
-    splits: Mapping[str, list[Path]],
-    digests: Mapping[Path, str],
-    leaks: Callable[[str, str], bool],
-) -> None:
-    places: defaultdict[str, dict[tuple[str, Path], None]] = defaultdict(dict)
-    for split, paths in splits.items():
-        listed: set[Path] = set()
-        for path in paths:
-            if path in listed:
-                report.faults.append(f"{split} lists {path.name} twice")
-            listed.add(path)
-            if path in digests:
-                places[digests[path]][split, path] = None
-    for copies in places.values():
-        told = ", ".join(f"{split}/{path.name}" for split, path in copies)
-        if any(leaks(a, b) for (a, _), (b, _) in combinations(copies, 2)):
-            report.faults.append(f"the same image is in several splits: {told}")
-        elif len({path for _, path in copies}) > 1:
-            report.notes.append(f"the same image is there under several names: {told}")
 
 
 def _rle(mask: Any, record: Record) -> dict[str, Any]:

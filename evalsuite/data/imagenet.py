@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import dataclasses
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from evalsuite.data.classification import ClassificationSet, ClassificationSource, Folder, class_folders, read_files
 from evalsuite.data.demo import write_classes
+from evalsuite.data.images import read_lines
 from evalsuite.errors import DataError
 
 __all__ = ["ImageNet", "TinyImageNet"]
 
 
 class ImageNet(Folder):
-    """ImageNet-1k: ``train`` and ``val`` with a folder a class, named by its WordNet id."""
+    """ImageNet-1k: ``train`` and ``val`` with a folder a class, named by its WordNet id.
+
+    The official lists of 1 % and 10 % of the training images are SimCLR's (google-research/simclr,
+    ``imagenet_subsets/1percent.txt`` and ``10percent.txt``, a file name a line); they are looked for in that folder
+    beside ``train``, and beside the data set's own folder, and as ``imagenet_1percent.txt``, VISSL's name for them.
+    """
 
     name = "imagenet"
     tree = "imagenet/train/n01440764/*.JPEG\nimagenet/val/n01440764/*.JPEG"
@@ -28,6 +35,28 @@ class ImageNet(Folder):
                 if (path / "train").is_dir() and (path / "val").is_dir():
                     return path
         raise self.missing(root)
+
+    def official(self, path: Path, train: ClassificationSet, fraction: float) -> ClassificationSet | None:
+        name = {0.01: "1percent.txt", 0.1: "10percent.txt"}.get(fraction)
+        homes = [
+            home / part for home in (path, path.parent) for part in (f"imagenet_subsets/{name}", f"imagenet_{name}")
+        ]
+        file = next((home for home in homes if name and home.is_file()), None)
+        if file is None:
+            return None
+        wanted = set(read_lines(file))
+        names = np.array([PurePath(image).name for image in train.names.tolist()])
+        rows = np.isin(names, sorted(wanted))
+        if rows.sum() != len(wanted):
+            lost = sorted(wanted - set(names[rows].tolist()))
+            raise DataError(
+                f"{file} does not list images of {train.name} {train.split}",
+                cause=f"{len(lost)} of {len(wanted)} are not there, first {lost[0]}"
+                if lost
+                else "names are there twice",
+                fix="restore the images, or take the list away: a draw of each class stands in for it",
+            )
+        return dataclasses.replace(train.take(rows), subset=f"the official list {file.name}")
 
     def demo(self, root: Path, seed: int = 0, images: int = 64) -> Path:
         return write_classes(root / "imagenet", seed, images, test="val")

@@ -20,8 +20,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 from evalsuite.data import Report, Source
-from evalsuite.data.detection import Boxes, DetectionSet, Image, assemble, fingerprint, survey, union
-from evalsuite.data.images import SUFFIXES, size
+from evalsuite.data.detection import Boxes, DetectionSet, Image, assemble, survey, union
+from evalsuite.data.images import SUFFIXES, fingerprint, read_list, size
 from evalsuite.errors import DataError
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ _ROLES = {"train": ("train", "trainval"), "val": ("val", "test"), "test": ("test
 _LISTS = Path("ImageSets", "Main")
 _LARGEST = 16 * 2**20
 _DECLARED = re.compile(rb"""^<\?xml[^>]{0,100}encoding=["']([A-Za-z0-9._-]{1,40})["']""")
-_ESCAPES = re.compile(r"(^|/)\.\.(/|$)|^/|\\|^[A-Za-z]:|\0")
 
 
 @dataclass(frozen=True)
@@ -248,16 +247,7 @@ def _listed(folder: Path, stem: str) -> list[str]:
             cause=f"{file} is not there; found: {', '.join(known) or 'none'}",
             fix="list the split's images in that file, one name without suffix a line",
         )
-    try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except ValueError as error:
-        raise _broken(file, f"it is not UTF-8 text: {error}") from error
-    for name in names:
-        if _ESCAPES.search(name):
-            raise _broken(file, f"{name!r} leads out of the image folder")
-    if not names:
-        raise _broken(file, "it lists no image")
-    return names
+    return read_list(file)
 
 
 def _withheld(path: Path, split: str) -> bool:

@@ -29,7 +29,7 @@ __all__ = [
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-Curve = Literal["step", "envelope"]
+Curve = Literal["step", "envelope", "11point"]
 
 
 def top_k_hits(scores: npt.ArrayLike, labels: npt.ArrayLike, k: int = 1) -> Bools:
@@ -54,11 +54,15 @@ def class_accuracy(
     hits: npt.ArrayLike, labels: npt.ArrayLike, classes: int, weights: npt.ArrayLike | None = None
 ) -> Floats:
     """The share of hits among the samples of each class: (C,), or (R, C); NaN for a class without samples."""
-    member = np.eye(classes)[np.asarray(labels)]
-    w = _rows(weights, len(member))
-    total = w @ member
-    with np.errstate(invalid="ignore"):
-        shares = (w @ (member * np.asarray(hits, dtype=np.float64)[:, None])) / total
+    truth = np.asarray(labels, dtype=np.int64)
+    order = np.argsort(truth, kind="stable")
+    there, starts = np.unique(truth[order], return_index=True)
+    w = _rows(weights, len(truth))[:, order]
+    shares = np.full((len(w), classes), np.nan)
+    if len(truth):
+        with np.errstate(invalid="ignore"):
+            good = np.add.reduceat(w * np.asarray(hits, dtype=np.float64)[order], starts, axis=1)
+            shares[:, there] = good / np.add.reduceat(w, starts, axis=1)
     found: Floats = shares[0] if weights is None else shares
     return found
 
@@ -112,16 +116,29 @@ def average_precision(
 
     ``step`` sums precision over the steps in recall (scikit-learn's ``average_precision_score``). ``envelope`` first
     makes precision monotone: at each recall the best at that recall or more (PASCAL VOC from 2010 on, and the VOC07
-    SVM protocol of VISSL and mmselfsup). Tied scores are one step of the curve, so that the order of samples, which
-    the official codes leave to an unstable sort, cannot matter.
+    SVM protocol of VISSL and mmselfsup). ``11point`` is the mean of that best at the recalls 0, 0.1, ... 1 (PASCAL VOC
+    up to 2009). Tied scores are one step of the curve, so that the order of samples, which the official codes leave to
+    an unstable sort, cannot matter.
     """
     ranking = _Ranking(scores, targets, weights)
     precision = ranking.precision()
-    if curve == "envelope":
+    if curve != "step":
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     positive = ranking.weights * ranking.targets
+    if curve == "11point":
+        return ranking.answer(_eleven_points(np.cumsum(positive, axis=1), precision))
     with np.errstate(invalid="ignore"):
         return ranking.answer((positive * precision).sum(axis=1) / positive.sum(axis=1))
+
+
+def _eleven_points(hits: Floats, best: Floats) -> Floats:
+    """(R,): the mean over eleven recalls of ``best`` (R, N), which falls along the ranking; NaN without a positive."""
+    total = hits[:, -1:]
+    points = []
+    for tenth in range(11):
+        reached = 10 * hits >= tenth * total  # in whole numbers: 0.1 * 3 is more than 0.3
+        points.append(np.take_along_axis(best, reached.argmax(axis=1)[:, None], axis=1))
+    return np.where(total[:, 0] > 0, np.mean(np.concatenate(points, axis=1), axis=1), np.nan)
 
 
 def precision_recall(scores: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[Floats, Floats, Floats]:
@@ -134,7 +151,7 @@ def precision_recall(scores: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[Flo
 
 
 def per_label(
-    metric: Literal["auroc", "step", "envelope"],
+    metric: Literal["auroc", "step", "envelope", "11point"],
     scores: npt.ArrayLike,
     targets: npt.ArrayLike,
     weights: npt.ArrayLike | None = None,

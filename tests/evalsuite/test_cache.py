@@ -20,8 +20,9 @@ from torchvision.transforms.v2 import functional as image_ops
 
 from evalsuite import cache as module
 from evalsuite.backbone import Backbone, BackboneSpec, Features
-from evalsuite.cache import Cache, Output, Preprocess
+from evalsuite.cache import Cache, Encoder, Output, Preprocess
 from evalsuite.errors import BackboneError, DataError, ResourceError, UsageError
+from evalsuite.progress import Progress
 
 
 class Net(nn.Module):
@@ -80,6 +81,16 @@ PLAIN = Preprocess((8, 8), "none")
 
 def pixels(images):
     return torch.stack([torch.from_numpy(images[i]).permute(2, 0, 1) for i in range(images.count)]).float() / 255
+
+
+@dataclasses.dataclass
+class Photographs(Images):
+    """Of several sizes, smooth as photographs are."""
+
+    def __getitem__(self, index):
+        height, width = 12 + 3 * (index % 4), 30 - 5 * (index % 3)
+        image = torch.from_numpy(super().__getitem__(index)).permute(2, 0, 1)
+        return image_ops.resize(image, [height, width], antialias=True).permute(1, 2, 0).numpy()
 
 
 @pytest.fixture
@@ -587,3 +598,44 @@ def test_workers_are_chosen_by_measurement(monkeypatch):
     assert module._measured_workers(reader, 100) == 0
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     assert module._measured_workers(reader, 100, patience=0.0) == 7
+
+
+@pytest.mark.parametrize("rule", ["crop", "squash", "pad"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_resized_on_the_device_give_the_same_features_to_a_rounding(tmp_path, small_shards, rule, workers):
+    backbone, images, cache = make(), Photographs(), Cache(tmp_path)
+    here, there = (
+        cache.features(
+            backbone, images, preprocess=Preprocess((8, 8), rule, resize=where), batch_size=3, workers=workers
+        )
+        for where in ("workers", "device")
+    )
+    assert here.encoded == there.encoded == 10  # each has an entry of its own
+    np.testing.assert_allclose(there.arrays["pooled"], here.arrays["pooled"], atol=0.02)
+    scattered = np.std(here.arrays["pooled"], axis=0).max()
+    assert np.abs(there.arrays["pooled"] - here.arrays["pooled"]).max() < 0.1 * scattered
+
+
+def test_an_encoder_gives_what_is_pooled_from_and_goes_on_after_running_out_of_memory(monkeypatch):
+    backbone, told = make().eval(), list[str]()
+    outputs = [Output.parse("map4"), Output.parse("layer:first")]
+    whole = backbone(torch.full((5, 3, 8, 8), 60 / 255)).maps[4].detach()
+    forward = backbone.net.forward
+
+    def small(x):
+        if len(x) > 2:
+            raise torch.OutOfMemoryError
+        return forward(x)
+
+    monkeypatch.setattr(backbone.net, "forward", small)
+    progress = Progress(quiet=True)
+    monkeypatch.setattr(progress, "say", told.append)
+    encoder = Encoder(backbone, outputs, PLAIN, torch.device("cpu"), most=5, progress=progress, whole=True)
+    with encoder:
+        maps, layer = encoder(torch.full((5, 3, 8, 8), 60, dtype=torch.uint8))
+        again, _ = encoder(torch.full((5, 3, 8, 8), 60, dtype=torch.uint8))
+    torch.testing.assert_close(maps, whole)
+    assert torch.equal(maps, again)
+    assert layer.shape == (5, 4, 4, 4)
+    assert len(told) == 1
+    assert "going on with 2" in told[0]

@@ -272,13 +272,12 @@ def test_ridge_equals_scikit_learn(shape):
 # --- SGD
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("softmax", [True, False])
-def test_every_head_is_torchs_sgd(nesterov, softmax):
+def test_every_head_is_torchs_sgd(softmax):
     torch.manual_seed(0)
     lrs, decays = [0.1, 0.5, 0.1], [0.0, 1e-2, 1e-1]
-    heads = probes.LinearHeads(6, 3, lrs, decays, nesterov=nesterov, seed=3)
-    first = heads.weight[0].clone()
+    heads = probes.LinearHeads(6, 3, lrs, decays, seed=3)
+    first = heads.weight[:, 0].clone()
     batches = [(torch.randn(8, 6), torch.eye(3)[torch.randint(0, 3, (8,))]) for _ in range(6)]
     losses = [
         heads.step(x, y, rate, softmax=softmax) for (x, y), rate in zip(batches, (1, 1, 1, 0.1, 0.1, 0.1), strict=True)
@@ -286,7 +285,7 @@ def test_every_head_is_torchs_sgd(nesterov, softmax):
     for head, (lr, decay) in enumerate(zip(lrs, decays, strict=True)):
         linear = torch.nn.Linear(6, 3)
         linear.weight.data, linear.bias.data = first.T.clone(), torch.zeros(3)
-        optimizer = torch.optim.SGD(linear.parameters(), lr, momentum=0.9, weight_decay=decay, nesterov=nesterov)
+        optimizer = torch.optim.SGD(linear.parameters(), lr, momentum=0.9, weight_decay=decay)
         criterion = torch.nn.CrossEntropyLoss() if softmax else torch.nn.BCEWithLogitsLoss()
         for step, (x, y) in enumerate(batches):
             optimizer.param_groups[0]["lr"] = lr * (1 if step < 3 else 0.1)
@@ -295,35 +294,13 @@ def test_every_head_is_torchs_sgd(nesterov, softmax):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        torch.testing.assert_close(heads.weight[head].T, linear.weight.data)
-        torch.testing.assert_close(heads.bias[head, 0], linear.bias.data)
+        torch.testing.assert_close(heads.weight[:, head].T, linear.weight.data)
+        torch.testing.assert_close(heads.bias[head], linear.bias.data)
 
 
-def test_lars_reproduces_the_official_steps():
-    """LARS around SGD (trust 0.001, momentum 0.9, decay 1e-5, lr 4), executed for two steps on this tensor."""
-    heads = probes.LinearHeads(3, 4, [4.0], [1e-5], lars=True)
-    heads.weight = torch.from_numpy(formula((1, 3, 4), 0.37, 0.11)).float()
-    for step in (1, 2):
-        gradient = torch.from_numpy(0.1 * step * formula((1, 3, 4), 0.53, 0.7)).float()
-        heads._update(heads.weight, gradient, 0, 1.0)
-    expected = [
-        0.10262921, 0.45131979, 0.74038058, 0.93074975, 0.99630713, 0.9275067,
-        0.73285335, 0.43797315, 0.0823424, -0.28593617, -0.61663555, -0.86430733,
-    ]  # fmt: skip
-    np.testing.assert_allclose(heads.weight.flatten().numpy(), expected, atol=1e-6)
-
-
-def test_schedules():
-    step = probes.SgdHeads((30.0,), epochs=100, schedule="step", milestones=(60, 80))
-    assert [step.rate(e) for e in (0, 59.9, 60, 80)] == pytest.approx([1, 1, 0.1, 0.01])
-    cosine = probes.SgdHeads((1.0,), epochs=100)
-    assert [cosine.rate(e) for e in (0, 0.9, 50, 99.5)] == pytest.approx(
-        [1, 1, 0.5, (1 + math.cos(0.99 * math.pi)) / 2]
-    )
-    assert probes.SgdHeads((1.0,), epochs=100, per="step").rate(0.5) == pytest.approx(
-        (1 + math.cos(0.005 * math.pi)) / 2
-    )
-    assert probes.SgdHeads((1.0,), schedule="constant").rate(7) == 1
+def test_the_rate_falls_along_a_cosine():
+    rates = [probes.SgdHeads((1.0,), epochs=100).rate(e) for e in (0, 0.5, 50, 99.5)]
+    assert rates == pytest.approx([1, (1 + math.cos(0.005 * math.pi)) / 2, 0.5, (1 + math.cos(0.995 * math.pi)) / 2])
 
 
 def test_many_heads_are_the_same_as_one_at_a_time():
@@ -334,22 +311,8 @@ def test_many_heads_are_the_same_as_one_at_a_time():
     together = fit(probe, part(features, labels), features, grid)
     for setting, one in zip(grid, together, strict=True):
         (alone,) = fit(probe, part(features, labels), features, [setting])
-        np.testing.assert_allclose(alone.scores, one.scores, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(alone.scores, one.scores, rtol=1e-4, atol=1e-4)
     assert top_k_hits(together[-1].scores, labels).mean() > 0.8
-
-
-def test_batchnorm_before_the_head_is_torchs():
-    features, labels = world(scale=100.0)
-    heads = probes.LinearHeads(12, 4, [0.1], [0.0], batchnorm=True, seed=1)
-    norm, x = torch.nn.BatchNorm1d(12, affine=False), torch.from_numpy(features)
-    expected = heads.weight[0].clone()
-    y = torch.eye(4)[torch.from_numpy(labels)]
-    normed = norm(x)
-    probabilities = torch.softmax(normed @ expected, 1)
-    heads.step(x, y)
-    expected -= 0.1 * normed.T @ (probabilities - y) / len(x)
-    torch.testing.assert_close(heads.weight[0], expected)
-    torch.testing.assert_close(heads.scores(x, 0), norm.eval()(x) @ expected + heads.bias[0])
 
 
 def test_unknown_labels_pull_no_head():
@@ -357,8 +320,8 @@ def test_unknown_labels_pull_no_head():
     before = heads.weight.clone()
     targets = torch.tensor([[math.nan, 1.0], [math.nan, 0.0]])
     heads.step(torch.randn(2, 4), targets, softmax=False)
-    assert torch.equal(heads.weight[:, :, 0], before[:, :, 0])
-    assert not torch.equal(heads.weight[:, :, 1], before[:, :, 1])
+    assert torch.equal(heads.weight[..., 0], before[..., 0])
+    assert not torch.equal(heads.weight[..., 1], before[..., 1])
 
 
 # --- SVM
@@ -428,20 +391,30 @@ def test_svm_keeps_groups_together_in_its_folds():
 
 def test_low_shot_machines_are_fitted_on_their_own_samples():
     features, targets = multilabel()
-    sets = probes.draw_low_shot(targets, 4, 2, seed=0)
-    found = list(
-        probes.low_shot_svm(
-            probes.LinearSVM(max_iterations=20_000), part(features, targets), Rows(features), sets, cost=1.0
-        )
-    )
-    assert len(found) == 2
-    for draw, scores in zip(sets, found, strict=True):
-        for label, places in enumerate(draw):
+    svm, train = probes.LinearSVM((1.0,), max_iterations=20_000), probes.Train({"f": features}, targets)
+    found = list(probes.few_shots(svm, train, features, (4, 6), 2))
+    assert [(k, draw) for k, draw, _ in found] == [(4, 0), (4, 1), (6, 0), (6, 1)]
+    for k, draw, scores in found:
+        for label, places in enumerate(probes.draw_low_shot(targets, k, draw, seed=0)):
             y = np.where(targets[places, label] == 1, 1, -1)
             machine = LinearSVC(C=1.0, class_weight={1: 2, -1: 1}, dual=True, max_iter=20_000, random_state=0)
             expected = machine.fit(features[places], y).decision_function(features)
             np.testing.assert_allclose(scores[:, label], expected, rtol=1e-5, atol=1e-6)
-    assert average_precision_score(targets[:, 0], found[0][:, 0]) > targets[:, 0].mean()
+    assert average_precision_score(targets[:, 0], found[0][2][:, 0]) > targets[:, 0].mean()
+
+
+def test_few_shot_heads_are_fitted_on_each_draw():
+    features, labels = multilabel()[0], np.repeat([0, 1, 2], [40, 40, 40])
+    train = probes.Train({"f": features[:120]}, labels, classes=4)
+    head = probes.Logistic((1.0,))
+    for k, draw, scores in probes.few_shots(head, train, features[:30], (2, 8), 3, normalise="standard"):
+        places = probes.draw_shots(labels, k, draw, seed=0)
+        mean, spread = features[places].mean(0), features[places].std(0)
+        (alone,) = fit(
+            head, part((features[places] - mean) / spread, labels[places], classes=4), (features[:30] - mean) / spread
+        )
+        np.testing.assert_allclose(scores, alone.scores, atol=2e-3)
+        assert np.isneginf(scores[:, 3]).all()
 
 
 # --- draws
@@ -500,21 +473,19 @@ def test_fractions_are_stratified_nested_and_keep_groups_whole():
 
 def test_shots_are_k_of_each_class():
     labels = np.repeat([0, 1, 3], 6)
-    sets = probes.draw_shots(labels, 4, 5, seed=1)
-    assert len(sets) == 5
+    sets = [probes.draw_shots(labels, 4, draw, seed=1) for draw in range(5)]
     assert all(np.bincount(labels[s]).tolist() == [4, 4, 0, 4] for s in sets)
     assert len({tuple(s) for s in sets}) == 5
     with pytest.raises(DataError, match="class 0 has 6 training samples, fewer than 7"):
-        probes.draw_shots(labels, 7, 1, seed=0)
+        probes.draw_shots(labels, 7, 0, seed=0)
 
 
 def test_low_shot_sets_hold_k_positives_and_their_share_of_negatives():
     targets = np.random.default_rng(0).integers(-1, 2, (300, 4))
-    for one in probes.draw_low_shot(targets, 8, 2, seed=0):
-        for label, places in enumerate(one):
-            assert (targets[places, label] == 1).sum() == 8
-            assert (targets[places, label] == 0).sum() == 24
-            assert len(places) == 32
+    for label, places in enumerate(probes.draw_low_shot(targets, 8, 1, seed=0)):
+        assert (targets[places, label] == 1).sum() == 8
+        assert (targets[places, label] == 0).sum() == 24
+        assert len(places) == 32
 
 
 # --- selection
@@ -610,11 +581,11 @@ def test_one_setting_holds_nothing_out():
 
 def test_a_head_that_diverges_loses_and_is_told_of():
     features, labels = world(scale=1e4)
-    probe = probes.SgdHeads((1e-9, 1e30), epochs=2, batch_size=64, schedule="constant")
+    probe = probes.SgdHeads((1e-9, 1e30), epochs=2, batch_size=64)
     choice = probes.select(probe, Train({"f": features}, labels))
     assert choice.setting["lr"] == 1e-9
     assert "1 of 2 settings could not be scored" in choice.warnings
-    with pytest.raises(DataError, match="no setting of the probe can be scored"):
+    with pytest.raises(DataError, match="no setting can be scored"):
         probes.select(probes.SgdHeads((1e30, 1e31), epochs=2, batch_size=64), Train({"f": features}, labels))
 
 

@@ -26,6 +26,7 @@ class Recipe(Protocol):
     flip: bool = True
     clip: float | None = None
     norm: Literal["BN"] | None = None
+    words: tuple[str, ...] = ("a",)
 
 
 RECIPE = Recipe(id="r", version=1)
@@ -43,6 +44,11 @@ RECIPE = Recipe(id="r", version=1)
         ({"flip": "false"}, "flip", False),
         ({"clip": "2.5"}, "clip", 2.5),
         ({"norm": "BN"}, "norm", "BN"),
+        ({"words": "pooled"}, "words", ("pooled",)),
+        ({"words": "pooled, layer:a.b/max6"}, "words", ("pooled", "layer:a.b/max6")),
+        ({"words": "3,4"}, "words", ("3", "4")),
+        ({"words": '["a,b"]'}, "words", ("a,b",)),
+        ({"words": '"a,b","c"'}, "words", ("a,b", "c")),
     ],
 )
 def test_override_reads_each_field_as_its_type(settings, field, value):

@@ -17,11 +17,12 @@ import evalsuite.data
 from evalsuite.cache import ImageSet
 from evalsuite.data import parse
 from evalsuite.data.cifar import Cifar10, Cifar100, Stl10
-from evalsuite.data.classification import ClassificationSet, Csv, Folder, Npz, class_folders, find_images
+from evalsuite.data.classification import ClassificationSet, Csv, Folder, Npz, class_folders, find_images, unreadable
 from evalsuite.data.imagenet import ImageNet, TinyImageNet
 from evalsuite.data.medical import MedMnist
 from evalsuite.errors import DataError, UsageError
 from evalsuite.hooks import Registry
+from evalsuite.progress import Progress
 
 RNG = np.random.default_rng(0)
 
@@ -366,6 +367,11 @@ def test_cifar_in_folders(tree):
     shutil.copytree(tree, tree.parent / "cifar10")
     path = Cifar10().locate(tree.parent)
     assert Cifar10().load(path, "train").classes == ("cat", "dog", "newt")
+    assert Cifar10().splits(path) == ("train", "test")
+    shutil.copytree(path / "test", path / "val")
+    assert Cifar10().splits(path) == ("train", "val", "test")
+    assert Cifar10().roles(path)["val"] == "val"
+    assert len(Cifar10().load(path, "val")) == 6
 
 
 def test_a_pickle_that_asks_for_more_than_arrays_is_refused_and_runs_nothing(tmp_path):
@@ -438,7 +444,18 @@ def test_schemes_take_files_and_folders(shelf, tree, table):
     refused(lambda: parse(f"csv:{tree}", shelf), "not a file")
     refused(lambda: parse(f"folder:{path}", shelf), "not a folder")
     with pytest.raises(UsageError, match="no demo world"):
-        Folder().demo(tree)
+        Npz().demo(tree)
+
+
+@pytest.mark.parametrize("layout", [Folder(), Csv()])
+def test_layouts_of_anybodys_data_have_a_demo_too(layout, tmp_path):
+    path = layout.demo(tmp_path, seed=1, images=12)
+    assert layout.locate(path) == path == layout.demo(tmp_path, seed=1, images=12)
+    assert layout.verify(path, workers=1).ok
+    train = layout.load(path, "train")
+    assert len(train) == 12
+    assert train.multilabel == isinstance(layout, Csv)
+    assert {0, 1} <= set(train.labels.ravel().tolist())
 
 
 @pytest.mark.parametrize("layout", [Cifar10(), Cifar100(), ImageNet(), MedMnist(), Stl10(), TinyImageNet()])
@@ -478,6 +495,38 @@ def test_planted_faults_are_found_by_name(table, tmp_path):
     assert "group p2 is in several splits" in report.faults
     assert report.counts["train"]["unlabelled"] == 1
     assert len(report.faults) == 3
+
+
+def test_links_to_nothing_are_told_when_they_are_read(tree):
+    link = tree / "train" / "cat" / "5.png"
+    link.symlink_to(tree / "nowhere.png")
+    train = Folder().load(tree, "train")
+    row = train.ids.index("cat/5.png")
+    refused(lambda: train[row], "cat/5.png is missing")
+    assert list(unreadable(train, Progress(quiet=True))) == [row]
+    before = train.fingerprint
+    picture(tree / "nowhere.png")
+    assert Folder().load(tree, "train").fingerprint != before
+    link.unlink()
+    link.symlink_to(link)  # to itself
+    assert len(Folder().verify(tree, workers=1).faults) == 1
+
+
+def test_a_csv_cannot_name_files_elsewhere(table, tmp_path):
+    for stray in ("../../etc/passwd", "a/../../b.png", "/etc/passwd", "C:\\boot.ini"):
+        path = table("path,label,split", "0.png,a,train", f"{stray},b,train", images=1)
+        refused(lambda path=path: Csv().load(path, "train"), repr(stray), "lead out")
+
+
+def test_a_csv_may_lack_some_of_its_images_but_not_all(table):
+    path = table("path,label,split", "0.png,a,train", "gone.png,b,train", "gone.png,b,test", images=1)
+    part = Csv().load(path, "train")
+    assert part.pixels.sizes[1] == -1
+    refused(lambda: part[1], "gone.png is missing")
+    refused(lambda: Csv().load(path, "test"), "gone.png is missing")
+    told = Csv().verify(path, workers=1).faults
+    assert len(told) == 2  # the split that cannot be loaded, and the image of the other
+    assert all("gone.png is missing" in fault for fault in told)
 
 
 def test_images_of_all_modes_are_rgb(tree):

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalsuite.data.detection import Boxes, DetectionSet, Image, agree, assemble, fingerprint, union
+from evalsuite.data.detection import Boxes, DetectionSet, Image, agree, assemble, union
+from evalsuite.data.images import fingerprint
 from evalsuite.errors import DataError
 
 ABOUT: dict[str, Any] = {"name": "t", "classes": ("a", "b"), "category_ids": (1, 5), "fingerprint": "f"}

@@ -50,6 +50,26 @@ def test_auroc_is_the_share_of_pairs_in_order(seed, n, levels):
 
 @given(st.integers(0, 10_000), st.integers(2, 40), st.integers(1, 6))
 @settings(deadline=None, max_examples=60)
+def test_eleven_points_are_the_best_precision_at_each_recall_or_more(seed, n, levels):
+    scores, targets = draw(seed, n, levels)
+    curve = []
+    for threshold in np.unique(scores):
+        above = scores >= threshold
+        curve.append((int(targets[above].sum()), targets[above].mean()))
+    total = int(targets.sum())
+    best = [max(p for hits, p in curve if 10 * hits >= tenth * total) for tenth in range(11)]
+    assert ranking.average_precision(scores, targets, curve="11point") == pytest.approx(np.mean(best), abs=1e-12)
+    weights = resample_weights(n, 5, seed)
+    found = ranking.average_precision(scores, targets, weights, curve="11point")
+    expected = [
+        ranking.average_precision(scores[rows], targets[rows], curve="11point")
+        for rows in (np.repeat(np.arange(n), row) for row in weights)
+    ]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 40), st.integers(1, 6))
+@settings(deadline=None, max_examples=60)
 def test_envelope_is_the_area_under_the_best_precision_to_the_right(seed, n, levels):
     scores, targets = draw(seed, n, levels)
     points = []

@@ -259,8 +259,9 @@ def test_missing_labels_and_shared_patients_are_told(ask, tmp_path):
     assert "test: 1 images have no label and are left out" in result.warnings
     assert any(w.startswith("24 groups are in both train and test") for w in result.warnings)
     assert (result.data["train_images"], result.data["test_images"]) == (59, 47)
+    assert (result.data["train_unlabelled"], result.data["test_unlabelled"]) == (1, 1)
     with pytest.raises(DataError, match="1 of 60 images") as told:
-        ask(data, protocol="ridge", settings={"missing_labels": "refuse"})
+        ask(data, protocol="ridge", strict=True)
     assert "2train0.png" in told.value.cause
 
 
@@ -295,13 +296,36 @@ def test_limits_seeds_and_changed_data(ask, tmp_path):
         ask(f"folder:{root}", protocol="ridge")
 
 
-def test_an_image_that_does_not_decode_fails_the_cell_by_its_name(ask, tmp_path):
-    root = write_folders(tmp_path / "mine", train=3, test=1)
-    (root / "train" / "class 2" / "006.png").write_bytes(b"broken")
+def test_images_that_do_not_decode_are_left_out_and_counted_or_refused(ask, tmp_path):
+    root = write_folders(tmp_path / "mine", train=4, test=2)
+    whole = ask(f"folder:{root}", protocol="ridge", strict=True)
+    (root / "train" / "class 2" / "008.png").write_bytes(b"broken")
+    (root / "train" / "class 3" / "013.png").unlink()
+    (root / "train" / "class 3" / "013.png").symlink_to(tmp_path / "nowhere.png")
+    (root / "test" / "class 1" / "003.png").write_bytes((root / "test" / "class 1" / "002.png").read_bytes()[:60])
+    refused = ask(f"folder:{root}", protocol="ridge", strict=True, out=tmp_path / "refused")
+    assert (refused.status, refused.error_code, len(refused.error.splitlines())) == ("failed", 3, 3)
+    assert "class 2/008.png" in refused.error
+    for workers in (0, 2):  # a worker hands over the refusal itself
+        result = ask(f"folder:{root}", protocol="ridge", workers=workers, out=tmp_path / f"{workers}")
+        assert result.status == "ok"
+        assert (result.data["train_unreadable"], result.data["test_unreadable"]) == (2, 1)
+        assert (result.data["train_images"], result.data["test_images"]) == (22, 11)
+        (told,) = (w for w in result.warnings if w.startswith("train"))
+        assert told.startswith("train: 2 images cannot be read and are left out; image ")
+    assert whole.data["fingerprint"] != result.data["fingerprint"]
+    assert result.details["encoded"] == 0  # what is broken is remembered, and the rest is in the cache
+    with pytest.raises(DataError, match="2 of 24 images cannot be read"):  # now known before any work
+        ask(f"folder:{root}", protocol="ridge", strict=True, out=tmp_path / "refused")
+
+
+def test_a_split_without_a_readable_image_is_refused(ask, tmp_path):
+    root = write_folders(tmp_path / "mine", train=4, test=1)
+    for path in (root / "test").rglob("*.png"):
+        path.write_bytes(b"broken")
     result = ask(f"folder:{root}", protocol="ridge")
-    assert result.status == "failed"
-    assert result.error_code == 3
-    assert "class 2/006.png" in result.error
+    assert (result.status, result.error_code) == ("failed", 3)
+    assert "6 of 6 images cannot be read" in result.error
 
 
 def test_what_cannot_be_run_is_refused_before_work(ask, tmp_path):

@@ -1,0 +1,768 @@
+"""Tasks on labelled images: a protocol fits heads on a backbone, the task scores what they say of the test images.
+
+An :class:`ImageProtocol` is a recipe of heads. It gets the test images without their labels, and answers with scores
+for each of them. :class:`ProbeProtocol` fits heads on features that are encoded once and cached,
+:class:`FewShotProtocol` fits them on a few images a class; a protocol of any other kind says how it fits its own.
+A :class:`Probing` task says where its data lie and how scores are measured; :class:`OneClass` and
+:class:`Multilabel` are the two ways to measure them. A task of one's own is a few lines:
+
+>>> class Birds(Named, OneClass):  # its data set is called birds, too
+...     name = "birds"
+...     protocols = recipes("crop")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import log_softmax
+
+from evalsuite import probes
+from evalsuite.backbone import Backbone
+from evalsuite.cache import Cache, Encoded, Output, Preprocess, default_root
+from evalsuite.data import source
+from evalsuite.data.classification import ClassificationSet, ClassificationSource, unreadable
+from evalsuite.errors import DataError, ImageError, UsageError
+from evalsuite.files import write_text
+from evalsuite.metrics.ranking import (
+    auroc,
+    balanced_accuracy,
+    calibration_error,
+    class_accuracy,
+    macro,
+    per_label,
+    top_k_hits,
+)
+from evalsuite.statistics import over_seeds, weight_blocks
+from evalsuite.task import Metric, Outcome, Protocol, Setup, Task
+
+__all__ = [
+    "Criterion",
+    "FewShotProtocol",
+    "Fitted",
+    "ImageProtocol",
+    "Multilabel",
+    "Named",
+    "OneClass",
+    "ProbeProtocol",
+    "Probing",
+    "Scale",
+    "Shot",
+    "on_readable",
+    "recipes",
+    "refuse_known",
+]
+
+REPLICATES = 1000
+Floats = npt.NDArray[Any]
+Scale = Literal["logits", "probabilities", "margins"]
+Measure = Callable[[Floats], dict[str, Floats]]
+Scored = tuple[dict[str, float | None], dict[str, Floats], dict[str, Floats]]
+
+# How good (N, C) scores of a scale are for (N,) or (N, L) labels by the task's primary metric; higher is better.
+Criterion = Callable[[Floats, npt.NDArray[Any], Scale], float]
+
+
+class Shot(NamedTuple):
+    """Scores (N, C) of the test images by a head that learnt from draw number ``draw`` of ``k`` images a class."""
+
+    k: int
+    draw: int
+    scores: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """What heads say of the test images.
+
+    ``scores`` are (N, C), one row an image; or, one by one, those of many small training sets. ``choice`` holds the
+    hyper-parameters that were chosen and ``table`` every setting that was tried with its validation score.
+    ``timings`` are seconds by phase.
+    """
+
+    scores: Floats | Iterator[Shot]
+    scale: Scale
+    choice: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    table: Sequence[tuple[Mapping[str, Any], float]] = ()
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    timings: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageProtocol(Protocol, ABC):
+    """Heads on a backbone, of whatever kind, that score labelled images.
+
+    ``train_split`` and ``test_split`` are roles, or a split's own name; ``a|b`` is the first of them that the data
+    have. ``fraction`` is the share of the training labels to learn from: the official list of the data set where it
+    has one and it is there, else a draw by the run's seed, of each class its share and one image at least.
+    ``outputs`` are what is read off the network (:class:`evalsuite.cache.Output`). ``rule``, ``ratio``,
+    ``interpolation`` and ``resize`` say how an image that is not augmented becomes the network's input
+    (:class:`evalsuite.cache.Preprocess`).
+    """
+
+    train_split: str = "train"
+    test_split: str = "test|val"
+    fraction: float = 1.0
+    outputs: tuple[str, ...] = ("pooled",)
+    rule: Literal["crop", "squash", "pad"] = "crop"
+    ratio: float = 224 / 256
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    resize: Literal["workers", "device"] = "workers"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise UsageError(
+                f"{self.fraction} of the training labels",
+                cause="a share is more than 0, and 1 at most",
+                fix="--set fraction=0.1",
+            )
+
+    @abstractmethod
+    def fit(
+        self, backbone: Backbone, train: ClassificationSet, test: ClassificationSet, criterion: Criterion, setup: Setup
+    ) -> Fitted:
+        """Fit heads on ``train`` and score ``test``, all of whose labels are hidden (-1).
+
+        Where there is something to choose, ``criterion`` judges it on a part held out of ``train``.
+        """
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What a backbone must give: ``pooled``, ``maps`` or ``tokens``."""
+        sources = [Output.parse(name).source for name in self.outputs]
+        return frozenset(
+            "maps" if name.startswith("map") else name for name in sources if not name.startswith("layer:")
+        )
+
+    def preprocess(self, backbone: Backbone) -> Preprocess:
+        """How an image becomes this backbone's input."""
+        height, width = backbone.spec.image_size
+        return Preprocess((height, width), self.rule, self.ratio, self.interpolation, self.resize)
+
+    def encode(self, backbone: Backbone, data: ClassificationSet, setup: Setup) -> Encoded:
+        """The outputs of every image, from the cache or into it."""
+        return Cache().features(
+            backbone, data, self.outputs, preprocess=self.preprocess(backbone), device=setup.device,
+            precision=setup.precision, workers=setup.workers, progress=setup.progress,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeProtocol(ImageProtocol):
+    """A head on frozen features of images that are not augmented.
+
+    Of several ``outputs``, one is chosen with the head's hyper-parameters: by the task's primary metric on the share
+    ``validation`` of the training images, which keeps classes and groups together. ``refit``: the chosen head is
+    fitted again on all of them. ``knn`` takes ``ks`` and ``temperatures``, ``linear`` (logistic regression) and
+    ``svm`` ``costs``, ``ridge`` ``alphas``, ``prototypes``, the nearest class mean, nothing, and ``sgd``, linear heads
+    that all learn in one pass, ``lrs``, ``weight_decays``, ``epochs`` and ``batch_size``; their rates fall along a
+    cosine to zero, step by step, with a momentum of 0.9.
+    """
+
+    probe: Literal["knn", "linear", "ridge", "svm", "prototypes", "sgd"]
+    normalise: probes.Normalise = "none"
+    validation: float = 0.1
+    refit: bool = True
+    ks: tuple[int, ...] = ()
+    temperatures: tuple[float, ...] = ()
+    costs: tuple[float, ...] = ()
+    alphas: tuple[float, ...] = ()
+    lrs: tuple[float, ...] = ()
+    weight_decays: tuple[float, ...] = ()
+    epochs: int = 0
+    batch_size: int = 0
+
+    def head(self) -> probes.Probe:
+        """The family of heads with its grid."""
+        if self.probe == "knn":
+            return probes.NearestNeighbours(self.ks, self.temperatures)
+        if self.probe == "linear":
+            return probes.Logistic(self.costs)
+        if self.probe == "prototypes":
+            return probes.Prototypes()
+        if self.probe == "sgd":
+            return probes.SgdHeads(self.lrs, self.weight_decays, self.epochs, self.batch_size)
+        return probes.Ridge(self.alphas) if self.probe == "ridge" else probes.LinearSVM(self.costs)
+
+    def fit(
+        self, backbone: Backbone, train: ClassificationSet, test: ClassificationSet, criterion: Criterion, setup: Setup
+    ) -> Fitted:
+        """Encode both splits, choose a setting on a part of ``train``, fit it on all of it, score ``test``."""
+        began = monotonic()
+        known, asked = (self.encode(backbone, part, setup) for part in (train, test))
+        encoded, head = monotonic(), self.head()
+        found = probes.evaluate(
+            head, probes.Train(known.arrays, train.labels, train.groups, len(train.classes)),
+            probes.Test(asked.arrays, test.labels), lambda scores, labels: criterion(scores, labels, head.scale),
+            normalise=self.normalise, validation=self.validation, refit=self.refit, site=_site(setup),
+        )  # fmt: skip
+        return Fitted(
+            scores=found.scores, scale=head.scale, table=found.choice.table, warnings=found.warnings,
+            choice={
+                **found.choice.setting, **({"C": found.details["C"]} if self.probe == "svm" else {}),
+                "validation_score": found.choice.value,
+            },
+            details={"encoded": known.encoded + asked.encoded, "fit": dict(found.details)},
+            timings={"encode": encoded - began, "fit": monotonic() - encoded},
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotProtocol(ProbeProtocol):
+    """A head with one setting, fitted ``draws`` times on each of ``shots`` images a class.
+
+    A score of k images is the mean over draws; its interval is of both draws and test images. The task's primary
+    metric is the mean over ``shots``. Of one class an image, k images of each are drawn; a number that some class
+    does not reach is left out and told. Of several labels, k positives and (L - 1) k negatives are drawn for each
+    label, or all there are (VISSL). Draws depend on the run's seed.
+    """
+
+    shots: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 96)
+    draws: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.shots or min(self.shots) < 1 or self.draws < 1:
+            raise UsageError(
+                f"protocol {self.id!r} has nothing to draw",
+                cause=f"shots are {self.shots} and draws {self.draws}",
+                fix="for example --set shots=1,4,16 --set draws=5",
+            )
+        if len(self.outputs) * len(self.head().settings(10**9)) > 1:
+            raise UsageError(
+                f"protocol {self.id!r} has something to choose",
+                cause="a few images leave none to choose by",
+                fix="give it one output, and one setting of the head",
+            )
+
+    def fit(
+        self, backbone: Backbone, train: ClassificationSet, test: ClassificationSet, criterion: Criterion, setup: Setup
+    ) -> Fitted:
+        """Encode both splits once, for all draws."""
+        began, head = monotonic(), self.head()
+        known, asked = (self.encode(backbone, part, setup) for part in (train, test))
+        encoded = monotonic()
+        learnt = probes.Train(known.arrays, train.labels, train.groups, len(train.classes))
+        ks, told = self._reached(train)
+        points = asked.arrays[self.outputs[0]]
+        shots = probes.few_shots(head, learnt, points, ks, self.draws, normalise=self.normalise, site=_site(setup))
+        return Fitted(
+            scores=(Shot(*shot) for shot in shots), scale=head.scale, warnings=told,
+            details={"encoded": known.encoded + asked.encoded}, timings={"encode": encoded - began},
+        )  # fmt: skip
+
+    def _reached(self, train: ClassificationSet) -> tuple[list[int], tuple[str, ...]]:
+        """The numbers of images that every class has, and what is told of the others; of several labels all numbers."""
+        if train.multilabel:
+            fewest = int((train.labels == 1).sum(axis=0).min())
+            more = [str(k) for k in self.shots if k > fewest]
+            told = f"draws of {', '.join(more)} images hold all of some label: there are {fewest}"
+            return list(self.shots), (told,) if more else ()
+        fewest = int(np.bincount(train.labels)[np.unique(train.labels)].min())
+        ks = [k for k in self.shots if k <= fewest]
+        if not ks:
+            raise DataError(
+                f"some class of {train.name} {train.split} has {fewest} images",
+                cause=f"every one of {', '.join(map(str, self.shots))} shots is an image of its own",
+                fix="ask for fewer: --set shots=1",
+            )
+        lost = [str(k) for k in self.shots if k > fewest]
+        return ks, (f"no draws of {', '.join(lost)} images: some class has {fewest}",) if lost else ()
+
+
+def recipes(rule: Literal["crop", "squash"]) -> tuple[ImageProtocol, ...]:
+    """The protocols on cached features that all tasks share; all are ours but for ``knn-20``.
+
+    ``linear``: logistic regression at 45 costs, as DINOv2's and the fastest of the linear ones; also on 1 % and 10 % of
+    the labels, ``linear-1`` and ``linear-10``. ``knn``: k and T are chosen; ``knn-20``: k = 20 and T = 0.07, as DINO
+    reports it. ``ridge`` and ``svm``, one machine a class (VOC07's protocol). ``sweep``:
+    linear heads by SGD, many learning rates and weight decays in one pass, as DINOv2 does for a grid of learning rates
+    and layers; of images that are not augmented, and chosen on a part of the training data, where DINOv2 takes the
+    best on the data that it reports. ``few-shot``: the nearest class mean (the few-shot classifier of OBoW, here
+    over all classes at once) and ``few-shot-linear``, logistic regression at C = 1, of 1 to 96 images a class.
+    """
+    linear = ProbeProtocol(id="linear", version=1, probe="linear", costs=probes.Logistic().costs, rule=rule)
+    return (
+        linear,
+        dataclasses.replace(linear, id="linear-1", fraction=0.01),
+        dataclasses.replace(linear, id="linear-10", fraction=0.1),
+        ProbeProtocol(
+            id="knn", version=1, probe="knn", ks=(1, 5, 10, 20, 50, 100, 200), temperatures=(0.02, 0.07, 0.2, 1.0),
+            rule=rule,
+        ),
+        ProbeProtocol(id="knn-20", version=1, probe="knn", ks=(20,), temperatures=(0.07,), rule=rule),
+        ProbeProtocol(
+            id="ridge", version=1, probe="ridge", alphas=probes.Ridge().alphas, normalise="standard", rule=rule
+        ),
+        ProbeProtocol(
+            id="svm", version=1, probe="svm", costs=probes.LinearSVM().costs, normalise="l2+1e-5", rule=rule
+        ),
+        ProbeProtocol(
+            id="sweep", version=1, probe="sgd", lrs=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
+            weight_decays=(0.0, 1e-6, 1e-4), epochs=100, batch_size=256, rule=rule,
+        ),
+        FewShotProtocol(id="few-shot", version=1, probe="prototypes", rule=rule),
+        FewShotProtocol(
+            id="few-shot-linear", version=1, probe="linear", costs=(1.0,), normalise="standard", rule=rule
+        ),
+    )  # fmt: skip
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------
+
+
+class Probing(Task):
+    """A task on labelled images.
+
+    Subclasses say where the data are, which labels they have and how scores are measured.
+    """
+
+    needs = frozenset({"pooled"})
+    protocols: ClassVar[tuple[ImageProtocol, ...]]
+
+    @abstractmethod
+    def place(self, setup: Setup) -> tuple[ClassificationSource, Path]:
+        """The layout of the data, and where they lie."""
+
+    @abstractmethod
+    def check(self, data: ClassificationSet) -> None:
+        """Refuse labels of the wrong kind."""
+
+    @abstractmethod
+    def measure(self, scores: Floats, labels: npt.NDArray[Any], scale: Scale, wanted: Sequence[str]) -> Measure:
+        """A function from sample weights (R, N) to the ``wanted`` metrics {name: (R,)} of ``scores`` (N, C).
+
+        It may leave one out that is undefined on these data, or give NaN.
+        """
+
+    @abstractmethod
+    def by_class(self, scores: Floats, test: ClassificationSet) -> dict[str, Floats]:
+        """Scores of every class or label {name: (C,)}, NaN where undefined, to tell beside the metrics."""
+
+    def samples(self, scores: Floats, test: ClassificationSet) -> dict[str, Floats]:
+        """Per-sample scores {metric: (N,)} for paired tests, of metrics that are means over samples."""
+        return {}
+
+    def prepared(self, data: ClassificationSet, protocol: Protocol) -> ClassificationSet:
+        """A split as it is learnt from or scored on: which rows, and what marks mean. As it is, if no task says so."""
+        return data
+
+    def units(self, scores: Floats, scale: Scale, test: ClassificationSet) -> tuple[Floats, ClassificationSet]:
+        """What is scored: every image, unless a task joins those of a study or a patient, in scores of the same scale.
+
+        The set that is returned gives the labels, names and groups of the rows of the scores.
+        """
+        return scores, test
+
+    def requires(self, protocol: Protocol) -> frozenset[str]:
+        return protocol.needs if isinstance(protocol, ImageProtocol) else self.needs
+
+    def promises(self, protocol: Protocol) -> tuple[Metric, ...]:
+        if not isinstance(protocol, FewShotProtocol):
+            return self.metrics
+        (primary,) = (metric for metric in self.metrics if metric.name == self.primary)
+        return primary, *(dataclasses.replace(primary, name=f"{primary.name}_k{k}") for k in protocol.shots)
+
+    def sets(self, setup: Setup) -> tuple[ClassificationSet, ClassificationSet]:
+        """What to learn from and what to score on, rows without a label left out."""
+        layout, path = self.place(setup)
+        protocol = _protocol(setup)
+        roles = layout.roles(path)
+        train, test = (_role(roles, wanted) for wanted in (protocol.train_split, protocol.test_split))
+        found = _load(layout, path, train, test)
+        for part in found:
+            self.check(part)
+        first, second = (_labelled(self.prepared(part, protocol), setup.strict) for part in found)
+        first = first if protocol.fraction == 1 else layout.official(path, first, protocol.fraction) or first
+        first, second = first.limit(setup.limit), second.limit(setup.limit)
+        if not first.multilabel and len(np.unique(first.labels)) < 2:
+            raise DataError(
+                f"{first.name} {first.split} holds a single class",
+                cause=f"its {len(first)} images are all of class {first.classes[int(first.labels[0])]}",
+                fix="there is nothing to tell apart; check the labels, or raise --limit",
+            )
+        return first, second
+
+    def fingerprint(self, setup: Setup) -> str:
+        train, test = self.sets(setup)
+        refuse_known(setup, train, test)
+        return f"{train.digest[:16]}-{test.digest[:16]}"
+
+    def run(self, backbone: Backbone, setup: Setup) -> Outcome:
+        return on_readable(lambda train, test: self._run(backbone, train, test, setup), setup, *self.sets(setup))
+
+    def _run(self, backbone: Backbone, train: ClassificationSet, test: ClassificationSet, setup: Setup) -> Outcome:
+        learnt = _drawn(train, _protocol(setup).fraction, setup.seed)
+        found = _protocol(setup).fit(backbone, learnt, _hidden(test), self.criterion, setup)
+        began = monotonic()
+        told = self._few(found, test, setup) if isinstance(found.scores, Iterator) else self._all(found, test, setup)
+        return dataclasses.replace(
+            told,
+            data={"fingerprint": self.fingerprint(setup), **_described(learnt, test)},
+            selected=dict(found.choice),
+            timings={**found.timings, "score": monotonic() - began},
+            details={
+                **found.details, **told.details,
+                "validation": [{**s, "score": v if np.isfinite(v) else None} for s, v in found.table],
+            },
+            warnings=(*_warnings(learnt, test), *found.warnings),
+        )  # fmt: skip
+
+    def criterion(self, scores: Floats, labels: npt.NDArray[Any], scale: Scale) -> float:
+        """The primary metric of (N, C) scores; higher is better. NaN where it is undefined."""
+        (primary,) = (metric for metric in self.metrics if metric.name == self.primary)
+        found = self.measure(scores, labels, scale, [self.primary])(np.ones((1, len(labels))))
+        value = float(found[self.primary][0]) if self.primary in found else float("nan")
+        return value if primary.higher_is_better else -value
+
+    def _all(self, found: Fitted, test: ClassificationSet, setup: Setup) -> Outcome:
+        """Every metric, with what is kept of each sample."""
+        assert isinstance(found.scores, np.ndarray)
+        scores, units = self.units(found.scores, found.scale, test)
+        wanted = [metric.name for metric in self.metrics]
+        told, replicates = _resampled(self.measure(scores, units.labels, found.scale, wanted), units, wanted)
+        samples = self.samples(scores, units)
+        if units.groups is not None:
+            samples["group"] = np.unique(units.groups, return_inverse=True)[1]
+        records = setup.work / "predictions.npz"
+        _write_predictions(records, scores, units)
+        return Outcome(
+            scores=told, replicates=replicates, samples=samples, ids=units.ids, data={},
+            records={"predictions": records},
+            details={
+                name: {c: float(v) if np.isfinite(v) else None for c, v in zip(units.classes, values, strict=True)}
+                for name, values in self.by_class(scores, units).items()
+            } | self._by_tag(scores, found.scale, units),
+        )  # fmt: skip
+
+    def _by_tag(self, scores: Floats, scale: Scale, units: ClassificationSet) -> dict[str, Any]:
+        """The primary metric on each kind of image, a part of the body or a source, where it is defined."""
+        kinds = () if units.tags is None else sorted(set(units.tags.tolist()))
+        rows = {kind: np.flatnonzero(units.tags == kind) for kind in kinds}
+        values = {kind: self.criterion(scores[at], units.labels[at], scale) for kind, at in rows.items()}
+        found = {kind: value for kind, value in values.items() if np.isfinite(value)}
+        return {f"{self.primary}_by_tag": found} if len(kinds) > 1 and found else {}
+
+    def _few(self, found: Fitted, test: ClassificationSet, setup: Setup) -> Outcome:
+        """The primary metric of every draw: for each k the mean over draws, and the mean over all k."""
+        table: dict[str, list[tuple[float, Floats]]] = {}
+        assert isinstance(found.scores, Iterator)
+        for shot in found.scores:
+            scores, units = self.units(shot.scores, found.scale, test)
+            measure = self.measure(scores, units.labels, found.scale, [self.primary])
+            values, replicates = _resampled(measure, units, [self.primary])
+            value = values[self.primary]
+            if value is not None:
+                table.setdefault(f"{self.primary}_k{shot.k}", []).append((value, replicates[self.primary]))
+        means = {name: float(np.mean([value for value, _ in draws])) for name, draws in table.items()}
+        # The same draws for every backbone: replicates are paired over draws and over samples.
+        spread = {name: over_seeds([r for _, r in draws]) for name, draws in table.items()}
+        promised = [metric.name for metric in self.promises(setup.protocol)]
+        if means:
+            means[self.primary] = float(np.mean(list(means.values())))
+            spread[self.primary] = np.mean(list(spread.values()), axis=0)
+        return Outcome(
+            scores={name: means.get(name) for name in promised}, replicates=spread, data={},
+            details={"draws": {name: [value for value, _ in draws] for name, draws in table.items()}},
+        )  # fmt: skip
+
+
+class OneClass(Probing):
+    """Scores of one class an image."""
+
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("top1"), Metric("top5"), Metric("balanced_accuracy"), Metric("ece", higher_is_better=False),
+    )  # fmt: skip
+    primary = "top1"
+    one_against_rest: ClassVar[bool] = False  # whether AUROC is taken of more than two classes
+
+    def check(self, data: ClassificationSet) -> None:
+        if data.multilabel:
+            raise DataError(
+                f"{data.name} has several labels an image",
+                cause=f"{self.name} scores one class an image",
+                fix="--task classify-multilabel",
+            )
+
+    def by_class(self, scores: Floats, test: ClassificationSet) -> dict[str, Floats]:
+        hits = top_k_hits(scores, test.labels)
+        return {"accuracy_by_class": class_accuracy(hits, test.labels, len(test.classes))}
+
+    def samples(self, scores: Floats, test: ClassificationSet) -> dict[str, Floats]:
+        kinds = {"top1": 1, "top5": 5} if scores.shape[1] > 5 else {"top1": 1}
+        return {name: top_k_hits(scores, test.labels, k).astype(np.float32) for name, k in kinds.items()}
+
+    def measure(self, scores: Floats, labels: npt.NDArray[Any], scale: Scale, wanted: Sequence[str]) -> Measure:
+        classes = scores.shape[1]
+        top1 = top_k_hits(scores, labels)
+        top5 = top_k_hits(scores, labels, 5) if classes > 5 and "top5" in wanted else None
+        chances = None if scale == "margins" else scores if scale == "probabilities" else _softmax(scores)
+        ranks = _ranks(scores, scale) if "auroc" in wanted and (classes == 2 or self.one_against_rest) else None
+        onehot = np.eye(classes)[labels] if ranks is not None and ranks.ndim == 2 else None
+
+        def measure(weights: Floats) -> dict[str, Floats]:
+            found = {"top1": weights @ top1 / weights.sum(axis=1)}
+            if top5 is not None:
+                found["top5"] = weights @ top5 / weights.sum(axis=1)
+            if "balanced_accuracy" in wanted:
+                found["balanced_accuracy"] = balanced_accuracy(top1, labels, classes, weights)
+            if chances is not None and "ece" in wanted:
+                found["ece"] = calibration_error(chances, labels, weights)
+            if ranks is not None and onehot is not None:
+                found["auroc"] = np.asarray(macro(per_label("auroc", ranks, onehot, weights)))
+            elif ranks is not None:
+                found["auroc"] = auroc(ranks, labels, weights)
+            return found
+
+        return measure
+
+
+class Multilabel(Probing):
+    """Scores of several labels an image.
+
+    Each metric is a mean over labels, each on the images where it is known; labels without positives, or negatives, in
+    the test split are left out. ``kinds`` say what is averaged: AUROC, or a kind of average precision
+    (:func:`evalsuite.metrics.ranking.average_precision`). ``map`` is the area under the step curve.
+    """
+
+    metrics: ClassVar[tuple[Metric, ...]] = (Metric("auroc"), Metric("map"))
+    primary = "auroc"
+    kinds: ClassVar[Mapping[str, Literal["auroc", "step", "envelope", "11point"]]] = {"auroc": "auroc", "map": "step"}
+
+    def check(self, data: ClassificationSet) -> None:
+        if not data.multilabel:
+            raise DataError(
+                f"{data.name} has one class an image",
+                cause=f"{self.name} scores several labels an image",
+                fix="--task classify",
+            )
+
+    def by_class(self, scores: Floats, test: ClassificationSet) -> dict[str, Floats]:
+        return {
+            f"{name.replace('map', 'ap')}_by_class": per_label(kind, scores, test.labels)
+            for name, kind in self.kinds.items()
+        }
+
+    def measure(self, scores: Floats, labels: npt.NDArray[Any], scale: Scale, wanted: Sequence[str]) -> Measure:
+        def measure(weights: Floats) -> dict[str, Floats]:
+            return {
+                name: np.asarray(macro(per_label(kind, scores, labels, weights)))
+                for name, kind in self.kinds.items()
+                if name in wanted
+            }
+
+        return measure
+
+
+class Named(Probing):
+    """A task whose data set has the task's own name and lies below the data root."""
+
+    def place(self, setup: Setup) -> tuple[ClassificationSource, Path]:
+        layout = source(setup.registry, self.name)
+        assert isinstance(layout, ClassificationSource)
+        return layout, layout.locate(setup.data_root)
+
+
+# --- data -------------------------------------------------------------------------------------------------------
+
+
+def _protocol(setup: Setup) -> ImageProtocol:
+    assert isinstance(setup.protocol, ImageProtocol)
+    return setup.protocol
+
+
+def _site(setup: Setup) -> probes.Site:
+    return probes.Site(setup.device, setup.seed, setup.progress)
+
+
+def _hidden(test: ClassificationSet) -> ClassificationSet:
+    """The test images without their labels: whatever a protocol does, it cannot choose by them."""
+    return dataclasses.replace(test, labels=np.full_like(test.labels, -1))
+
+
+def _role(roles: Mapping[str, str], wanted: str) -> str:
+    """The split of the first of the roles ``a|b`` that the data have; a name that is no role is a split's own."""
+    return next((roles[name] for name in wanted.split("|") if name in roles), wanted)
+
+
+_LOADED: dict[tuple[Any, ...], tuple[ClassificationSet, ClassificationSet]] = {}
+
+
+def _load(
+    layout: ClassificationSource, path: Path, train: str, test: str
+) -> tuple[ClassificationSet, ClassificationSet]:
+    """Both splits; the last pair is kept, since fingerprint, run and every seed ask for the same one.
+
+    It is read again when a file is added or taken away.
+    """
+    key = (type(layout), path.resolve(), train, test, layout.stamp(path))
+    if key not in _LOADED:
+        _LOADED.clear()
+        first, second = layout.load(path, train), layout.load(path, test)
+        if first.classes != second.classes:
+            raise DataError(
+                f"{train} and {test} of {path} do not have the same classes",
+                cause=f"only in one of them: {', '.join(sorted(set(first.classes) ^ set(second.classes)))}",
+                fix="name the same classes in both",
+            )
+        _LOADED[key] = first, second
+    return _LOADED[key]
+
+
+def _labelled(data: ClassificationSet, strict: bool) -> ClassificationSet:
+    """The rows that have a label."""
+    known = data.known
+    if known.all():
+        return data
+    lost = int((~known).sum())
+    if strict or not known.any():
+        raise DataError(
+            f"{lost} of {len(data)} images of {data.name} {data.split} have no label",
+            cause=f"the first is {data.names[~known][0]}",
+            fix="label them, or leave them out: run without --strict" if known.any() else "label them",
+        )
+    notes = (*data.notes, f"{lost} images have no label and are left out")
+    return dataclasses.replace(data.take(known), notes=notes, left_out={**data.left_out, "unlabelled": lost})
+
+
+def on_readable(work: Callable[..., Outcome], setup: Setup, *parts: ClassificationSet) -> Outcome:
+    """``work(*parts)`` on the images that can be read.
+
+    Nothing is decoded to find them: where work meets one that does not decode, every image is tried, those are left
+    out, counted and remembered, and work starts again; what it had encoded of other images is in the cache. With
+    ``setup.strict``, :class:`ImageError` is raised instead.
+    """
+    try:
+        return work(*(_readable(part, setup) for part in parts))
+    except ImageError:
+        if setup.strict:
+            raise
+    shutil.rmtree(setup.work, ignore_errors=True)  # what it left to resume from is of other rows
+    setup.work.mkdir(parents=True)
+    return work(*(_readable(part, setup, look=True) for part in parts))
+
+
+def refuse_known(setup: Setup, *parts: ClassificationSet) -> None:
+    """With ``setup.strict``, raise :class:`ImageError` for images that an earlier run found unreadable."""
+    if setup.strict:
+        for part in parts:
+            _readable(part, setup)
+
+
+def _readable(data: ClassificationSet, setup: Setup, look: bool = False) -> ClassificationSet:
+    """The rows whose images decode, as far as is known; ``look`` tries all where nothing is known."""
+    names = hashlib.sha256("\0".join([data.fingerprint, data.split, *data.ids]).encode()).hexdigest()
+    memory = default_root().parent / "unreadable" / f"{names}.json"
+    if not memory.is_file():
+        if not look:
+            return data
+        found = unreadable(data, setup.progress)
+        write_text(memory, json.dumps({str(row): [e.problem, e.cause, e.fix] for row, e in found.items()}))
+    bad = {int(row): told for row, told in json.loads(memory.read_text(encoding="utf-8")).items()}
+    if not bad:
+        return data
+    problem, cause, fix = bad[min(bad)]
+    if setup.strict or len(bad) == len(data):
+        raise ImageError(f"{len(bad)} of {len(data)} images cannot be read; {problem}", cause=cause, fix=fix)
+    keep = np.setdiff1d(np.arange(len(data)), list(bad))
+    notes = (*data.notes, f"{len(bad)} images cannot be read and are left out; {problem}: {cause}")
+    return dataclasses.replace(data.take(keep), notes=notes, left_out={**data.left_out, "unreadable": len(bad)})
+
+
+def _drawn(train: ClassificationSet, fraction: float, seed: int) -> ClassificationSet:
+    """The share of the training images to learn from: what an official list chose, or a draw."""
+    if fraction == 1 or train.subset is not None:
+        return train
+    rows = probes.draw_fraction(train.labels, fraction, seed, train.groups)
+    told = f"{fraction:.6g} of each class, drawn with seed {seed}"
+    return dataclasses.replace(train.take(rows), subset=told)
+
+
+def _described(train: ClassificationSet, test: ClassificationSet) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "train": f"{train.name} {train.split}", "train_images": len(train),
+        "test": f"{test.name} {test.split}", "test_images": len(test), "classes": len(test.classes),
+    }  # fmt: skip
+    found |= {f"train_{why}": n for why, n in train.left_out.items()}
+    found |= {f"test_{why}": n for why, n in test.left_out.items()}
+    if train.subset is not None:
+        found["train_subset"] = train.subset
+    if test.groups is not None:
+        found["test_groups"] = len(set(test.groups.tolist()))
+    return found
+
+
+def _warnings(train: ClassificationSet, test: ClassificationSet) -> list[str]:
+    told = [f"{part.split}: {note}" for part in (train, test) for note in part.notes]
+    if train.groups is not None and test.groups is not None:
+        shared = len(set(train.groups.tolist()) & set(test.groups.tolist()))
+        if shared:
+            told.append(f"{shared} groups are in both {train.split} and {test.split}: scores are too high")
+    if test.multilabel:
+        absent = [c for c, marks in zip(test.classes, test.labels.T, strict=True) if not {0, 1} <= set(marks.tolist())]
+    else:
+        absent = [c for i, c in enumerate(test.classes) if not (test.labels == i).any()]
+    if absent:
+        named = f"{', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}"
+        told.append(f"means over classes leave out {len(absent)} that {test.split} does not tell apart: {named}")
+    if not train.multilabel:
+        lone = int((np.bincount(train.labels, minlength=len(train.classes)) == 1).sum())
+        if lone:
+            told.append(f"{lone} classes have a single training image")
+    return told
+
+
+# --- scores -----------------------------------------------------------------------------------------------------
+
+
+def _resampled(
+    measure: Callable[[Floats], dict[str, Floats]], test: ClassificationSet, promised: Sequence[str]
+) -> tuple[dict[str, float | None], dict[str, Floats]]:
+    """Every promised metric on the data, None where it is undefined, and on bootstrap resamples of the samples.
+
+    Whole groups are drawn where there are groups. The resamples are the same for every backbone, seed and protocol,
+    so that replicates are paired.
+    """
+    once = {name: float(v[0]) for name, v in measure(np.ones((1, len(test)))).items()}
+    values: dict[str, float | None] = {n: once[n] if np.isfinite(once.get(n, np.nan)) else None for n in promised}
+    parts: dict[str, list[Floats]] = {name: [] for name, value in values.items() if value is not None}
+    for block in weight_blocks(len(test), REPLICATES, 0, test.groups):
+        found = measure(block.astype(np.float64))
+        for name, part in parts.items():
+            part.append(found[name])
+    return values, {name: np.concatenate(part) for name, part in parts.items()}
+
+
+def _softmax(logits: Floats) -> Floats:
+    chances: Floats = np.exp(log_softmax(logits.astype(np.float64), axis=1))
+    return chances
+
+
+def _ranks(scores: Floats, scale: str) -> Floats:
+    """What AUROC ranks by: of two classes the difference (N,), else each class's own chance or margin (N, C)."""
+    if scores.shape[1] == 2:
+        return np.asarray(scores[:, 1].astype(np.float64) - scores[:, 0])
+    return np.asarray(log_softmax(scores.astype(np.float64), axis=1)) if scale == "logits" else scores
+
+
+def _write_predictions(path: Path, scores: Floats, test: ClassificationSet, most: int = 5) -> None:
+    """The labels and, of each image, the best classes with their scores; of several labels all scores."""
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :most]
+    if test.multilabel:
+        best = np.tile(np.arange(scores.shape[1]), (len(scores), 1))
+    np.savez_compressed(
+        path, labels=test.labels.astype(np.int32), classes=best.astype(np.int32),
+        scores=np.take_along_axis(scores, best, axis=1).astype(np.float32), names=np.array(test.classes),
+    )  # fmt: skip
