@@ -140,7 +140,8 @@ def relevance(query_labels: npt.ArrayLike, candidate_labels: npt.ArrayLike) -> B
 
 
 def _unit(features: Tensor | npt.ArrayLike, device: torch.device | str) -> Tensor:
-    values = torch.as_tensor(np.asarray(features) if not isinstance(features, Tensor) else features)
+    # A copy: features come as read-only maps of files, of which torch warns.
+    values = features if isinstance(features, Tensor) else torch.from_numpy(np.array(features, dtype=np.float32))
     return torch.nn.functional.normalize(values.to(device, torch.float32), dim=1)
 
 
