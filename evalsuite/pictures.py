@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
@@ -14,14 +15,17 @@ from torch import Tensor
 from torchvision.utils import draw_bounding_boxes
 
 from evalsuite.data.detection import DetectionSet
+from evalsuite.data.segmentation import IGNORE, SegmentationSet
 from evalsuite.files import atomic
 from evalsuite.metrics.detection import Detections
 
-__all__ = ["colour", "detections_sheet"]
+__all__ = ["colour", "detections_sheet", "iou_chart", "segmentation_rows", "segmentation_sheet"]
 
 TILE = 320  # pixels of a picture's longer side
 MARGIN = 6
 HEADER = 18
+RIGHT, WRONG, HATCH = (236, 240, 236), (214, 39, 40), (130, 130, 130)
+LEGEND = 24  # classes a legend names at most, the largest first
 
 
 def colour(label: int) -> tuple[int, int, int]:
@@ -50,6 +54,97 @@ def detections_sheet(
         tiles.append((truth, _tile(image, hit.boxes[keep], hit.labels[keep], scores)))
     with atomic(path) as partial:
         _sheet(tiles, ("truth", "prediction")).save(partial, "PNG")
+
+
+def segmentation_rows(data: SegmentationSet, rows: int = 4) -> list[int]:
+    """The places of a few images, evenly spaced: those :func:`segmentation_sheet` is given predictions of."""
+    places: list[int] = np.linspace(0, len(data) - 1, min(rows, len(data))).round().astype(int).tolist()
+    return places
+
+
+def segmentation_sheet(data: SegmentationSet, predictions: Mapping[int, npt.NDArray[np.integer]], path: Path) -> None:
+    """A PNG with a row an image: the image, the truth and the prediction in the set's colours, and the errors.
+
+    ``predictions`` are (H, W) classes by place in the set. Pixels without a class are hatched, errors are red on the
+    faded image. A legend names the classes that are seen, the largest first.
+    """
+    rows, seen = [], np.zeros(256, np.int64)
+    palette = np.full((256, 3), 255, np.uint8)
+    palette[: len(data.classes)] = data.palette
+    for place in sorted(predictions):
+        image = _sized(data.image(place), Image.Resampling.LANCZOS)
+        labels = (data.mask(place), np.asarray(predictions[place]).astype(np.uint8))
+        truth, said = (_sized(side, Image.Resampling.NEAREST) for side in labels)
+        seen += np.bincount(truth.ravel(), minlength=256) + np.bincount(said.ravel(), minlength=256)
+        errors = (0.4 * image.mean(axis=2, keepdims=True) + 0.6 * np.array(RIGHT)).astype(np.uint8)
+        errors[said != truth] = WRONG
+        panels = [image, palette[truth], palette[said], errors]
+        for panel in (panels[1], panels[3]):
+            panel[truth == IGNORE] = 255
+            panel[(truth == IGNORE) & _hatching(truth.shape)] = HATCH
+        rows.append([torch.from_numpy(panel).permute(2, 0, 1) for panel in panels])
+    sheet = _sheet(rows, ("image", "truth (hatched: no class)", "prediction", "errors"))
+    with atomic(path) as partial:
+        _legend(sheet, data, seen).save(partial, "PNG")
+
+
+def _sized(picture: npt.NDArray[np.uint8], how: Image.Resampling) -> npt.NDArray[np.uint8]:
+    """A picture (h, w, 3), or labels (h, w), the longer side TILE."""
+    scale = TILE / max(picture.shape[:2])
+    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+    return np.array(Image.fromarray(picture).resize(size, how))
+
+
+def _hatching(shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    down, across = np.indices(shape[:2])
+    return np.asarray((down + across) % 7 == 0)
+
+
+def _legend(sheet: Image.Image, data: SegmentationSet, seen: npt.NDArray[np.int64]) -> Image.Image:
+    """The sheet with the names of its classes below, in columns."""
+    font = ImageFont.load_default(12)
+    order = [int(label) for label in np.argsort(-seen[: len(data.classes)], kind="stable") if seen[label]]
+    entries = [(data.classes[label], tuple(data.palette[label].tolist())) for label in order[:LEGEND]]
+    if len(order) > LEGEND:
+        entries.append((f"and {len(order) - LEGEND} more", (255, 255, 255)))
+    cell = 28 + round(max((font.getlength(name) for name, _ in entries), default=0.0)) + 2 * MARGIN
+    columns = max(1, (sheet.width - MARGIN) // cell)
+    whole = Image.new("RGB", (sheet.width, sheet.height + MARGIN + 20 * -(-len(entries) // columns)), "white")
+    whole.paste(sheet)
+    pen = ImageDraw.Draw(whole)
+    for number, (name, shade) in enumerate(entries):
+        left, top = MARGIN + number % columns * cell, sheet.height + number // columns * 20
+        edge = "white" if shade == (255, 255, 255) else (90, 90, 90)
+        pen.rectangle((left, top, left + 20, top + 14), fill=shade, outline=edge)
+        pen.text((left + 26, top), name, fill="black", font=font)
+    return whole
+
+
+def iou_chart(data: SegmentationSet, iou: Mapping[str, float | None], path: Path) -> None:
+    """A PNG of the classes' IoU as bars in their colours, the best first, and their mean; undefined ones have none."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shades = dict(zip(data.classes, (data.palette / 255).tolist(), strict=True))
+    bars = sorted(((name, value) for name, value in iou.items() if value is not None), key=lambda bar: bar[1])
+    figure = Figure(figsize=(7, 1.3 + 0.24 * max(1, len(bars))), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    names, values = [name for name, _ in bars], [value for _, value in bars]
+    axes.barh(names, values, color=[shades[name] for name in names], edgecolor="0.35", linewidth=0.6)
+    for row, value in enumerate(values):
+        axes.text(value + 0.01, row, f"{value:.3f}", va="center", fontsize=8)
+    if values:
+        mean = float(np.mean(values))
+        axes.axvline(mean, color="0.2", linestyle="--", linewidth=1)
+        axes.set_title(f"{data.name} {data.split}: mean of {len(values)} classes {mean:.3f}", fontsize=10)
+    axes.set_xlim(0, 1.08)
+    axes.set_ylim(-0.6, max(1, len(bars)) - 0.4)
+    axes.set_xlabel("intersection over union")
+    axes.tick_params(axis="y", labelsize=8, length=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    with atomic(path) as partial:
+        figure.savefig(partial, format="png", dpi=130)
 
 
 def _tile(image: Tensor, boxes: np.ndarray, labels: np.ndarray, names: list[str]) -> Tensor:

@@ -31,6 +31,7 @@ from torchvision.ops import StochasticDepth
 
 from evalsuite.backbone import Backbone, BackboneSpec
 from evalsuite.data.detection import DetectionSet, Record
+from evalsuite.engines._dense import OnBackbone
 from evalsuite.engines._detection import Detector as Assembled
 from evalsuite.engines._detection import learnable, train_and_detect
 from evalsuite.errors import BackboneError, TrainingError, UsageError
@@ -169,7 +170,7 @@ def _hush_tracing() -> None:
         log.setLevel(level)
 
 
-class Detector(nn.Module):
+class Detector(OnBackbone):
     """A detectron2 model as our loop calls it.
 
     Training: ``detector(batch)`` of samples from :func:`training_sample` gives named losses. Evaluating:
@@ -186,27 +187,9 @@ class Detector(nn.Module):
         network: str,
         protocol: DetectionProtocol,
     ) -> None:
-        super().__init__()
+        super().__init__(body, protocol)
         self.rcnn, self.cfg, self.network = rcnn, cfg, network
-        self._body, self._freeze = body, protocol.freeze_backbone
-        self._frozen_norm = protocol.backbone_norm == "frozen"
-        for module in self._still():
-            module.requires_grad_(False)
         self.train()
-
-    def _still(self) -> Iterator[nn.Module]:
-        """What never leaves evaluation mode; looked up each time, for norms get replaced by synchronised ones."""
-        for part in self._body:
-            if self._freeze:
-                yield part
-            elif self._frozen_norm:
-                yield from (module for module in part.modules() if isinstance(module, _BatchNorm))
-
-    def train(self, mode: bool = True) -> Detector:
-        super().train(mode)
-        for module in self._still():
-            module.eval()
-        return self
 
     def forward(self, batch: list[Sample]) -> Any:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -14,18 +14,17 @@ import torch.nn.functional as F
 import torchvision
 from faster_coco_eval.core import mask as rle
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import roi_align
-from torchvision.ops._utils import split_normalization_params
 from torchvision.transforms.v2 import functional as vision
 
 from evalsuite.backbone import Backbone
 from evalsuite.data.detection import DetectionSet, Record
+from evalsuite.engines._dense import OnBackbone, optimizer_of
 from evalsuite.engines._detection import Detector, learnable, train_and_detect
 from evalsuite.errors import BackboneError
 from evalsuite.metrics.detection import Detections
@@ -71,14 +70,14 @@ def detector(model: RCNN, protocol: DetectionProtocol, train: DetectionSet, test
     """The model with its optimiser and its way of sizing and reading images."""
     return Detector(
         model=model,
-        optimizer=_optimizer(model, protocol),
+        optimizer=optimizer_of(model, protocol),
         sample=partial(training_sample, train, learnable(train), protocol),
         view=partial(_test_sample, test, protocol),
         read=_detections,
     )
 
 
-class RCNN(nn.Module):
+class RCNN(OnBackbone):
     """torchvision's detector on images that are sized already, with detections in pixels of the original images.
 
     Training: ``model(batch)`` of samples from :func:`training_sample` gives named losses. Evaluating: images
@@ -87,27 +86,9 @@ class RCNN(nn.Module):
     """
 
     def __init__(self, detector: FasterRCNN, body: tuple[nn.Module, ...], protocol: DetectionProtocol) -> None:
-        super().__init__()
+        super().__init__(body, protocol)
         self.detector = detector
-        self._body, self._freeze = body, protocol.freeze_backbone
-        self._frozen_norm = protocol.backbone_norm == "frozen"
-        for module in self._still():
-            module.requires_grad_(False)
         self.train()
-
-    def _still(self) -> Iterator[nn.Module]:
-        """What never leaves evaluation mode; looked up each time, for norms get replaced by synchronised ones."""
-        for part in self._body:
-            if self._freeze:
-                yield part
-            elif self._frozen_norm:
-                yield from (module for module in part.modules() if isinstance(module, _BatchNorm))
-
-    def train(self, mode: bool = True) -> RCNN:
-        super().train(mode)
-        for module in self._still():
-            module.eval()
-        return self
 
     def forward(self, batch: list[Any]) -> Any:
         device = next(self.parameters()).device
@@ -283,15 +264,6 @@ def _c4(body: Backbone, protocol: DetectionProtocol, classes: int) -> dict[str, 
             "mask_predictor": MaskRCNNPredictor(width, protocol.mask_head_width, classes + 1),
         }
     return parts
-
-
-def _optimizer(model: nn.Module, protocol: DetectionProtocol) -> torch.optim.Optimizer:
-    """Without weight decay on norms (detectron2's SOLVER.WEIGHT_DECAY_NORM = 0)."""
-    norms, others = split_normalization_params(model)
-    groups = [g for g in ({"params": others}, {"params": norms, "weight_decay": 0.0}) if g["params"]]
-    if protocol.optimizer == "adamw":
-        return torch.optim.AdamW(groups, protocol.lr, weight_decay=protocol.weight_decay)
-    return torch.optim.SGD(groups, protocol.lr, protocol.momentum, weight_decay=protocol.weight_decay)
 
 
 def training_sample(

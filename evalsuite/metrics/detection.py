@@ -124,13 +124,15 @@ class Detections:
 
 @dataclass(frozen=True)
 class CocoScores:
-    """``scores`` by the names of :data:`COCO_METRICS`, in [0, 1]; ``per_class`` AP by class name.
+    """``scores`` by the names of :data:`COCO_METRICS`, in [0, 1]; ``per_class`` AP by class name; ``curves`` the
+    precision, averaged over classes, at recalls 0, 0.01, ... 1, by the IoU that counts as a hit.
 
     None where the number is undefined for want of ground truth (COCO's tools print -1).
     """
 
     scores: dict[str, float | None]
     per_class: dict[str, float | None]
+    curves: dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -299,7 +301,12 @@ def _coco_summary(ground: dict[str, Any], found: dict[str, Any], iou_type: IouTy
     names = {entry["id"]: entry["name"] for entry in ground["categories"]}
     per_class = {names[key]: _mean(precision[..., k]) for k, key in enumerate(keys)}
     values = (None if value < 0 else float(value) for value in evaluation.stats)
-    return CocoScores(dict(zip(COCO_METRICS, values, strict=True)), per_class)
+    defined = precision[..., (precision > -1).all(axis=(0, 1))]  # classes with an object
+    curves_by_iou = {
+        f"{threshold:.2f}": defined[place].mean(axis=1).round(4).tolist() if defined.size else []
+        for place, threshold in enumerate(evaluation.params.iouThrs) if round(100 * threshold) in (50, 75)
+    }  # fmt: skip
+    return CocoScores(dict(zip(COCO_METRICS, values, strict=True)), per_class, curves_by_iou)
 
 
 def _evaluation(ground: dict[str, Any], found: dict[str, Any], iou_type: IouType, *, separate_eval: bool) -> Any:

@@ -15,6 +15,7 @@ from evalsuite.backbone import Backbone
 from evalsuite.data import Source, parse, source
 from evalsuite.data.classification import ClassificationSource
 from evalsuite.data.detection import DetectionSet
+from evalsuite.data.segmentation import SegmentationSource
 from evalsuite.errors import DataError, UsageError
 from evalsuite.metrics.detection import (
     COCO_METRICS,
@@ -103,22 +104,22 @@ class _Detection(Task):
         self, test: DetectionSet, found: list[Detections], protocol: DetectionProtocol
     ) -> tuple[dict[str, float | None], dict[str, np.ndarray], dict[str, Any]]:
         """Scores, bootstrap replicates of them over images, and AP by class."""
-        scores, replicates, by_class = self._family(test, found, "bbox")
-        details: dict[str, Any] = {"AP_by_class": by_class}
+        scores, replicates, details = self._family(test, found, "bbox")
         if any(metric.name.startswith("mask_") for metric in self.metrics):
-            mask, again, by_class = self._family(test, found, "segm") if protocol.masks else ({}, {}, {})
+            mask, again, of_masks = self._family(test, found, "segm") if protocol.masks else ({}, {}, {})
             scores |= {f"mask_{name}": mask.get(name) for name in COCO_METRICS}
             replicates |= {f"mask_{name}": values for name, values in again.items()}
-            details["mask_AP_by_class"] = by_class
+            details |= {f"mask_{name}": values for name, values in of_masks.items()}
         return scores, replicates, details
 
     def _family(
         self, test: DetectionSet, found: list[Detections], kind: Literal["bbox", "segm"]
-    ) -> tuple[dict[str, float | None], dict[str, np.ndarray], dict[str, float | None]]:
+    ) -> tuple[dict[str, float | None], dict[str, np.ndarray], dict[str, Any]]:
         scored = coco_scores(test.records, found, test.classes, kind)
         # the same resamples of the images for every backbone, seed and engine, so that their replicates are paired
         replicates = bootstrap_ap(test.records, found, test.classes, kind, replicates=REPLICATES, seed=0)
-        return dict(scored.scores), replicates, dict(scored.per_class)
+        details = {"AP_by_class": dict(scored.per_class), "precision_by_recall": dict(scored.curves)}
+        return dict(scored.scores), replicates, details
 
 
 def _limited(sets: tuple[DetectionSet, DetectionSet], limit: int | None) -> tuple[DetectionSet, DetectionSet]:
@@ -268,11 +269,11 @@ class Detect(_Detection):
                 fix="--data voc:PATH or --data coco:PATH",
             )
         layout, path = parse(setup.data, setup.registry)
-        if isinstance(layout, ClassificationSource):
+        if isinstance(layout, ClassificationSource | SegmentationSource):
             raise UsageError(
                 f"--data {setup.data} has no boxes",
-                cause=f"{layout.name} is a layout of labelled images",
-                fix="--data voc:PATH or --data coco:PATH; or --task classify",
+                cause=f"{layout.name} is a layout of another task",
+                fix="--data voc:PATH or --data coco:PATH; or --task classify or segment",
             )
         roles = layout.roles(path)
         protocol = _protocol(setup)

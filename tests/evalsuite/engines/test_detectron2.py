@@ -21,7 +21,7 @@ from torch import nn
 
 from evalsuite.backbone import Backbone, build
 from evalsuite.data.detection import DetectionSet, Record
-from evalsuite.engines import _detection
+from evalsuite.engines import _dense
 from evalsuite.engines import detectron2_rcnn as engine
 from evalsuite.errors import BackboneError, TrainingError, UsageError
 from evalsuite.hooks import Registry
@@ -478,7 +478,7 @@ def test_precise_statistics_are_those_of_the_final_weights(
     """With a rate of zero the weights stay, so statistics over the training images are known."""
     protocol = tiny(of(Voc, "fpn"), lr=0.0, min_sizes=(64,), flip=0.0, batch_size=4, iterations=1, precise_bn=1)
     backbone = make("torchvision:resnet18", registry)
-    detector, kept = None, _detection.detect_all
+    detector, kept = None, _dense.infer_all
 
     def spy(model: Any, *rest: Any) -> Any:
         nonlocal detector
@@ -486,7 +486,7 @@ def test_precise_statistics_are_those_of_the_final_weights(
         return kept(model, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_detection, "detect_all", spy)
+        patch.setattr(_dense, "infer_all", spy)
         engine.Detectron2RCNN().detect(backbone, protocol, world, world, setup(protocol, tmp_path, registry))
     batch = [engine.training_sample(world, list(world.records), protocol, i, 0)["image"] for i in range(4)]
     net: Any = backbone.net

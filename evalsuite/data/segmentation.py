@@ -1,0 +1,466 @@
+"""Segmentation data in memory: pairs of image and mask, and what every layout's reader does with them.
+
+A mask is (H, W) uint8: the class of each pixel, :data:`IGNORE` where it has none. How a file says that is its
+layout's :class:`MaskReader`; what a file holds beyond it is refused, never guessed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalsuite.data import Report, Source
+from evalsuite.data.images import (
+    SUFFIXES,
+    Labels,
+    digest,
+    duplicates,
+    fingerprint,
+    read_labels,
+    read_rgb,
+    size,
+    unfitting,
+)
+from evalsuite.errors import DataError
+from evalsuite.metrics.segmentation import IGNORE
+from evalsuite.progress import Progress
+
+__all__ = [
+    "IGNORE",
+    "Bytes",
+    "Coding",
+    "Colour",
+    "MaskReader",
+    "Pair",
+    "Record",
+    "SegmentationSet",
+    "SegmentationSource",
+    "assemble",
+    "find",
+    "pair_up",
+    "voc_palette",
+]
+
+Bytes = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+_NUMBERS = 1 << 16  # more than any label file's numbers need; greater ones are no classes
+_UNKNOWN = -1
+
+
+class MaskReader(Protocol):
+    """How a layout's mask files say the class of a pixel."""
+
+    @property
+    def key(self) -> str:
+        """What tells one way of reading from another; it goes into the fingerprint."""
+
+    def __call__(self, path: Path, expect: tuple[int, int]) -> Bytes:
+        """The mask (H, W) of classes and IGNORE. ``expect`` is the (height, width) of its image.
+
+        Raises :class:`DataError` naming a file that does not decode, has another size, or holds something that is
+        no class.
+        """
+
+    def size(self, path: Path) -> tuple[int, int] | None:
+        """(height, width) where the file tells it without being decoded."""
+
+
+@dataclass(frozen=True)
+class Coding:
+    """Masks in image files: ``values`` maps a stored number to a class or IGNORE, ``colours`` an RGB colour.
+
+    A file of one channel is read by its numbers, whatever their width: 16 bits are fine where each number is in the
+    table. A file of three channels is read by colours. A palette file is read by the colours of its palette where
+    colours are known, by its numbers otherwise. ``hint`` is what to do about a number or colour outside the table.
+    """
+
+    values: Mapping[int, int]
+    colours: Mapping[Colour, int] = field(default_factory=dict)
+    hint: str = "correct the mask, or the table of classes"
+
+    @cached_property
+    def key(self) -> str:
+        return f"{sorted(self.values.items())} {sorted(self.colours.items())}"
+
+    def __call__(self, path: Path, expect: tuple[int, int]) -> Bytes:
+        labels = read_labels(path, expect)
+        found = self._by_colour(path, labels) if self._coloured(labels) else self._by_number(path, labels)
+        if (found == _UNKNOWN).any():
+            raise self._outside(path, labels, found == _UNKNOWN)
+        return found.astype(np.uint8)
+
+    def size(self, path: Path) -> tuple[int, int] | None:
+        return size(path)
+
+    def _coloured(self, labels: Labels) -> bool:
+        return labels.pixels.ndim == 3 or (labels.palette is not None and bool(self.colours))
+
+    def _by_number(self, path: Path, labels: Labels) -> NDArray[np.int16]:
+        if not self.values:
+            raise DataError(
+                f"mask {path} cannot be read",
+                cause="it holds numbers, and its classes are told by colours",
+                fix="export the masks in colour, or give the classes numbers",
+            )
+        stored = labels.pixels
+        if stored.dtype != np.uint8:
+            stored = np.where((stored >= 0) & (stored < _NUMBERS), stored, _NUMBERS)
+        return self._numbers[stored]
+
+    def _by_colour(self, path: Path, labels: Labels) -> NDArray[np.int16]:
+        if not self.colours:
+            raise DataError(
+                f"mask {path} cannot be read",
+                cause="it holds RGB colours, and its classes are told by numbers",
+                fix="export one channel of class numbers, or a palette PNG",
+            )
+        if labels.palette is not None:
+            table = np.full(256, _UNKNOWN, np.int16)
+            table[: len(labels.palette)] = self._classes(labels.palette)
+            if table[IGNORE] == _UNKNOWN and self.values.get(IGNORE) == IGNORE:
+                table[IGNORE] = IGNORE  # 255 is no class in every palette file, whatever its colour
+            return table[labels.pixels]
+        return self._classes(labels.pixels)
+
+    @cached_property
+    def _numbers(self) -> NDArray[np.int16]:
+        table = np.full(_NUMBERS + 1, _UNKNOWN, np.int16)
+        table[list(self.values)] = list(self.values.values())
+        return table
+
+    def _classes(self, colours: NDArray[Any]) -> NDArray[np.int16]:
+        """The classes of (..., 3) colours."""
+        known = np.array(sorted((_packed(np.array(rgb)), label) for rgb, label in self.colours.items()))
+        packed = _packed(colours)
+        place = np.searchsorted(known[:, 0], packed).clip(max=len(known) - 1)
+        return np.where(known[place, 0] == packed, known[place, 1], _UNKNOWN).astype(np.int16)
+
+    def _outside(self, path: Path, labels: Labels, where: NDArray[np.bool_]) -> DataError:
+        stored = labels.pixels[where]
+        if self._coloured(labels) and labels.palette is not None:
+            colours = np.zeros((256, 3), np.uint8)
+            colours[: len(labels.palette)] = labels.palette
+            stored = colours[stored]
+        odd = np.unique(stored, axis=0).tolist()
+        known: list[Any] = sorted(self.colours if self._coloured(labels) else self.values)
+        what = "colours" if self._coloured(labels) else "numbers"
+        return DataError(
+            f"mask {path} holds {what} that are no class: {_first(odd)}",
+            cause=f"{int(where.sum())} pixels; known are {_first(known, 8)}",
+            fix=self.hint,
+        )
+
+
+def _packed(colours: NDArray[Any]) -> NDArray[np.int32]:
+    wide = colours.astype(np.int32)
+    packed: NDArray[np.int32] = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+    return packed
+
+
+def _first(values: Sequence[Any], count: int = 5) -> str:
+    shown = values if len(values) <= count else [*values[: count - 1], "...", values[-1]]
+    return ", ".join("-".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for v in shown)
+
+
+class Pair(NamedTuple):
+    """An image and its mask on disk; ``image_id`` is unique in its split."""
+
+    image_id: str
+    image: Path
+    mask: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image of a set and its mask, both ``height`` by ``width`` pixels."""
+
+    image_id: str
+    image: Path
+    mask: Path
+    height: int
+    width: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)"""
+        return self.height, self.width
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationSet:
+    """A split: its classes, their colours (C, 3) uint8, and records.
+
+    ``fingerprint`` is a sha256 over the masks, how they are read, the classes, and the images' names and sizes in
+    bytes; it does not depend on where the files lie. ``warnings`` are what a reader of scores must know, in sentences.
+    """
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    palette: Bytes
+    records: tuple[Record, ...]
+    reader: MaskReader
+    fingerprint: str
+    warnings: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def image(self, index: int) -> Bytes:
+        """(H, W, 3) uint8 RGB, as stored. Raises :class:`DataError` naming a file that does not decode."""
+        record = self.records[index]
+        return read_rgb(record.image, expect=record.size)
+
+    def mask(self, index: int) -> Bytes:
+        """(H, W) uint8: classes 0 to C-1, and IGNORE.
+
+        Raises :class:`DataError` naming a file that does not decode, has another size than its image, or holds
+        something that is no class.
+        """
+        record = self.records[index]
+        return self.reader(record.mask, record.size)
+
+    def limit(self, count: int | None) -> SegmentationSet:
+        """At most ``count`` records (None: all), evenly spaced, for they are often sorted by scene; with a
+        fingerprint of its own."""
+        if count is None or count >= len(self.records):
+            return self
+        kept = np.linspace(0, len(self) - 1, count).round().astype(int).tolist()
+        mark = hashlib.sha256(f"{self.fingerprint} limit {count}".encode()).hexdigest()
+        return dataclasses.replace(self, records=tuple(self.records[i] for i in kept), fingerprint=mark)
+
+
+def find(folder: Path, ending: str = "", suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
+    """Images below ``folder`` at any depth, sorted, by their path there without ``ending`` and suffix.
+
+    Hidden files are no images. Raises :class:`DataError` where two files have one name.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob(f"*{ending}.*")):
+        stem = path.relative_to(folder).with_suffix("").as_posix()
+        if path.suffix not in suffixes or path.name.startswith(".") or not stem.endswith(ending):
+            continue
+        name = stem.removesuffix(ending)
+        if name in found:
+            raise DataError(
+                f"{folder} holds two files named {name}",
+                cause=f"{found[name].name} and {path.name}",
+                fix="remove one of them",
+            )
+        found[name] = path
+    return found
+
+
+def pair_up(
+    images: Mapping[str, Path],
+    masks: Mapping[str, Path],
+    faults: list[str] | None = None,
+    names: Sequence[str] | None = None,
+) -> list[Pair]:
+    """Images and masks of one name, in the order of the images, or of ``names``, which then are all that is wanted.
+
+    Raises :class:`DataError` for one without the other, and for a name without either; all such go to ``faults``
+    where that is given.
+    """
+    if names is not None:
+        images = {name: images[name] for name in dict.fromkeys(names) if name in images}
+        masks = {name: masks[name] for name in dict.fromkeys(names) if name in masks}
+    lone = [f"image {path} has no mask" for name, path in images.items() if name not in masks]
+    lone += [f"mask {path} has no image" for name, path in masks.items() if name not in images]
+    lone += [
+        f"{name} is listed, but has neither image nor mask" for name in names or () if name not in {**images, **masks}
+    ]
+    if lone and faults is None:
+        raise DataError(
+            lone[0],
+            cause=f"{len(lone)} names are incomplete; an image and its mask have one name",
+            fix="restore or remove them; evalsuite data verify lists them all",
+        )
+    if faults is not None:
+        faults += lone
+    return [Pair(name, path, masks[name]) for name, path in images.items() if name in masks]
+
+
+def assemble(
+    pairs: Sequence[Pair],
+    reader: MaskReader,
+    classes: Sequence[str],
+    palette: Bytes | Sequence[Colour],
+    *,
+    name: str,
+    split: str,
+    warnings: Sequence[str] = (),
+    faults: list[str] | None = None,
+) -> SegmentationSet:
+    """A set of these pairs: sizes are read and held to each other, masks are hashed, nothing is decoded.
+
+    Raises :class:`DataError` naming the first file that is missing, is no image, or does not fit its image; all such
+    go to ``faults`` where that is given, and their pairs are left out. Raises it too where no pair is left.
+    """
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda pair: _opened(pair, reader), pairs))
+    broken = [each for each in found if isinstance(each, DataError)]
+    if broken and faults is None:
+        raise broken[0]
+    if faults is not None:
+        faults += [f"{error.problem}: {error.cause}" for error in broken]
+    whole = [each for each in found if not isinstance(each, DataError)]
+    if not whole:
+        raise DataError(
+            f"split {split!r} of {name} has no usable pair",
+            cause=f"{len(pairs)} were found, {len(broken)} of them broken",
+            fix="evalsuite data verify lists what is wrong",
+        )
+    table = [reader.key, *(f"class {label} {title}" for label, title in enumerate(classes))]
+    return SegmentationSet(
+        name=name,
+        split=split,
+        classes=tuple(classes),
+        palette=np.array(palette, np.uint8).reshape(len(classes), 3),
+        records=tuple(record for record, _, _ in whole),
+        reader=reader,
+        fingerprint=fingerprint(
+            [*table, *(mask for _, _, mask in whole)], [(record.image_id, length) for record, length, _ in whole]
+        ),
+        warnings=tuple(warnings),
+    )
+
+
+def _opened(pair: Pair, reader: MaskReader) -> tuple[Record, int, str] | DataError:
+    """The record, its image's length in bytes and its mask's digest; or what is wrong with it."""
+    try:
+        height, width = size(pair.image)
+        told = reader.size(pair.mask)
+        if told is not None and told != (height, width):
+            return unfitting(pair.mask, told, (height, width))
+        return Record(*pair, height, width), pair.image.stat().st_size, digest(pair.mask)
+    except DataError as error:
+        return error
+    except OSError as error:
+        return DataError(f"mask {pair.mask} cannot be read", cause=str(error), fix="restore the file from its source")
+
+
+@dataclass(frozen=True)
+class SegmentationSource(Source[SegmentationSet]):
+    """What the layouts of images and masks share: roles by the names of the splits, loading, verification."""
+
+    @abstractmethod
+    def read(self, path: Path, split: str, faults: list[str] | None = None) -> SegmentationSet:
+        """Read a split; what is wrong with a file is raised, or goes to ``faults`` where that is given."""
+
+    def load(self, path: Path, split: str) -> SegmentationSet:
+        return self.read(path, split)
+
+    def roles(self, path: Path) -> Mapping[str, str]:
+        splits = self.splits(path)
+        found: dict[str, str] = {name: name for name in ("train", "val", "test") if name in splits}
+        if "val" not in found and "test" in found:
+            found["val"] = "test"
+        if not {"train", "val"} <= found.keys():
+            raise DataError(
+                f"{path} has nothing to learn from or nothing to score on",
+                cause=f"its splits with masks are {', '.join(splits) or 'none'}",
+                fix=f"complete the tree: {', '.join(self.tree.split())}",
+            )
+        return found
+
+    def leaks(self, one: str, other: str) -> bool:
+        """Whether an image must not be in both splits."""
+        return one != other
+
+    def verify(self, path: Path, progress: Progress | None = None, workers: int | None = None) -> Report:
+        report = Report(self.name, path)
+        sets: dict[str, SegmentationSet] = {}
+        for split in self.splits(path):
+            try:
+                sets[split] = self.read(path, split, report.faults)
+            except DataError as error:
+                report.faults.append(f"{error.problem}: {error.cause}")
+        if not sets and not report.faults:
+            report.faults.append(f"{path} has no split with masks")
+        report.faults[:] = dict.fromkeys(report.faults)  # trainval repeats what train and val told
+        _survey(report, sets, self.leaks, progress or Progress(quiet=True), workers)
+        report.notes[:] = dict.fromkeys(report.notes)
+        return report
+
+    def no_split(self, path: Path, split: str) -> DataError:
+        """The refusal of a split that is not there."""
+        return DataError(
+            f"{path} has no split {split!r}",
+            cause=f"its splits with masks are {', '.join(self.splits(path)) or 'none'}",
+            fix=f"choose one of them, or complete the tree: {', '.join(self.tree.split())}",
+        )
+
+
+def _survey(
+    report: Report,
+    sets: Mapping[str, SegmentationSet],
+    leaks: Callable[[str, str], bool],
+    progress: Progress,
+    workers: int | None,
+) -> None:
+    """Decode every image and mask of ``sets``; add counts, faults and notes to ``report``."""
+    rows = [(split, part, i) for split, part in sets.items() for i in range(len(part))]
+    pixels = {split: np.zeros(256, np.int64) for split in sets}
+    digests: dict[Path, str] = {}
+    with ThreadPoolExecutor(workers) as pool, progress.track("decode", len(rows)) as meter:
+        examined = pool.map(lambda row: _examine(*row[1:]), rows)
+        for done, ((split, part, i), (found, counts, faults)) in enumerate(zip(rows, examined, strict=True), 1):
+            report.faults += [fault for fault in faults if fault not in report.faults]
+            pixels[split] += counts
+            if found:
+                digests[part.records[i].image] = found
+            meter.update(done)
+    for split, part in sets.items():
+        _count(report, split, part, pixels[split])
+    duplicates(report, {s: [r.image for r in part.records] for s, part in sets.items()}, digests, leaks)
+
+
+def _examine(part: SegmentationSet, index: int) -> tuple[str, NDArray[np.int64], list[str]]:
+    """The image's digest ("" where it cannot be read), its mask's pixels by label (256,), and what is wrong."""
+    found, counts, faults = "", np.zeros(256, np.int64), []
+    try:
+        part.image(index)
+        found = digest(part.records[index].image)
+    except DataError as error:
+        faults.append(f"{error.problem}: {error.cause}")
+    try:
+        counts = np.bincount(part.mask(index).ravel(), minlength=256)
+    except DataError as error:
+        faults.append(f"{error.problem}: {error.cause}")
+    return found, counts, faults
+
+
+def _count(report: Report, split: str, part: SegmentationSet, pixels: NDArray[np.int64]) -> None:
+    per_class = dict(zip(part.classes, pixels[: len(part.classes)].tolist(), strict=True))
+    report.counts[split] = {
+        "images": len(part), "pixels": int(pixels.sum()), "ignored": int(pixels[IGNORE]), "classes": per_class,
+    }  # fmt: skip
+    report.notes += part.warnings
+    absent = [name for name, count in per_class.items() if not count]
+    if absent and pixels.any():
+        report.notes.append(f"{split}: {len(absent)} of {len(per_class)} classes have no pixel: {_first(absent)}")
+    if pixels.any() and not sum(per_class.values()):
+        report.faults.append(f"{split}: every pixel is ignored")
+
+
+def voc_palette(count: int) -> Bytes:
+    """The first ``count`` colours (count, 3) of PASCAL VOC, which spread the bits of a number over the channels:
+    the function ``VOClabelcolormap`` of the development kit."""
+    numbers = np.arange(count)
+    palette = np.zeros((count, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= ((numbers >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+    return palette

@@ -1,0 +1,157 @@
+"""PASCAL VOC 2012 segmentation, and its extension by the Semantic Boundaries Dataset (SBD).
+
+Formats: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ (palette PNGs: 0 background, 1 to 20 the classes, 255 borders
+and objects that do not count) and http://home.bharathh.info/pubs/codes/SBD/download.html (MATLAB files).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from scipy.io import loadmat
+
+from evalsuite.data.images import SUFFIXES, read_list, size, unfitting
+from evalsuite.data.segmentation import (
+    IGNORE,
+    Bytes,
+    Coding,
+    SegmentationSet,
+    SegmentationSource,
+    assemble,
+    pair_up,
+    voc_palette,
+)
+from evalsuite.data.voc import CLASSES as OBJECTS
+from evalsuite.errors import DataError
+
+__all__ = ["CLASSES", "VocSegmentation"]
+
+CLASSES = ("background", *OBJECTS)
+_LISTS = Path("ImageSets", "Segmentation")
+_AUGMENTED = "train_aug"
+_CODING = Coding(
+    {IGNORE: IGNORE, **{label: label for label in range(len(CLASSES))}},
+    hint="restore the palette PNGs of SegmentationClass; numbers are 0 to 20, and 255",
+)
+
+
+@dataclass(frozen=True)
+class _Masks:
+    """PNG files by their numbers, SBD's ``.mat`` files by ``GTcls.Segmentation``."""
+
+    key: ClassVar[str] = f"voc {_CODING.key}"
+
+    def __call__(self, path: Path, expect: tuple[int, int]) -> Bytes:
+        return _matlab(path, expect) if path.suffix == ".mat" else _CODING(path, expect)
+
+    def size(self, path: Path) -> tuple[int, int] | None:
+        return None if path.suffix == ".mat" else size(path)
+
+
+class VocSegmentation(SegmentationSource):
+    """VOC 2012: ``train`` (1,464 images), ``val`` (1,449), ``trainval``, and ``train_aug`` (10,582), the union of VOC's
+    train with SBD's images that are not in VOC's val.
+
+    ``train_aug`` is listed in ImageSets/Segmentation/train_aug.txt (or trainaug.txt), or is train.txt and aug.txt
+    together. A mask of it is VOC's own where VOC has one, as in mmsegmentation; else that of SegmentationClassAug; else
+    SBD's ``benchmark_RELEASE/dataset/cls/*.mat`` beside VOCdevkit or in it. The test split has no public masks.
+    """
+
+    name = "voc-seg"
+    tree = (
+        "VOCdevkit/VOC2012/JPEGImages/*.jpg\n"
+        "VOCdevkit/VOC2012/SegmentationClass/*.png\n"
+        "VOCdevkit/VOC2012/ImageSets/Segmentation/*.txt"
+    )
+    homepage = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
+    licence = "images are subject to the terms of Flickr"
+    citation = (
+        "Everingham et al., The PASCAL Visual Object Classes (VOC) Challenge, IJCV 2010; "
+        "Hariharan et al., Semantic Contours from Inverse Detectors, ICCV 2011"
+    )
+
+    def locate(self, root: Path | None) -> Path:
+        for path in () if root is None else (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root):
+            if (path / _LISTS).is_dir():
+                return path
+        raise self.missing(root)
+
+    def splits(self, path: Path) -> tuple[str, ...]:
+        return tuple(split for split in ("train", "val", "trainval", _AUGMENTED) if _lists(path, split))
+
+    def leaks(self, one: str, other: str) -> bool:
+        return {one, other} in ({"train", "val"}, {"val", _AUGMENTED})
+
+    def read(self, path: Path, split: str, faults: list[str] | None = None) -> SegmentationSet:
+        if split not in self.splits(path):
+            raise self.no_split(path, split)
+        names = list(dict.fromkeys(name for file in _lists(path, split) for name in read_list(file)))
+        folders = [(path / "SegmentationClass", ".png")]
+        if split == _AUGMENTED:
+            folders.append((path / "SegmentationClassAug", ".png"))
+            folders += [
+                (parent / "benchmark_RELEASE" / "dataset" / "cls", ".mat") for parent in (path.parents[1], path.parent)
+            ]
+        photos = [(path / "JPEGImages", suffix) for suffix in SUFFIXES]
+        pairs = pair_up(_present(photos, names), _present(folders, names), faults, names)
+        return assemble(pairs, _Masks(), CLASSES, voc_palette(len(CLASSES)), name=self.name, split=split, faults=faults)
+
+    def demo(self, root: Path, seed: int = 0, images: int = 64) -> Path:
+        from evalsuite.data.demo import SHAPES, write_masks
+
+        def place(split: str, index: int) -> tuple[str, str]:
+            name = f"2012_{split}_{index:06d}"
+            return f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png"
+
+        codes = [0, 0, *(CLASSES.index(voc) for _, _, voc, _ in SHAPES.values())]
+        return write_masks(
+            root / "VOCdevkit" / "VOC2012", place, codes, IGNORE, seed, images, palette=voc_palette(256), lists=_LISTS
+        )
+
+
+def _lists(path: Path, split: str) -> list[Path]:
+    """The files that list a split; none where it is not there."""
+    folder = path / _LISTS
+    choices = [[f"{split}.txt"]]
+    if split == _AUGMENTED:
+        choices += [["trainaug.txt"], ["train.txt", "aug.txt"]]
+    for names in choices:
+        if all((folder / name).is_file() for name in names):
+            return [folder / name for name in names]
+    return []
+
+
+def _present(folders: Sequence[tuple[Path, str]], names: Sequence[str]) -> dict[str, Path]:
+    """Each name's file in the first of the folders (with the suffix it has there) that has one."""
+    found = {}
+    for name in names:
+        for folder, suffix in folders:
+            if (path := folder / f"{name}{suffix}").is_file():
+                found[name] = path
+                break
+    return found
+
+
+def _matlab(path: Path, expect: tuple[int, int]) -> Bytes:
+    try:
+        labels = np.asarray(loadmat(path, squeeze_me=True, struct_as_record=False)["GTcls"].Segmentation)
+    except Exception as error:  # a broken file makes scipy raise nearly anything
+        raise DataError(
+            f"mask {path} cannot be read",
+            cause=str(error) or type(error).__name__,
+            fix="restore the file of SBD's dataset/cls",
+        ) from error
+    if labels.shape != expect:
+        raise unfitting(path, np.atleast_2d(labels).shape[:2], expect)
+    odd = np.unique(labels[(labels < 0) | (labels >= len(CLASSES))]).tolist()
+    if odd:
+        raise DataError(
+            f"mask {path} holds numbers that are no class: {odd[:5]}",
+            cause="SBD's are 0 to 20",
+            fix="restore the file of SBD's dataset/cls",
+        )
+    return labels.astype(np.uint8)
