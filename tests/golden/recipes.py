@@ -7,12 +7,17 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from evalsuite_adainf import AdaInf
 from evalsuite_gsimclr import GSimCLR
 from evalsuite_hallucinator import Hallucinator
 from evalsuite_interclr import InterCLR
+from evalsuite_obow import OBoW
+from evalsuite_pixpro import PixPro
+from evalsuite_rotnet import RotNet
+from evalsuite_swav import SwAV
 
 from pretrain import Method, Modifier
 from pretrain.methods.byol import BYOL
@@ -26,13 +31,26 @@ STEPS = 10
 
 Parts = tuple[Callable[[], Method], *tuple[Callable[[], Modifier], ...]]
 
+SWAV: dict[str, Any] = {"size": 16, "small": 8, "width": 8, "hidden": 16, "prototypes": 12, "warmup": 0.5}
+OBOW: dict[str, Any] = {"size": 16, "words": 32, "margin": 0, "warmup": 0.5}
 METHODS: Mapping[str, Callable[[], Method]] = {
     "simclr": lambda: SimCLR(SimCLR.Options(size=16, width=8, warmup=0.5)),
     "moco": lambda: MoCo(MoCo.Options(size=16, width=8, queue=32, groups=2)),
     "simsiam": lambda: SimSiam(SimSiam.Options(size=16, width=16, bottleneck=4)),
     "byol": lambda: BYOL(BYOL.Options(size=16, width=8, hidden=16, warmup=0.5)),
 }
+UNPAIRED: Mapping[str, Callable[[], Method]] = {  # modifiers that need pairs do not compose with these
+    "pixpro": lambda: PixPro(PixPro.Options(size=16, width=8, hidden=16, warmup=0.5)),
+    "rotnet": lambda: RotNet(RotNet.Options(size=16, lr=0.1)),
+    "swav": lambda: SwAV(SwAV.Options(**SWAV, crops=(2, 2), queue=16, queue_start=1)),
+    "obow": lambda: OBoW(OBoW.Options(**OBOW, crop=12, patch=8, source=16, shift=2, patches=3)),
+}
 VARIANTS: Mapping[str, Callable[[], Method]] = {
+    "pixpro-instance": lambda: PixPro(PixPro.Options(size=16, width=8, hidden=16, transform=2, instance=1.0)),
+    "pixpro-contrast": lambda: PixPro(PixPro.Options(size=16, width=8, hidden=16, task="contrast")),
+    "rotnet-padded": lambda: RotNet(RotNet.Options(size=16, pad=2)),
+    "swav-large": lambda: SwAV(SwAV.Options(**SWAV, crops=(2, 0), iterations=5, epsilon=0.03)),
+    "obow-hard": lambda: OBoW(OBoW.Options(**OBOW, levels=1, crops=1, crop=12, patches=0, inv_delta=None)),
     "simclr-plain": lambda: SimCLR(SimCLR.Options(size=16, width=8, hidden=16, head="plain", loss="supervised")),
     "moco-v1": lambda: MoCo1(MoCo1.Options(size=16, width=8, queue=32, groups=2)),
 }
@@ -42,11 +60,13 @@ MODIFIERS: Mapping[str, Callable[[], Modifier]] = {
     "gsimclr": lambda: GSimCLR(GSimCLR.Options(side=8, channels=(4,), epochs=1)),
     "interclr": lambda: InterCLR(),
 }
+NEED_PAIRS = {"hallucinator", "interclr"}
 SETS = [chosen for count in range(len(MODIFIERS) + 1) for chosen in combinations(MODIFIERS, count)]
 RECIPES: Mapping[str, Parts] = {
     "+".join((name, *chosen)): (make, *(MODIFIERS[m] for m in chosen))
-    for name, make in METHODS.items()
+    for name, make in {**METHODS, **UNPAIRED}.items()
     for chosen in SETS
+    if name in METHODS or not NEED_PAIRS.intersection(chosen)
 } | {name: (make,) for name, make in VARIANTS.items()}
 
 
