@@ -188,11 +188,27 @@ class ObjectsVector(VectorEnv[Array, Array, Array]):
         return seen, rewards, ended, late, info
 
     def render(self) -> tuple[Array, ...] | None:
-        if self.render_mode != "rgb_array":
-            return None
+        return tuple(self.frames()) if self.render_mode == "rgb_array" else None
+
+    def frames(self) -> npt.NDArray[np.uint8]:
+        """Pictures (num_envs, size, size, 3) of all worlds, whatever the agent sees of them."""
         for world, image in zip(self.worlds, self._images, strict=True):
             world.image(image)
-        return tuple(self._images.copy())
+        return self._images.copy()
+
+    def snapshot(self) -> dict[str, Any]:
+        """Where the worlds are and what they will draw next, in plain values."""
+        return {
+            "worlds": [world.snapshot() for world in self.worlds],
+            "generators": [rng.bit_generator.state for rng in self._rngs],
+        }
+
+    def restore(self, values: dict[str, Any]) -> None:
+        """Bring as many worlds of the same rules to where :meth:`snapshot` was made."""
+        for world, there in zip(self.worlds, values["worlds"], strict=True):
+            world.restore(there)
+        for rng, state in zip(self._rngs, values["generators"], strict=True):
+            rng.bit_generator.state = state
 
     def _see(self, place: int, out: Array) -> None:
         _observe(self.worlds[place], self.observation, self._images[place], out)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any, Literal
@@ -286,6 +286,17 @@ class World:
         if touched == self.target or self.rules.kind == "random":
             return 1.0, True, True
         return (0.1 if self.rules.reward == "normal" else 0.0), False, True
+
+    def snapshot(self) -> dict[str, Any]:
+        """Where this world is, in plain values."""
+        return {"items": [astuple(item) for item in self.items], "target": self.target, "taken": self.taken,
+                "count": self.count}  # fmt: skip
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Bring the world to where :meth:`snapshot` was made."""
+        self.items = [Item(*item) for item in values["items"]]
+        self.target, self.taken, self.count = values["target"], values["taken"], values["count"]
+        self._drawn = None
 
     def state(self, out: npt.NDArray[np.float32]) -> None:
         """Fill ``out`` (rows, 5): colour, shape and scale by their places in the lists, x, y; zeros after the agent."""

@@ -1,0 +1,406 @@
+"""Agents by stable-baselines3: its PPO, on worlds that are encoded once an observation, outside the policy."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor, nn
+
+from evalsuite.backbone import Backbone
+from evalsuite.errors import UsageError
+from evalsuite.files import atomic
+from evalsuite.fit import mix_seed, signals
+from evalsuite.poolings import Encoder
+from evalsuite.protocols import AgentProtocol, Arena, Played
+from evalsuite.task import Setup
+
+__all__ = ["StableBaselines3"]
+
+Array = npt.NDArray[Any]
+TEST_WORLDS = 20  # that are played at once in a test
+TRAIN, CURVE, FINAL, FILM = range(4)  # what a seed is for
+
+
+class StableBaselines3:
+    """PPO. The encoder runs in the worlds' wrapper, once an observation; the roll-out buffer holds its features."""
+
+    name = "sb3"
+
+    def version(self) -> str:
+        return f"stable-baselines3 {version('stable-baselines3')}"
+
+    def play(self, backbone: Backbone, protocol: AgentProtocol, arena: Arena, setup: Setup) -> Played:
+        with _global_generators():
+            return _play(backbone, protocol, arena, setup, self.version())
+
+
+def _play(backbone: Backbone, protocol: AgentProtocol, arena: Arena, setup: Setup, engine: str) -> Played:
+    encoder = Encoder(
+        backbone, setup.device, reads=protocol.reads, pooling=protocol.pooling, layers=protocol.layers,
+        size=protocol.encode_size,
+    )  # fmt: skip
+
+    def make(count: int, variant: str) -> Encoded:
+        return Encoded(arena.make(count, variant, encoder.observation), encoder, protocol)
+
+    worlds = make(protocol.environments, protocol.variant)
+    agent = _agent(encoder, worlds, protocol, setup)
+    tokens = [encoder.tokens, encoder.width]
+    _check_unseen(worlds, make, protocol, encoder)
+    run = _Run(agent, worlds, encoder, f"{backbone.identity} {protocol.hash} {setup.seed} {engine}", setup)
+    began = time.monotonic()
+    _learn(run, protocol, setup, make)
+    trained = time.monotonic()
+    successes, lengths = {}, {}
+    for place, variant in enumerate((protocol.variant, *protocol.unseen)):
+        count = min(TEST_WORLDS, protocol.test_episodes)
+        found = _test(agent, make(count, variant), protocol.test_episodes, mix_seed(setup.seed, FINAL, place))
+        successes[variant], _, lengths[variant] = found
+    film = _film(agent, make(1, protocol.variant), setup.seed)
+    details = {
+        "policy_parameters": sum(p.numel() for p in agent.policy.parameters()), "steps": agent.num_timesteps,
+        "encoded": run.encoded, "pooling": encoder.pooling,
+        "tokens": tokens,
+    }  # fmt: skip
+    timings = {"train": trained - began, "test": time.monotonic() - trained}
+    return Played(successes, lengths, run.curve, film, timings, details)
+
+
+def _check_unseen(
+    worlds: Encoded, make: Callable[[int, str], Encoded], protocol: AgentProtocol, encoder: Encoder
+) -> None:
+    """Refuse variants that show another number of vectors than the pooling takes, before anything is learnt."""
+    for variant in protocol.unseen:
+        shape = make(1, variant).observation_space.shape
+        if shape != worlds.observation_space.shape and encoder.pooling not in ("transformer", "relation"):
+            raise UsageError(
+                f"an agent with pooling {encoder.pooling} cannot be tested on {variant}",
+                cause=f"it learns from {worlds.observation_space.shape} and would see {shape}",
+                fix="--set pooling=transformer, or leave the variant out of --set unseen=...",
+            )
+
+
+def _learn(run: _Run, protocol: AgentProtocol, setup: Setup, make: Callable[[int, str], Encoded]) -> None:
+    """Update after update; a test comes first, at the first update at or after each ``test_every`` steps, and last."""
+    agent, taken = run.agent, run.resume()
+    with setup.progress.track("play", protocol.steps, taken) as meter, signals() as told:
+        while True:
+            over = taken >= protocol.steps
+            if taken >= len(run.curve) * protocol.test_every or (over and run.curve[-1]["steps"] < taken):
+                there = make(min(TEST_WORLDS, protocol.curve_episodes), protocol.variant)
+                success, returns, lengths = _test(
+                    agent, there, protocol.curve_episodes, mix_seed(setup.seed, CURVE, taken)
+                )
+                means = {"success": success.mean(), "return": returns.mean(), "length": lengths.mean()}
+                run.curve.append({"steps": float(taken), **{name: float(mean) for name, mean in means.items()}})
+            if over:
+                break
+            encoded = run.encoder.encoded
+            agent.learn(protocol.environments * protocol.rollout, reset_num_timesteps=False)
+            run.encoded += run.encoder.encoded - encoded
+            taken = agent.num_timesteps
+            meter.update(min(taken, protocol.steps), success=run.curve[-1]["success"])
+            run.save_if_due(stop=bool(told.signal))
+            if told.signal:
+                raise SystemExit(128 + told.signal)
+    run.save_if_due(stop=True)
+
+
+# --- the worlds -------------------------------------------------------------------------------------------------
+
+
+class Encoded(VecEnv):
+    """Worlds for stable-baselines3, which shows the agent what the encoder says of them.
+
+    With a fine-tuned encoder it shows the images (3, H, W) themselves. The observation an episode ended with is
+    given only where value is bootstrapped from it.
+    """
+
+    def __init__(self, worlds: Any, encoder: Encoder, protocol: AgentProtocol) -> None:
+        self.worlds, self.encoder, self.protocol = worlds, encoder, protocol
+        self.bare = protocol.fine_tune
+        self.start = 0  # the seed of the episodes that begin with a reset
+        seen, _ = worlds.reset(seed=0)
+        encoder.tokens, encoder.width = encoder.encode(seen[:1]).shape[1:]
+        space: gymnasium.spaces.Box[Any]
+        if self.bare:
+            space = gymnasium.spaces.Box(0, 255, self._show(seen).shape[1:], np.uint8)
+        else:
+            space = gymnasium.spaces.Box(-np.inf, np.inf, (encoder.tokens, encoder.width), np.float32)
+        self._actions = np.zeros(worlds.num_envs, dtype=np.int64)
+        self._returns, self._lengths = np.zeros(worlds.num_envs), np.zeros(worlds.num_envs, dtype=np.int64)
+        super().__init__(worlds.num_envs, space, worlds.single_action_space)
+
+    def begin(self, seed: int) -> Array:
+        """First observations of episodes that this seed fixes."""
+        self._returns[:], self._lengths[:] = 0, 0
+        return self._show(self.worlds.reset(seed=seed % 2**31)[0])
+
+    def reset(self) -> Array:
+        return self.begin(self.start)
+
+    def step_async(self, actions: Array) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> tuple[Array, Array, Array, list[dict[str, Any]]]:
+        seen, rewards, ended, late, info = self.worlds.step(self._actions)
+        over = ended | late
+        self._returns += rewards
+        self._lengths += 1
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for place in np.flatnonzero(over):
+            infos[place] = {
+                "is_success": bool(info["final_info"]["is_success"][place]),
+                "episode": {"r": float(self._returns[place]), "l": int(self._lengths[place]), "t": 0.0},
+                "TimeLimit.truncated": bool(late[place]),
+            }
+            if late[place]:
+                infos[place]["terminal_observation"] = self._show(info["final_obs"][place][None])[0]
+        self._returns[over], self._lengths[over] = 0, 0
+        return self._show(seen), rewards.astype(np.float32), over, infos
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "worlds": self.worlds.snapshot(), "returns": self._returns.tolist(), "lengths": self._lengths.tolist()
+        }  # fmt: skip
+
+    def restore(self, values: dict[str, Any]) -> None:
+        self.worlds.restore(values["worlds"])
+        self._returns[:], self._lengths[:] = values["returns"], values["lengths"]
+
+    def close(self) -> None:
+        self.worlds.close()
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        return [getattr(self.worlds, attr_name, None)] * len(list(self._get_indices(indices)))
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        raise AttributeError(f"worlds are what their rules say; {attr_name} cannot be set")
+
+    def env_method(self, method_name: str, *arguments: Any, indices: Any = None, **named: Any) -> list[Any]:
+        raise AttributeError(f"worlds have no {method_name} of their own")
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        # episodes are counted here as stable-baselines3's Monitor does
+        return [wrapper_class.__name__ == "Monitor"] * len(list(self._get_indices(indices)))
+
+    def _show(self, seen: Array) -> Array:
+        if self.bare:
+            return np.ascontiguousarray(seen.transpose(0, 3, 1, 2))
+        return self.encoder.encode(seen)
+
+
+# --- the agent --------------------------------------------------------------------------------------------------
+
+
+class _Pooled(BaseFeaturesExtractor):
+    """The pooling; with it the encoder where that is trained along, whose norms keep their statistics."""
+
+    def __init__(self, space: gymnasium.spaces.Box, encoder: Encoder, fine_tune: bool) -> None:
+        pool = encoder.pool()
+        super().__init__(space, int(pool.width))  # type: ignore[arg-type]  # every pooling has one
+        self.pool, self.trained = pool, deepcopy(encoder.backbone) if fine_tune else None
+        self._encoder = [encoder]  # in a list, so that it is no part of this module
+
+    def forward(self, seen: Tensor) -> Tensor:
+        if self.trained is not None:
+            (encoder,) = self._encoder
+            whole, encoder.backbone = encoder.backbone, self.trained
+            try:
+                seen = encoder.look(seen)  # stable-baselines3 has divided by 255
+            finally:
+                encoder.backbone = whole
+        pooled: Tensor = self.pool(seen)
+        return pooled
+
+    def train(self, mode: bool = True) -> _Pooled:
+        super().train(mode)
+        if self.trained is not None:
+            self.trained.eval()
+        return self
+
+
+class _Heads(nn.Module):
+    """What policy and value are read off: 64-64 ReLU that both share, then 64 tanh each; or nothing."""
+
+    def __init__(self, width: int, kind: Literal["mlp", "identity"]) -> None:
+        super().__init__()
+        mlp = kind == "mlp"
+        self.latent_dim_pi = self.latent_dim_vf = 64 if mlp else width
+        shared = [nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU()]
+        self.shared = nn.Sequential(*shared) if mlp else nn.Identity()
+        self.policy = nn.Sequential(nn.Linear(64, 64), nn.Tanh()) if mlp else nn.Identity()
+        self.value = nn.Sequential(nn.Linear(64, 64), nn.Tanh()) if mlp else nn.Identity()
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        shared = self.shared(features)
+        return self.policy(shared), self.value(shared)
+
+    def forward_actor(self, features: Tensor) -> Tensor:
+        found: Tensor = self.policy(self.shared(features))
+        return found
+
+    def forward_critic(self, features: Tensor) -> Tensor:
+        found: Tensor = self.value(self.shared(features))
+        return found
+
+
+class _Policy(ActorCriticPolicy):
+    def __init__(self, *arguments: Any, head: Literal["mlp", "identity"], **named: Any) -> None:
+        self._head: Literal["mlp", "identity"] = head
+        super().__init__(*arguments, **named)
+
+    def _build_mlp_extractor(self) -> None:
+        self.mlp_extractor = _Heads(self.features_dim, self._head)  # type: ignore[assignment]  # same face, other layers
+
+
+def _agent(encoder: Encoder, worlds: Encoded, protocol: AgentProtocol, setup: Setup) -> PPO:
+    agent = PPO(
+        _Policy, worlds, learning_rate=protocol.lr, n_steps=protocol.rollout, batch_size=protocol.batch_size,
+        n_epochs=protocol.epochs, gamma=protocol.discount, gae_lambda=protocol.smoothing, clip_range=protocol.clip,
+        ent_coef=protocol.entropy, vf_coef=protocol.value, max_grad_norm=protocol.clip_gradient,
+        seed=setup.seed, device=setup.device,
+        policy_kwargs={
+            "features_extractor_class": _Pooled, "head": protocol.head,
+            "features_extractor_kwargs": {"encoder": encoder, "fine_tune": protocol.fine_tune},
+        },
+    )  # fmt: skip
+    trained = agent.policy.features_extractor.trained
+    if isinstance(trained, nn.Module):  # stable-baselines3 draws all layers anew, those of the encoder too
+        trained.load_state_dict(encoder.backbone.state_dict())
+    agent._last_obs = worlds.begin(mix_seed(setup.seed, TRAIN))
+    agent._last_episode_starts = np.ones(worlds.num_envs, dtype=bool)
+    return agent
+
+
+@dataclass
+class _Run:
+    """A run's state between two updates, on disk: the same numbers follow whether it was read back or not."""
+
+    agent: PPO
+    worlds: Encoded
+    encoder: Encoder
+    key: str
+    setup: Setup
+    curve: list[dict[str, float]] = field(default_factory=list)
+    encoded: int = 0  # observations, while it learnt
+    saved: float = field(default_factory=time.monotonic)
+
+    def resume(self) -> int:
+        """The steps that are behind; 0 where there is no state of this run."""
+        path = self.setup.work / "agent.pt"
+        if not path.exists():
+            return 0
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        if found["key"] != self.key:
+            return 0
+        self.agent.policy.load_state_dict(found["policy"])
+        self.agent.policy.optimizer.load_state_dict(found["optimizer"])
+        self.agent.num_timesteps, self.agent._n_updates = found["steps"], found["updates"]
+        self.agent._last_obs = found["seen"].numpy()
+        self.agent._last_episode_starts = found["starts"].numpy()
+        self.worlds.restore(found["worlds"])
+        kind, keys, *rest = found["numpy"]
+        np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+        torch.set_rng_state(found["torch"])
+        torch.cuda.set_rng_state_all(found["cuda"])
+        self.curve[:], self.encoded = found["curve"], found["encoded"]
+        return int(found["steps"])
+
+    def save_if_due(self, stop: bool) -> None:
+        if not stop and time.monotonic() - self.saved < self.setup.save_every:
+            return
+        self.saved = time.monotonic()
+        kind, keys, *rest = np.random.get_state(legacy=True)
+        content = {
+            "key": self.key, "steps": self.agent.num_timesteps, "updates": self.agent._n_updates,
+            "policy": self.agent.policy.state_dict(), "optimizer": self.agent.policy.optimizer.state_dict(),
+            "seen": torch.from_numpy(np.asarray(self.agent._last_obs)),
+            "starts": torch.from_numpy(np.asarray(self.agent._last_episode_starts)),
+            "worlds": self.worlds.snapshot(), "numpy": [kind, np.asarray(keys).tolist(), *rest],
+            "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all(),
+            "curve": self.curve, "encoded": self.encoded,
+        }  # fmt: skip
+        with atomic(self.setup.work / "agent.pt") as partial:
+            torch.save(content, partial)
+
+
+# --- tests ------------------------------------------------------------------------------------------------------
+
+
+def _test(agent: PPO, worlds: Encoded, episodes: int, seed: int) -> tuple[Array, Array, Array]:
+    """Success, return and length of as many episodes, counted by stable-baselines3 so that short ones gain nothing.
+
+    They are in the order of worlds, and within a world of time: the k-th layout of a world does not depend on who
+    plays, so that two agents' episodes are paired.
+    """
+    found: list[tuple[int, int, bool, float, int]] = []
+
+    def note(inside: dict[str, Any], outside: dict[str, Any]) -> None:
+        if inside["done"]:
+            told = inside["info"]
+            found.append((inside["i"], len(found), told["is_success"], told["episode"]["r"], told["episode"]["l"]))
+
+    worlds.start = seed
+    with _own_torch_generator(seed), _shown(agent, worlds):
+        evaluate_policy(agent.policy, worlds, episodes, deterministic=False, callback=note, warn=False)
+    _, _, success, returns, lengths = zip(*sorted(found), strict=True)
+    return np.array(success, dtype=bool), np.array(returns), np.array(lengths, dtype=np.int64)
+
+
+def _film(agent: PPO, world: Encoded, seed: int) -> npt.NDArray[np.uint8]:
+    """The frames of one episode."""
+    frames, over = [], False
+    with _own_torch_generator(mix_seed(seed, FILM)):
+        seen = world.begin(mix_seed(seed, FILM))
+        while not over:
+            frames.append(world.worlds.frames()[0])
+            world.step_async(agent.policy.predict(seen, deterministic=False)[0])
+            seen, _, ends, _ = world.step_wait()
+            over = bool(ends[0])
+    return np.stack(frames)
+
+
+@contextmanager
+def _shown(agent: PPO, worlds: Encoded) -> Iterator[None]:
+    """The policy takes what these worlds show, perhaps more or fewer vectors than those it learns in."""
+    before, agent.policy.observation_space = agent.policy.observation_space, worlds.observation_space
+    try:
+        yield
+    finally:
+        agent.policy.observation_space = before
+
+
+@contextmanager
+def _own_torch_generator(seed: int) -> Iterator[None]:
+    """Draw what is drawn inside from ``seed``, and leave torch's generator as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _global_generators() -> Iterator[None]:
+    """Stable-baselines3 seeds Python's and numpy's own generators: give them back as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
