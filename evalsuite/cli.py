@@ -28,7 +28,11 @@ app = typer.Typer(
 plugins_app = typer.Typer(no_args_is_help=True, help="What plugins there are, and what is wrong with them.")
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: which there are, where they lie, whether they are whole.")
 cache_app = typer.Typer(no_args_is_help=True, help="Encoded features: list, verify, remove.")
+submit_app = typer.Typer(no_args_is_help=True, help="Results for a leaderboard: whether they can be taken.")
 app.add_typer(plugins_app, name="plugins")
+app.add_typer(submit_app, name="submit")
+board_app = typer.Typer(no_args_is_help=True, help="A static site of ranked results, and a check against a baseline.")
+app.add_typer(board_app, name="leaderboard")
 app.add_typer(cache_app, name="cache")
 app.add_typer(data_app, name="data")
 
@@ -82,6 +86,13 @@ def run(
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Use that many images of each split; marked, never ranked.")] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Refuse data with unreadable images or missing labels; else those are left out and counted.",
+        ),
+    ] = False,
     arch: Annotated[str | None, typer.Option(help="The architecture, where the file leaves it open.")] = None,
     backbone_arg: Annotated[
         list[str] | None, typer.Option(help="An option of the backbone: mean=[0.5,0.5,0.5]. Repeatable.")
@@ -107,7 +118,7 @@ def run(
         protocol=protocol, engine=engine,
         seeds=_seeds(seeds), data_root=data_root, data=data, demo=demo, device=device, devices=devices,
         precision=precision, workers=workers, settings=_pairs(setting, "--set"), limit=limit, arch=arch,
-        save_every=save_every,
+        save_every=save_every, strict=strict,
         backbone_options=_values(backbone_arg, "--backbone-arg"),
         allow_partial=allow_partial, trust=trust_checkpoint, out=out, command=_command(),
     )  # fmt: skip
@@ -222,6 +233,38 @@ def plugins_list(as_json: Json = False) -> None:
     )
 
 
+@plugins_app.command("new")
+def plugins_new(
+    name: Annotated[str, typer.Argument(help="Lower-case words joined by hyphens: my-method.")],
+    kind: Annotated[str, typer.Option(help="method, modifier, task, backbone, checkpoint, engine.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write evalsuite-NAME into.")] = Path(),
+) -> None:
+    """Write a package of one plugin: a working example with its tests, CI and README. Nothing is overwritten."""
+    from evalsuite import scaffold
+
+    written = scaffold.write(name, kind, out, _load(warn=False).registry)
+    typer.echo(f"{written.path}: {', '.join(sorted(written.files))}")
+    typer.echo(f"next: pip install -e {shlex.quote(str(written.path))} && evalsuite plugins check {name}")
+
+
+@plugins_app.command("check")
+def plugins_check(
+    name: Annotated[str, typer.Argument(help="A plugin as in plugins list, or its module: -p MODULE before.")],
+    as_json: Json = False,
+) -> None:
+    """Hold everything a plugin registers to what its kind owes. Exit 5 with a line for each fault."""
+    from evalsuite import conformance
+
+    findings = []
+    for finding in conformance.check_plugin(name, _load(warn=False)):
+        findings.append(finding)
+        if not as_json:
+            typer.echo(str(finding))
+    if as_json:
+        _print_json([vars(finding) for finding in findings])
+    conformance.refuse_faults(name, findings)
+
+
 @data_app.command("list")
 def data_list(as_json: Json = False) -> None:
     """The data sets the suite can read."""
@@ -309,6 +352,27 @@ def inspect(
 
 
 @app.command()
+def convert(
+    checkpoint: Annotated[str, typer.Argument(help="What --backbone would take.")],
+    out: Annotated[Path, typer.Argument(help="The file to write; it must not be there yet.")],
+    to: Annotated[str, typer.Option(help="Whose names: torchvision, timm (.safetensors), detectron2 (.pkl or .pth).")],
+    arch: Annotated[str | None, typer.Option(help="The architecture, where the file leaves it open.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a backbone under the names of torchvision, timm or detectron2, and say what they need to be told."""
+    from evalsuite import checkpoints
+
+    registry = _load().registry
+    loaded = checkpoints.load_backbone(checkpoint, registry, arch=arch)
+    done = checkpoints.convert(loaded.backbone, to, out, registry)
+    told = {"file": str(done.path), "for": done.arch, "read_back_as": loaded.report.arch, "identity": done.identity}
+    if as_json:
+        _print_json(told | {"use": dict(done.use)})
+    else:
+        typer.echo(_nested(told | {"use": {k: str(v) for k, v in done.use.items()}}))
+
+
+@app.command()
 def doctor(data_root: Root = None, as_json: Json = False) -> None:
     """What this machine has: python, torch, devices, extras, engines, data sets, plugin faults."""
     from evalsuite.doctor import examine
@@ -339,6 +403,86 @@ def compare(
     else:
         typer.echo(report.markdown(), nl=False)
     comparing.refuse_worse(report, limits)
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Argument(help="A folder of results: the --out of evalsuite run.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Not report.html in that folder, but this.")] = None,
+) -> None:
+    """One self-contained HTML page of all results in a folder: scores, plots, pictures, and how to reproduce them."""
+    from evalsuite.board.report import report as write
+
+    typer.echo(write(results, out))
+
+
+@submit_app.command("check")
+def submit_check(
+    folder: Annotated[Path, typer.Argument(help="A folder with submission.json and results/.")], as_json: Json = False
+) -> None:
+    """Whether a submission can be taken: one line a fault, exit 8 where there is one. Nothing in it is trusted."""
+    from evalsuite.board import submissions
+
+    faults = submissions.check(folder, _load(warn=False).registry)
+    if as_json:
+        _print_json([vars(fault) for fault in faults])
+    else:
+        for fault in faults:
+            typer.echo(str(fault))
+    submissions.refuse_faults(faults, folder)
+    if not as_json:
+        typer.echo(f"{folder}: no fault")
+
+
+Results = Annotated[list[Path], typer.Argument(help="Folders of results.")]
+
+
+@board_app.command("build")
+def board_build(
+    results: Results,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the site goes.")] = Path("site"),
+    title: Annotated[str, typer.Option(help="What the first page is called.")] = "Leaderboard",
+    as_json: Json = False,
+) -> None:
+    """Rank results: pages, leaderboard.json, leaderboard.csv. Demo, limited and modified ones are not ranked."""
+    from evalsuite.board.references import published
+    from evalsuite.board.site import build
+    from evalsuite.board.table import collect
+
+    board = collect(results, published())
+    index = build(board, out, title)
+    if as_json:
+        _print_json(board.to_json())
+        return
+    typer.echo(f"{len(board.contenders)} backbones, {len(board.columns)} columns: {index}")
+    for line in board.unranked:
+        typer.echo(f"not ranked: {line}", err=True)
+
+
+@board_app.command("serve")
+def board_serve(
+    site: Annotated[Path, typer.Argument(help="A site that was built.")] = Path("site"),
+    port: Annotated[int, typer.Option(help="0: any free one.")] = 8000,
+) -> None:
+    """Show a site in the browser of this machine, until interrupted."""
+    from evalsuite.board.site import serve
+
+    with serve(site, port) as server:
+        typer.echo(f"http://127.0.0.1:{server.server_address[1]}/")
+        server.serve_forever()
+
+
+@board_app.command("check")
+def board_check(
+    results: Results,
+    baseline: Annotated[Path, typer.Option(help="Results to hold these against.")],
+    fail_if_worse: Annotated[
+        list[str] | None, typer.Option(help="TASK:DELTA: exit 6 if a score is lower by more. Repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare results with a baseline, for continuous integration: Markdown, and exit 6 where one is worse."""
+    compare([str(baseline), *map(str, results)], fail_if_worse, as_json)
 
 
 @cache_app.command("ls")

@@ -1,0 +1,1 @@
+"""What others see of results: submissions, the leaderboard and reports."""
