@@ -155,7 +155,7 @@ class ImageProtocol(Protocol, ABC):
         """The outputs of every image, from the cache or into it."""
         return Cache().features(
             backbone, data, self.outputs, preprocess=self.preprocess(backbone), device=setup.device,
-            precision=setup.precision, workers=setup.workers, progress=setup.progress,
+            precision=setup.precision, workers=setup.encode_workers, progress=setup.progress,
         )  # fmt: skip
 
 

@@ -209,7 +209,8 @@ def _cell(
     )
     setup = Setup(
         protocol=protocol, work=work, registry=registry, progress=progress, seed=seed, device=device,
-        precision=precision, devices=request.devices, workers=workers, data_root=root, data=data,
+        precision=precision, devices=request.devices, workers=workers,
+        encode_workers="auto" if request.workers is None else request.workers, data_root=root, data=data,
         engine=request.engine, limit=request.limit, demo=request.demo,
         save_every=request.save_every, strict=request.strict,
     )  # fmt: skip

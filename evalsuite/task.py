@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -99,8 +99,9 @@ class Setup:
 
     ``data_root`` is where data sets lie; ``data`` names the data of a generic task (``voc:PATH``, ``coco:PATH``).
     ``work`` is a folder of this cell's own that outlives a crash: state to resume from belongs there, and it is
-    removed when the cell is written; training saves its state there every ``save_every`` seconds. ``limit`` caps the
-    number of images of every split. ``strict``: where images cannot be read or rows have no label, refuse the data
+    removed when the cell is written; training saves its state there every ``save_every`` seconds. ``workers`` read
+    training images, ``encode_workers`` those that are encoded once (``"auto"``: as many as pay, by measurement).
+    ``limit`` caps the number of images of every split. ``strict``: where images cannot be read or rows have no label, refuse the data
     rather than leave those out and count them.
     """
 
@@ -113,6 +114,7 @@ class Setup:
     precision: str = "32-true"
     devices: int = 1
     workers: int = 0
+    encode_workers: int | Literal["auto"] = 0
     data_root: Path | None = None
     data: str | None = None
     engine: str | None = None

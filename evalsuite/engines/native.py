@@ -537,7 +537,7 @@ def _encode(
     names = {stride: f"map{stride}/full" for stride in shapes}
     found = Cache().features(
         body, _Images(data), list(names.values()), preprocess=Preprocess(size, "squash"), device=setup.device,
-        precision=setup.precision, dtype=protocol.encode_dtype, batch_size=_BATCH, workers=setup.workers,
+        precision=setup.precision, dtype=protocol.encode_dtype, batch_size=_BATCH, workers=setup.encode_workers,
         progress=setup.progress,
     )  # fmt: skip
     arrays = {stride: found.arrays[name] for stride, name in names.items()}

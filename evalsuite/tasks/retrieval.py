@@ -182,7 +182,7 @@ def _encode(backbone: Backbone, data: ClassificationSet, setup: Setup) -> Encode
     recipe = _recipe(setup.protocol)
     height, width = backbone.spec.image_size
     return Cache().features(
-        backbone, data, (recipe.output,), device=setup.device, precision=setup.precision, workers=setup.workers,
+        backbone, data, (recipe.output,), device=setup.device, precision=setup.precision, workers=setup.encode_workers,
         preprocess=Preprocess((height, width), recipe.rule, recipe.ratio, recipe.interpolation),
         progress=setup.progress,
     )  # fmt: skip
