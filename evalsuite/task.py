@@ -101,8 +101,8 @@ class Setup:
     ``work`` is a folder of this cell's own that outlives a crash: state to resume from belongs there, and it is
     removed when the cell is written; training saves its state there every ``save_every`` seconds. ``workers`` read
     training images, ``encode_workers`` those that are encoded once (``"auto"``: as many as pay, by measurement).
-    ``limit`` caps the number of images of every split. ``strict``: where images cannot be read or rows have no label, refuse the data
-    rather than leave those out and count them.
+    ``limit`` caps the number of images of every split. ``strict``: where images cannot be read or rows have no label,
+    refuse the data rather than leave those out and count them.
     """
 
     protocol: Protocol

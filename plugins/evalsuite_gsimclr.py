@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +76,7 @@ class GSimCLR(Modifier):
                 raise ValueError(f"side {self.side} cannot be halved {len(self.channels)} times")
 
     options: Options
+    small: ClassVar[Mapping[str, Any]] = {"epochs": 2, "channels": (8, 8, 8)}
     labels: Tensor
 
     @hookimpl

@@ -144,9 +144,11 @@ class Plugin(nn.Module):
 
     What it learns or remembers are parameters and buffers, so devices, processes and checkpoints need no word from
     it. They are built in ``prepared``. ``options`` is an instance of the class's ``Options``, a frozen dataclass.
+    ``small`` are options by which ``evalsuite plugins check`` tries it on a few images of 16 pixels, 8 at once.
     """
 
     Options: ClassVar[type[Any]] = NoOptions
+    small: ClassVar[Mapping[str, Any]] = {}
     options: Any
 
     def __init__(self, options: Any = None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,11 @@ def tiny_method() -> Method:
 
 
 def small_options(kind: type[Plugin]) -> Any:
-    """The options of a method or modifier with images as small as the tiny world's and no warm-up."""
+    """The options to try a method or modifier by: its :attr:`pretrain.Method.small` ones; of a :class:`Training`,
+    images as small as the tiny world's and no warm-up."""
     options = kind.Options()
-    small = {"size": SIZE, "warmup": 0.0}
-    return replace(options, **{f.name: small[f.name] for f in fields(options) if f.name in small})
+    training = {"size": SIZE, "warmup": 0.0} if isinstance(options, Training) else {}
+    return replace(options, **(training | dict(kind.small)))
 
 
 def _recipe(make: Make, *modifiers: MakeModifier) -> Recipe:

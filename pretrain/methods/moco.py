@@ -50,6 +50,7 @@ class MoCo(Method):
         lr: float = 0.03
         by_epoch: bool = True
 
+    small: ClassVar[Mapping[str, Any]] = {"groups": 2, "queue": 64}
     presets: ClassVar[Mapping[str, Preset]] = {
         "imagenet": Preset("facebookresearch/moco README", 200, 256),
         "cifar": Preset(
