@@ -1,4 +1,4 @@
-"""The leaderboard in a real browser: sorting, filtering, pages, phone and dark, and no word to anybody else."""
+"""Leaderboard and report in a real browser: sorting, filtering, phone and dark, and no word to anybody else."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from evalsuite.board.report import report
 from evalsuite.board.site import build, serve
 from evalsuite.board.table import collect
 
@@ -29,6 +30,9 @@ def site(write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -
             value = 0.2 + 0.005 * (place if task == "voc" else 129 - place)
             write(root / "results", f"net-{place:03d}", value, task=task, provenance={"recipe": method}, command="x")
     index = build(collect([root / "results"]), root / "site")
+    log = [{"step": step, "loss": 1 / step} for step in (1, 2)]
+    write(root / "one", "net", 0.7, details={"accuracy_by_class": {"cat": 0.9}, "log": log})
+    report(root / "one", index.parent / "report.html")
     with serve(index.parent, 0) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -114,3 +118,15 @@ def test_phone(page: Any):
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert page.locator("#scores").is_visible()
     assert page.get_by_label("Backbone").is_visible()
+
+
+@pytest.mark.parametrize(
+    "page", [{"viewport": {"width": 390, "height": 800}, "color_scheme": "dark"}, {"viewport": {"width": 1200, "height": 9}}],
+    indirect=True,
+)  # fmt: skip
+def test_report(page: Any, site: str):
+    page.goto(f"{site}/report.html")
+    assert page.locator("svg").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    page.get_by_role("link", name="cifar10").click()
+    assert page.url.endswith("#result-0")
