@@ -52,8 +52,8 @@ class SwAV(Method):
     74.6 after 400, 73.9 after 200, 72.1 after 100. ``imagenet-256`` is the recipe for one machine: batch 256 at 0.6
     without warm-up, a queue of 3840 from epoch 15; 72.7 after 200 epochs, 74.3 after 400. The two rates are not
     in proportion to the batch; other batches scale the rate of the preset. ``imagenet-2x224`` has no small crops:
-    70.1 after 400 epochs. ``cifar`` is ours, for 32 pixels: larger shares, 100
-    prototypes, sharper codes (at 0.05 its loss stayed near log 100, as the README warns), AdamW.
+    70.1 after 400 epochs. ``cifar`` is ours, for 32 pixels: larger shares, 100 prototypes, AdamW, and
+    a lower ``epsilon``: at 0.05 its loss stayed near the logarithm of their number, of which the README warns.
 
     Where this differs from the official code: pixels are normalised as the backbone's spec says, and with
     ``official_std`` by its slip, a standard deviation of 0.228 for red; batch normalisation sees the batch of all
