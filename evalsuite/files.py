@@ -11,7 +11,7 @@ from pathlib import Path
 
 from evalsuite.errors import Refusal, ResourceError
 
-__all__ = ["atomic", "room_for", "write_text"]
+__all__ = ["atomic", "forget_partials", "room_for", "write_text"]
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -39,6 +39,14 @@ def atomic(path: str | Path) -> Iterator[Path]:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def forget_partials(path: str | Path) -> None:
+    """Remove what writers of ``path`` left that were killed; nobody else may be writing it."""
+    path = Path(path)
+    for partial in path.parent.glob(".*.partial"):
+        if partial.name.startswith(f".{path.name}."):
+            partial.unlink()
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from evalsuite.errors import TrainingError
-from evalsuite.files import atomic
+from evalsuite.files import atomic, forget_partials
 from evalsuite.progress import Progress
 
 __all__ = ["LARS", "Fit", "Moment", "Steps", "Told", "fit", "mix_seed", "signals"]
@@ -130,6 +130,8 @@ def fit(run: Fit, fabric: Fabric, progress: Progress) -> nn.Module:
     """
     model, optimizer = fabric.setup(run.model, run.optimizer)
     bases = [group["lr"] for group in optimizer.param_groups]
+    if fabric.is_global_zero:
+        forget_partials(run.state)
     start = _resume(run, model, optimizer, fabric)
     if run.resumed is not None:
         run.resumed(start)

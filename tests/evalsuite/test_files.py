@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evalsuite.errors import ResourceError
-from evalsuite.files import atomic, room_for, write_text
+from evalsuite.files import atomic, forget_partials, room_for, write_text
 
 
 def test_the_file_takes_its_place_only_when_the_block_ends(tmp_path):
@@ -86,6 +86,15 @@ def test_other_errors_are_left_as_they_are(tmp_path, error):
     with pytest.raises(type(error)) as found, room_for(tmp_path / "log"):
         raise error
     assert found.value is error
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+    kept = [tmp_path / name for name in ("state.pt", ".state.pt", ".other.pt.x.partial", "state.pt.partial")]
+    for path in (*kept, tmp_path / ".state.pt.a1.partial", tmp_path / ".state.pt.b2.partial"):
+        path.write_text("x")
+    forget_partials(tmp_path / "state.pt")
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+    forget_partials(tmp_path / "nowhere" / "state.pt")
 
 
 def test_a_relative_path_in_the_working_directory_is_fine(tmp_path, monkeypatch):

@@ -71,8 +71,10 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(tmp_path):
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert torch.load(tmp_path / "cut" / "state.pt", weights_only=True)["step"] == 7
+    (tmp_path / "cut" / ".state.pt.abc.partial").write_bytes(b"half a sta")  # as if it was killed while it saved
     resumed = plan(tmp_path / "cut")
     assert equal(whole, train(resumed))
+    assert [p.name for p in (tmp_path / "cut").iterdir()] == ["state.pt"]
     assert resumed.log == plan_log(tmp_path)
 
 
