@@ -35,14 +35,16 @@ class Features:
     """What a backbone says of a batch of images.
 
     ``pooled`` is one vector an image (B,D); ``maps`` is feature maps by stride, {stride: (B,C,H,W)}; ``tokens``
-    is a set of vectors an image (B,N,D), patches or slots, without class or register tokens. ``joint`` is one vector
-    an image (B,E) in the space that a text tower's vectors are in (:meth:`Backbone.encode_text`).
+    is a set of vectors an image (B,N,D), patches or slots, without class or register tokens. ``masks`` (B,N,h,w) say,
+    where tokens are slots, how much of each place is whose: they sum to one over N. ``joint`` is one vector an image
+    (B,E) in the space that a text tower's vectors are in (:meth:`Backbone.encode_text`).
     What a backbone does not give is None (``maps``: empty).
     """
 
     pooled: Tensor | None = None
     maps: Mapping[int, Tensor] = field(default_factory=dict)
     tokens: Tensor | None = None
+    masks: Tensor | None = None
     joint: Tensor | None = None
 
 

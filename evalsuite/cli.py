@@ -140,7 +140,9 @@ def pretrain(
     modifier: Annotated[
         list[str] | None, typer.Option("--with", help="A modifier; see: evalsuite list modifier. Repeatable.")
     ] = None,
-    arch: Annotated[str, typer.Option(help="An architecture, or a checkpoint to go on from.")] = "timm:resnet50",
+    arch: Annotated[
+        str | None, typer.Option(help="An architecture, or a checkpoint to go on from; by default the method's own.")
+    ] = None,
     arch_option: Annotated[list[str] | None, typer.Option(help="An option of it: width=16. Repeatable.")] = None,
     preset: Annotated[str | None, typer.Option(help="A published setting of the method: imagenet, cifar.")] = None,
     setting: Annotated[
@@ -150,7 +152,7 @@ def pretrain(
     batch_size: Annotated[int | None, typer.Option(min=2, help="Over all processes; the preset's by default.")] = None,
     accumulate: Annotated[int, typer.Option(min=1, help="Parts a batch is taken in.")] = 1,
     clip_gradient: Annotated[float | None, typer.Option(help="The largest norm of a gradient.")] = None,
-    knn_every: Annotated[int, typer.Option(min=0, help="Epochs between two k-NN scores (0: none).")] = 0,
+    knn_every: Annotated[int, typer.Option(min=0, help="Epochs between two scores on held-out images (0: none).")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse data with unreadable images.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Stop after that many steps.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from a state that is there.")] = True,

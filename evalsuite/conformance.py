@@ -6,6 +6,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from evalsuite.errors import PluginError, Refusal, UsageError
@@ -163,11 +164,12 @@ def _checkpoint(entry: Entry, target: Any, registry: Registry) -> Check:
 
 def _method(entry: Entry, target: Any, registry: Registry) -> Check:
     from pretrain import Method
-    from pretrain.testing import check_method, small_options
+    from pretrain.testing import check_method, small_backbone, small_options
 
     if not (isinstance(target, type) and issubclass(target, Method)):
         return "", lambda: _refuse_kind(target, "a subclass of Method")
-    return "", lambda: _fitting(lambda: check_method(lambda: target(small_options(target))))
+    backbone = partial(small_backbone, target, registry)
+    return "", lambda: _fitting(lambda: check_method(lambda: target(small_options(target)), backbone=backbone))
 
 
 def _modifier(entry: Entry, target: Any, registry: Registry) -> Check:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pretrain.batch import Batch, Look, Pairs, Sample, View
-from pretrain.data import Arrays, Corpus, Files, Images, Joined, Rows, read_npz
+from pretrain.data import Arrays, Corpus, Files, Images, Joined, Rows, Worlds, read_npz
 from pretrain.defaults import look_at, look_through
 from pretrain.hooks import Recipe, Stages
 from pretrain.plugin import Method, Modifier, Preset, Run, Training
@@ -43,6 +43,7 @@ __all__ = [
     "Stages",
     "Training",
     "View",
+    "Worlds",
     "look_at",
     "look_through",
     "moco_v1",

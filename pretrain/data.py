@@ -6,7 +6,7 @@ import hashlib
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from evalsuite import DataError, UsageError
+from evalsuite import DataError, ResourceError, UsageError
 from evalsuite.data import classification
 from evalsuite.data.cifar import Cifar10, Cifar100, Stl10
 from evalsuite.data.classification import (
@@ -31,7 +31,20 @@ from evalsuite.data.imagenet import TinyImageNet
 from evalsuite.data.images import read_rgb
 from pretrain.batch import Look, Sample
 
-__all__ = ["SCHEMES", "Arrays", "Corpus", "Files", "Images", "Joined", "Rows", "demo", "parse", "read_npz", "shown"]
+__all__ = [
+    "SCHEMES",
+    "Arrays",
+    "Corpus",
+    "Files",
+    "Images",
+    "Joined",
+    "Rows",
+    "Worlds",
+    "demo",
+    "parse",
+    "read_npz",
+    "shown",
+]
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -140,6 +153,52 @@ class Rows(Images):
         return self.data[int(self.rows[row])]
 
 
+class Worlds(Images):
+    """``count`` first frames of a simulated world (:mod:`evalsuite.worlds`), each drawn when it is asked for.
+
+    A row depends on ``seed``, its place and the rules alone. Besides ``image`` (3,64,64) it has ``segments`` (64,64)
+    int64, which item is seen at each pixel, -1 where it is the ground, and ``state`` (rows,5) float32, the items as an
+    agent is told them. Raises :class:`evalsuite.UsageError` for a world or a variant that does not exist.
+    """
+
+    SIZE = 64
+
+    def __init__(self, task: str, variant: str = "default", count: int = 1_000_000, seed: int = 0) -> None:
+        try:
+            from evalsuite.worlds import TASKS, World, rules  # gymnasium, which other data do not need
+        except ModuleNotFoundError as error:
+            raise ResourceError(
+                f"--data worlds:{task} needs {error.name}, which is not installed",
+                cause="it comes with the extra 'rl'",
+                fix="pip install 'evalsuite[rl]'",
+            ) from error
+
+        if task not in TASKS:
+            raise UsageError(
+                f"there is no world {task!r}",
+                cause=f"there are {', '.join(TASKS)}",
+                fix="--data worlds:random-objects, or another of these",
+            )
+        self.seed, self.labels = seed, np.full(count, -1)
+        self.world = World(rules(task, variant), self.SIZE)
+        self.fingerprint = _digest(f"{asdict(self.world.rules)} {self.SIZE} {count} {seed}".encode())
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> Sample:
+        image = np.empty((self.SIZE, self.SIZE, 3), dtype=np.uint8)
+        state = np.empty((self.world.rules.rows, 5), dtype=np.float32)
+        self.world.reset(np.random.default_rng([self.seed, row]))
+        self.world.image(image)
+        self.world.state(state)
+        return {
+            "image": torch.from_numpy(image).permute(2, 0, 1).contiguous(),
+            "segments": torch.from_numpy(self.world.segments()),
+            "state": torch.from_numpy(state),
+        }
+
+
 class _Seen(Dataset[Tensor]):
     def __init__(self, data: Images, look: Look) -> None:
         self.data, self.look = data, look
@@ -159,7 +218,8 @@ def shown(data: Images, look: Look, device: torch.device, workers: int = 0) -> I
 
 @dataclass(frozen=True)
 class Corpus:
-    """What was found on disk: images to learn from, and where there are labels, a bank and queries for k-NN."""
+    """What was found: images to learn from, and where some are held out, a bank and queries to ask about them. k-NN
+    is asked where both are labelled; the methods' own measures always."""
 
     train: Images
     probe: tuple[Images, Images] | None = None
@@ -362,23 +422,46 @@ SCHEMES: dict[str, Callable[[Path], Corpus]] = {
 }
 
 
+def _worlds(text: str) -> Corpus:
+    """``TASK`` or ``TASK/VARIANT``, and perhaps ``:N``: that many frames, and a hundredth as many, but 320 at least, to
+    measure by. A million by default, as Yoon et al. (ICML 2023) have them."""
+    name, _, count = text.partition(":")
+    task, _, variant = name.partition("/")
+    if count and not (count.isdecimal() and int(count)):
+        raise UsageError(
+            f"--data worlds:{text!r} does not name data to learn from",
+            cause=f"{count!r} is no number of images",
+            fix="--data worlds:random-objects:100000",
+        )
+    size = int(count) if count else 1_000_000
+    train, held_out = (
+        Worlds(task, variant or "default", n, seed) for n, seed in ((size, 0), (max(size // 100, 320), 1))
+    )
+    return Corpus(train, (train, held_out))
+
+
 def parse(text: str) -> Corpus:
     """``scheme:path``, or ``demo``, as images to learn from.
 
     ``folder:`` and ``imagenet:`` take images in folders (``train/<class>/...`` with ``val`` or ``test`` beside it for
     k-NN), ``cifar10:`` and ``cifar100:`` the official python or binary files or a folder, ``stl10:`` the binary
     files (labelled and unlabelled images together), ``tinyimagenet:`` the official tree, ``npz:`` one file of arrays;
-    ``demo`` or ``demo:N`` generates N images. Raises :class:`evalsuite.UsageError` for an unknown scheme and
-    :class:`evalsuite.DataError` where the path holds no such data.
+    ``worlds:random-objects`` draws frames of a simulated world, of any variant (``worlds:object-goal/ocr-color1``) and
+    as many as you like (``worlds:random-objects:100000``); ``demo`` or ``demo:N`` generates N images.
+
+    Raises :class:`evalsuite.UsageError` for an unknown scheme or world and :class:`evalsuite.DataError` where the path
+    holds no such data.
     """
     scheme, colon, path = text.partition(":")
     if scheme == "demo" and (not colon or path.isdecimal()):
         return demo(int(path) if path else 512)
+    if scheme == "worlds" and path:
+        return _worlds(path)
     if scheme not in SCHEMES or not path:
         raise UsageError(
             f"--data {text!r} does not name data to learn from",
             cause="it has the form scheme:path",
-            fix=f"one of {', '.join(f'{name}:PATH' for name in SCHEMES)}, or demo",
+            fix=f"one of {', '.join(f'{name}:PATH' for name in SCHEMES)}, worlds:random-objects, or demo",
         )
     place = Path(path).expanduser()
     if not place.exists() or (scheme != "npz" and not place.is_dir()):

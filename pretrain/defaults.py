@@ -37,10 +37,10 @@ def _split(features: Features, parts: int) -> Iterator[Features]:
     def chunks(tensor: Tensor | None) -> tuple[Tensor | None, ...]:
         return (None,) * parts if tensor is None else tensor.chunk(parts)
 
-    pooled, tokens = chunks(features.pooled), chunks(features.tokens)
+    pooled, tokens, masks = chunks(features.pooled), chunks(features.tokens), chunks(features.masks)
     maps = {stride: level.chunk(parts) for stride, level in features.maps.items()}
     for i in range(parts):
-        yield Features(pooled[i], {stride: level[i] for stride, level in maps.items()}, tokens[i])
+        yield Features(pooled[i], {stride: level[i] for stride, level in maps.items()}, tokens[i], masks[i])
 
 
 def look_through(run: Run, data: Images, look: Look) -> Iterator[Tensor]:

@@ -50,7 +50,7 @@ def _page(registry: Registry, shelf: str, name: str, summary: str) -> str:
     own = [f for f in fields(plugin.Options) if not _is_shared(plugin, f)]
     told = comments(plugin.Options)
     parts = [MADE, f"# {name}", f"{summary[:1].upper()}{summary[1:]}.", markdown(paper)]
-    parts += [prose(plugin), f"```\n{_command(shelf, name, own)}\n```"]
+    parts += [prose(plugin), f"```\n{_command(plugin, shelf, name, own)}\n```"]
     if own:
         rows = [[f"`{name}.{f.name}`", kind(f), shown(f.default), told.get(f.name, "")] for f in own]
         parts += ["## Options", table(["`--set`", "type", "default", ""], rows)]
@@ -95,7 +95,8 @@ def _compose(method: type[Method], modifier: type[Any]) -> bool:
     return True
 
 
-def _command(shelf: str, name: str, own: Iterable[Field[Any]]) -> str:
+def _command(plugin: type[Plugin], shelf: str, name: str, own: Iterable[Field[Any]]) -> str:
     part = f"--method {name}" if shelf == "method" else f"--method simclr --with {name}"
     files = "".join(f" --set {name}.{f.name}=FILE" for f in own if "Path" in str(f.type))
-    return f"evalsuite pretrain {part}{files} --data folder:/data/images --arch timm:resnet50 --out runs/{name}"
+    method = plugin if issubclass(plugin, Method) else Method
+    return f"evalsuite pretrain {part}{files} --data {method.data} --arch {method.arch} --out runs/{name}"

@@ -161,12 +161,18 @@ class Plugin(nn.Module):
 class Method(Plugin):
     """A way to learn without labels. It offers ``losses`` at least.
 
-    ``width`` is the width of its pairs. ``presets`` are recipes by name. ``norm_groups`` says over how many images
-    batch normalisation takes its statistics: the batch of all processes is put into that many groups, 1 being
-    the whole batch (synchronised over processes), so that numbers do not depend on how many processes share the work.
+    ``width`` is the width of its pairs. ``presets`` are recipes by name. ``arch`` is the architecture it trains where
+    the user names none, ``data`` an example for its page. A method that learns with its own architecture alone has
+    ``small_arch``, the options by which ``evalsuite plugins check`` builds that for a few images of 16 pixels; others
+    are tried on a small network of the kit. ``norm_groups`` says over how many images batch normalisation takes its
+    statistics: the batch of all processes is put into that many groups, 1 being the whole batch (synchronised over
+    processes), so that numbers do not depend on how many processes share the work.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {}
+    arch: ClassVar[str] = "timm:resnet50"
+    data: ClassVar[str] = "folder:/data/images"
+    small_arch: ClassVar[Mapping[str, Any] | None] = None
 
     @property
     def width(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evalsuite import Backbone, BackboneSpec, Features, Refusal
+from evalsuite import Backbone, BackboneSpec, Features, Refusal, Registry, load_backbone
 from pretrain.batch import Draw, Sample
 from pretrain.data import Corpus, Images, demo
 from pretrain.hooks import Recipe
@@ -28,6 +29,7 @@ __all__ = [
     "check_method",
     "check_modifier",
     "losses",
+    "small_backbone",
     "small_options",
     "tiny_backbone",
     "tiny_corpus",
@@ -39,6 +41,7 @@ SIZE = 16
 BATCH = 8
 
 Make = Callable[[], Method]
+MakeBackbone = Callable[[], Backbone]
 MakeModifier = Callable[[], Modifier]
 
 
@@ -89,12 +92,21 @@ def _recipe(make: Make, *modifiers: MakeModifier) -> Recipe:
     return recipe
 
 
+def small_backbone(kind: type[Method], registry: Registry) -> Backbone:
+    """What to try a method on: its own architecture with :attr:`pretrain.Method.small_arch`, else
+    :func:`tiny_backbone`."""
+    if kind.small_arch is None:
+        return tiny_backbone()
+    return load_backbone(f"random:{kind.arch}", registry, options=kind.small_arch).backbone
+
+
 def tiny_train(
     make: Make,
     *modifiers: MakeModifier,
     steps: int = 4,
     out: Path | None = None,
     corpus: Corpus | None = None,
+    backbone: MakeBackbone = tiny_backbone,
     **plan: Any,
 ) -> Trained:
     """Train a fresh recipe on the tiny world for some steps of 8 images, logging each; on the CPU, with no worker."""
@@ -103,7 +115,7 @@ def tiny_train(
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         made = Plan(out=out or Path(folder), **(numbers | plan))
-        return train(_recipe(make, *modifiers), tiny_backbone(), corpus or tiny_corpus(), made)
+        return train(_recipe(make, *modifiers), backbone(), corpus or tiny_corpus(), made)
 
 
 def losses(trained: Trained) -> list[dict[str, float]]:
@@ -112,13 +124,13 @@ def losses(trained: Trained) -> list[dict[str, float]]:
     return [{k: v for k, v in entry.items() if k not in told} for entry in trained.log if "spread" in entry]
 
 
-def check_method(make: Make, *, steps: int = 4) -> None:
+def check_method(make: Make, *, steps: int = 4, backbone: MakeBackbone = tiny_backbone) -> None:
     """Check what every method owes: presets whose options it has; finite losses of one number each; a gradient that
     reaches the backbone; batches left as they were; tensors that move with it, to another precision or device; the same
     numbers from the same seed; and the same end through a checkpoint in the middle.
 
-    ``make`` gives a fresh method, with options small enough for batches of 8 images of 16 pixels. Raises
-    AssertionError with a sentence for what is wrong.
+    ``make`` gives a fresh method, with options small enough for batches of 8 images of 16 pixels, and ``backbone`` what
+    it learns with. Raises AssertionError with a sentence for what is wrong.
     """
     method = make()
     assert isinstance(method, Method), f"it is a {type(method).__name__}, no Method"
@@ -127,7 +139,7 @@ def check_method(make: Make, *, steps: int = 4) -> None:
             read_options(type(method), name, {}, preset.options)
         except (TypeError, ValueError, Refusal) as error:
             raise AssertionError(f"preset {name!r} does not fit the options: {error}") from error
-    _check(make, (), steps)
+    _check(make, (), steps, backbone)
 
 
 def check_modifier(
@@ -153,31 +165,32 @@ def _off(modifier: Modifier) -> MakeModifier | None:
     return lambda: type(modifier)(options)
 
 
-def _check(make: Make, modifiers: tuple[MakeModifier, ...], steps: int) -> None:
+def _check(make: Make, modifiers: tuple[MakeModifier, ...], steps: int, backbone: MakeBackbone = tiny_backbone) -> None:
+    run = partial(tiny_train, make, *modifiers, backbone=backbone)
     with tempfile.TemporaryDirectory() as folder:
-        _check_step(make, modifiers, Path(folder) / "step")
-        _check_moves(make, modifiers)
-        whole = tiny_train(make, *modifiers, steps=steps, out=Path(folder) / "whole")
-        again = tiny_train(make, *modifiers, steps=steps, out=Path(folder) / "again")
+        _check_step(make, modifiers, backbone, Path(folder) / "step")
+        _check_moves(run)
+        whole = run(steps=steps, out=Path(folder) / "whole")
+        again = run(steps=steps, out=Path(folder) / "again")
         for terms in losses(whole):
             assert len(terms) > 1, "no loss was logged"
         assert losses(again) == losses(whole), "the same seed gave other losses"
         assert again.backbone.identity == whole.backbone.identity, "the same seed gave another backbone"
         cut = _Cut(tiny_corpus().train, (steps // 2) * BATCH)
         try:
-            tiny_train(make, *modifiers, steps=steps, out=Path(folder) / "cut", corpus=Corpus(cut), save_every=0.0)
+            run(steps=steps, out=Path(folder) / "cut", corpus=Corpus(cut), save_every=0.0)
         except _Enough:
             pass
         else:
             raise AssertionError("the run did not read its data: it cannot be cut in the middle")
-        resumed = tiny_train(make, *modifiers, steps=steps, out=Path(folder) / "cut")
+        resumed = run(steps=steps, out=Path(folder) / "cut")
         assert losses(resumed) == losses(whole), "resumed from a checkpoint, the losses are others"
         assert resumed.backbone.identity == whole.backbone.identity, "resumed, it ends in another backbone"
 
 
-def _check_step(make: Make, modifiers: tuple[MakeModifier, ...], out: Path) -> None:
+def _check_step(make: Make, modifiers: tuple[MakeModifier, ...], backbone: MakeBackbone, out: Path) -> None:
     plan = Plan(out=out, epochs=1, batch_size=BATCH, device="cpu", workers=0)
-    state = prepare(_recipe(make, *modifiers), tiny_backbone(), tiny_corpus(), plan)
+    state = prepare(_recipe(make, *modifiers), backbone(), tiny_corpus(), plan)
     draw = next(iter(state.draws(plan)))
     before = draw.batch.map(Tensor.clone)
     terms = state.objective(draw)
@@ -191,13 +204,13 @@ def _check_step(make: Make, modifiers: tuple[MakeModifier, ...], out: Path) -> N
     _check_same(before, draw)
 
 
-def _check_moves(make: Make, modifiers: tuple[MakeModifier, ...]) -> None:
+def _check_moves(run: Callable[..., Trained]) -> None:
     """In double precision, and on a GPU where there is one: what is no parameter, buffer or batch stays behind."""
     trips: list[dict[str, Any]] = [{"precision": "64-true"}]
     trips += [{"device": "cuda"}] if torch.cuda.is_available() else []
     for trip in trips:
         try:
-            tiny_train(make, *modifiers, steps=1, **trip)
+            run(steps=1, **trip)
         except (RuntimeError, TypeError) as error:
             where = " ".join(trip.values())
             told = f"trained in {where}, it fails: is a tensor of it neither parameter nor buffer? ({error})"

@@ -93,7 +93,7 @@ def run(
     data: str,
     out: Path | str,
     registry: Registry,
-    arch: str = "timm:resnet50",
+    arch: str | None = None,
     arch_options: Mapping[str, Any] | None = None,
     preset: str | None = None,
     settings: Mapping[str, str] | None = None,
@@ -106,13 +106,15 @@ def run(
     """Pretrain ``arch`` by names: what ``evalsuite pretrain`` does.
 
     ``data`` is ``scheme:path`` or ``demo`` (:func:`pretrain.data.parse`); ``arch`` an architecture with fresh weights,
-    or a checkpoint to go on from; ``settings`` are ``{"simclr.temperature": "0.2"}``; ``plan`` holds further fields
-    of :class:`Plan`. Epochs and batch size are the preset's where none are given.
+    or a checkpoint to go on from (None: the method's own, :attr:`pretrain.Method.arch`); ``settings`` are
+    ``{"simclr.temperature": "0.2"}``; ``plan`` holds further fields of :class:`Plan`. Epochs and batch size are the
+    preset's where none are given.
 
     Raises a :class:`evalsuite.Refusal` for whatever cannot work, before any work is done.
     """
     recipe, chosen = compose(method, modifiers, registry=registry, preset=preset, settings=settings or {})
     corpus = parse(data)
+    arch = recipe.method.arch if arch is None else arch
     spec = arch if Path(arch).expanduser().exists() or arch.startswith("random:") else f"random:{arch}"
     backbone = load_backbone(spec, registry, options=arch_options or {}, seed=seed).backbone
     made = Plan(
@@ -586,10 +588,11 @@ class _Watch:
             return
         if rank() == 0:
             bank, queries = self.probe
-            found = knn_accuracy(run.backbone, bank, queries, run.training.size, workers=run.workers)
-            measures = self._measures(queries)
-            self.journal.append({**measures, "step": step, "epoch": epoch, "knn": found})
-            told = [f"k-NN accuracy {found:.3f}", *(f"{name} {value:.3f}" for name, value in measures.items())]
+            found = self._measures(queries)
+            if bank.labelled and queries.labelled:
+                found["knn"] = knn_accuracy(run.backbone, bank, queries, run.training.size, workers=run.workers)
+            self.journal.append({"step": step, "epoch": epoch, **found})
+            told = [f"{'k-NN accuracy' if name == 'knn' else name} {value:.3f}" for name, value in found.items()]
             self.progress.say(f"epoch {epoch}: {', '.join(told)}")
             plot(self.journal.data, plan.out / "metrics.png", self.state.recipe.name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evalsuite import DataError, UsageError
+from evalsuite import DataError, ResourceError, UsageError
 from pretrain import Arrays, Files, Joined, Rows, read_npz
 from pretrain.data import Images, demo, parse
 
@@ -128,7 +129,7 @@ def test_an_unreadable_image_is_named(tmp_path):
         parse(f"folder:{tmp_path}").train[1]
 
 
-@pytest.mark.parametrize("text", ["cifar", "folder", "folder:", "magic:x", "demo:many"])
+@pytest.mark.parametrize("text", ["cifar", "folder", "folder:", "magic:x", "demo:many", "worlds:", "worlds:x:many"])
 def test_what_names_no_data_is_refused(text):
     with pytest.raises(UsageError, match="does not name data"):
         parse(text)
@@ -347,3 +348,40 @@ def test_real_cifar_as_folders(realdata):
     assert (len(found.train), len(found.probe[1])) == (2000, 1000)
     assert found.train[0]["image"].shape == (3, 32, 32)
     assert np.bincount(found.train.labels).tolist() == [200] * 10
+
+
+def test_frames_of_a_world_are_the_same_each_time_and_others_in_the_held_out_part():
+    found = parse("worlds:random-objects:64")
+    held_out = found.probe[1]
+    assert (len(found.train), len(held_out)) == (64, 320)
+    assert not found.train.labelled
+    first, again, other = found.train[3], parse("worlds:random-objects:64").train[3], held_out[3]
+    assert all(torch.equal(first[name], again[name]) for name in ("image", "segments", "state"))
+    assert not torch.equal(first["image"], other["image"])
+    assert found.train.fingerprint == parse("worlds:random-objects:64").train.fingerprint
+    assert len({found.train.fingerprint, held_out.fingerprint, parse("worlds:object-goal:64").train.fingerprint}) == 3
+
+
+def test_a_frame_tells_what_is_seen_where():
+    sample = parse("worlds:random-objects:8").train[0]
+    assert sample["image"].shape == (3, 64, 64)
+    assert sample["state"].shape == (6, 5)
+    ground = sample["segments"] == -1
+    assert sample["image"][:, ground].float().mean() < 5  # the soft edges of what stands there
+    assert set(sample["segments"].unique().tolist()) <= set(range(-1, 5))
+    assert sample["image"][:, sample["segments"] == 4].any()
+
+
+def test_a_variant_of_a_world_is_named_after_a_slash():
+    seen = parse("worlds:object-goal/ocr-color3:40").train
+    assert {int(row[0]) for i in range(40) for row in seen[i]["state"][:4]} <= {0, 4, 5, 6}
+    with pytest.raises(UsageError, match="has no variant"):
+        parse("worlds:object-goal/nowhere")
+    with pytest.raises(UsageError, match="there is no world 'atlantis'"):
+        parse("worlds:atlantis")
+
+
+def test_worlds_without_their_extra_are_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "evalsuite.worlds", None)
+    with pytest.raises(ResourceError, match="which is not installed"):
+        parse("worlds:random-objects")

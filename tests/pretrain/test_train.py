@@ -418,6 +418,20 @@ def test_a_folder_of_nothing_but_broken_images_is_refused(methods, tmp_path):
         train(methods, tmp_path / "run", data=f"folder:{tmp_path / 'data'}")
 
 
+def test_held_out_images_without_labels_are_measured_but_not_classified(methods, tmp_path, monkeypatch):
+    counted = hookimpl(lambda self, data: {"held_out": float(len(data))})
+    monkeypatch.setattr(SimCLR, "measures", counted, raising=False)
+    trained = train(methods, tmp_path, data="worlds:random-objects:32", knn_every=1)
+    told = [e for e in trained.log if "epoch" in e]
+    assert [(e["step"], e["held_out"]) for e in told] == [(4, 320.0)]
+    assert not any("knn" in e for e in trained.log)
+
+
+def test_a_method_trains_its_own_architecture_where_none_is_named(methods, tmp_path, monkeypatch):
+    monkeypatch.setattr(SimCLR, "arch", "small:resnet10")
+    assert train(methods, tmp_path, arch=None).backbone.spec.arch == "small:resnet10"
+
+
 def test_knn_without_labels_is_refused(methods, tmp_path):
     (tmp_path / "data").mkdir()
     with pytest.raises(UsageError, match="nothing to ask k-NN about"):
