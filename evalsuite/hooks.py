@@ -33,7 +33,8 @@ NAME = "evalsuite"
 PROGRAM = "this program"  # who owns what is bound outside a plugin
 # a module that is not always there -> the extra that brings it
 EXTRAS = {
-    "mmseg": "mmseg", "mmengine": "mmseg", "mmcv": "mmseg", "gymnasium": "rl", "stable_baselines3": "rl",
+    "mmseg": "mmseg", "mmengine": "mmseg", "mmcv": "mmseg", "gymnasium": "rl", "pygame": "rl",
+    "stable_baselines3": "rl",
     "mujoco": "robotics", "metaworld": "robotics", "av": "video", "pydicom": "medical", "transformers": "text",
     "ray": "ray",
 }  # fmt: skip

@@ -355,15 +355,16 @@ class AgentProtocol(Reading):
 class ProxyProtocol(Reading):
     """In which quadrant the target is, by a pooling and a linear layer on frozen features: no agent, no actions.
 
-    Cross-entropy by AdamW over ``epochs`` of ``train_images`` first frames, the learning rate falling by a cosine.
+    Cross-entropy by AdamW over ``epochs`` of ``train_images`` first frames, whose features are standardised, the
+    learning rate falling by a cosine.
     It measures whether features tell objects apart, which is what an agent needs first.
     """
 
     train_images: int = 4000
     test_images: int = 1000
-    epochs: int = 20
+    epochs: int = 40
     batch_size: int = 64
-    lr: float = 3e-4
+    lr: float = 1e-3
     weight_decay: float = 0.01
 
 

@@ -157,7 +157,7 @@ class Worlds(Images):
     """``count`` first frames of a simulated world (:mod:`evalsuite.worlds`), each drawn when it is asked for.
 
     A row depends on ``seed``, its place and the rules alone. Besides ``image`` (3,64,64) it has ``segments`` (64,64)
-    int64, which item is seen at each pixel, -1 where it is the ground, and ``state`` (rows,5) float32, the items as an
+    int64, which item is seen at each pixel, -1 where it is the ground, and ``state`` (rows,N) float32, the items as an
     agent is told them. Raises :class:`evalsuite.UsageError` for a world or a variant that does not exist.
     """
 
@@ -165,7 +165,7 @@ class Worlds(Images):
 
     def __init__(self, task: str, variant: str = "default", count: int = 1_000_000, seed: int = 0) -> None:
         try:
-            from evalsuite.worlds import TASKS, World, rules  # gymnasium, which other data do not need
+            from evalsuite.worlds import TASKS, rules, world  # gymnasium, which other data do not need
         except ModuleNotFoundError as error:
             raise ResourceError(
                 f"--data worlds:{task} needs {error.name}, which is not installed",
@@ -180,7 +180,7 @@ class Worlds(Images):
                 fix="--data worlds:random-objects, or another of these",
             )
         self.seed, self.labels = seed, np.full(count, -1)
-        self.world = World(rules(task, variant), self.SIZE)
+        self.world = world(rules(task, variant), self.SIZE)
         self.fingerprint = _digest(f"{asdict(self.world.rules)} {self.SIZE} {count} {seed}".encode())
 
     def __len__(self) -> int:
@@ -188,7 +188,7 @@ class Worlds(Images):
 
     def __getitem__(self, row: int) -> Sample:
         image = np.empty((self.SIZE, self.SIZE, 3), dtype=np.uint8)
-        state = np.empty((self.world.rules.rows, 5), dtype=np.float32)
+        state = np.empty(self.world.rules.bounds[0].shape, dtype=np.float32)
         self.world.reset(np.random.default_rng([self.seed, row]))
         self.world.image(image)
         self.world.state(state)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, ClassVar
@@ -22,32 +23,41 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from evalsuite.backbone import Backbone
-from evalsuite.errors import BackboneError
+from evalsuite.errors import BackboneError, ResourceError, UsageError
 from evalsuite.files import atomic
 from evalsuite.fit import Fit, fit, mix_seed
 from evalsuite.poolings import Encoder
 from evalsuite.protocols import AgentProtocol, Arena, Played, ProxyProtocol, Reading
-from evalsuite.statistics import weight_blocks
-from evalsuite.task import Metric, Outcome, Protocol, Setup, Task
-from evalsuite.worlds import ObjectsVector, World, rules
+from evalsuite.statistics import iqm, over_seeds, stratified_bootstrap, weight_blocks
+from evalsuite.task import Metric, Outcome, Protocol, Setup, Task, evaluate
+from evalsuite.worlds import ObjectsVector, Rules, rules, world
 
-__all__ = ["ObjectComparison", "ObjectGoal", "ObjectInteraction", "PropertyComparison"]
+__all__ = [
+    "ObjectCentric",
+    "ObjectComparison",
+    "ObjectGoal",
+    "ObjectInteraction",
+    "ObjectReaching",
+    "PropertyComparison",
+    "Suite",
+]
 
 REPLICATES = 1000
 WORLDS = 1  # raised when rules or pictures change, for they are the data
 Floats = npt.NDArray[Any]
 
 COLOURS = ("ocr-color1", "ocr-color2", "ocr-color3")
+REACHING = ("agent-color1", "agent-color2", "agent-color3")
 LOOKS = (
     "agent-color1", "agent-color2", "agent-shape1", "agent-shape2", "ocr-color1", "ocr-color2", "ocr-shape1",
     "ocr-shape2", "ocr-color2-shape2",
 )  # fmt: skip
 
 
-def _recipes(counts: tuple[int, ...], looks: tuple[str, ...], short: int) -> tuple[Reading, ...]:
+def _recipes(counts: tuple[int, ...], looks: tuple[str, ...], short: int, **own: Any) -> tuple[Reading, ...]:
     """The protocols all tasks here share; ``counts`` are numbers of objects that were not learnt."""
     unseen = (*looks, *(f"objects-{n}" for n in counts))
-    paper = AgentProtocol(id="ppo-2m", version=1, steps=2_000_000, unseen=unseen)
+    paper = AgentProtocol(id="ppo-2m", version=1, steps=2_000_000, unseen=unseen, **own)
     return (
         paper,
         replace(paper, id="ppo-short", steps=short, test_every=10_240, curve_episodes=50, test_episodes=300),
@@ -118,7 +128,7 @@ class _Objects(Task):
         success = found.successes[protocol.variant]
         unseen = {name: found.successes[name] for name in protocol.unseen}
         curve, film = setup.work / "curve.png", setup.work / "episode.gif"
-        _draw_curve(found.curve, protocol, self.name, curve)
+        _draw_curves({"": _banded(found.curve, protocol)}, self.name, curve)
         _write_film(found.film, film)
         general, again = _generalisation(unseen)
         return Outcome(
@@ -176,14 +186,41 @@ class PropertyComparison(_Objects):
     protocols = _recipes((3, 5, 6), LOOKS, 400_000)
 
 
+class ObjectReaching(_Objects):
+    """Touch the blue one of four cubes, and no other, with a robot's finger in three dimensions.
+
+    The benchmark's task on a simulator of ours (:mod:`evalsuite.worlds.reaching`); it needs MuJoCo (extra
+    ``robotics``) and, to show images, OpenGL without a screen: OSMesa, or EGL with a GPU. Actions are targets for
+    three joints. The learning rate is 5e-5 there, the clip 0.1, the entropy 0. ``proxy`` asks in which quarter of
+    the sector before the finger the target is.
+    """
+
+    name = "object-reaching"
+    protocols = _recipes((1, 2, 3, 5, 6), REACHING, 400_000, lr=5e-5, clip=0.1, entropy=0.0)
+
+    def refuse(self, backbone: Backbone, protocol: Protocol) -> None:
+        super().refuse(backbone, protocol)
+        _try_simulator(pictures="state" not in backbone.gives)
+
+
+@cache
+def _try_simulator(pictures: bool) -> None:
+    """Fail now rather than in the midst of a run where there is no simulator, or none that can draw."""
+    found = rules("object-reaching")
+    place, image = world(found), np.empty((64, 64, 3), dtype=np.uint8)
+    place.reset(np.random.default_rng(0))
+    if pictures:
+        place.image(image)
+
+
 def _reading(setup: Setup) -> Reading:
     assert isinstance(setup.protocol, Reading)
     return setup.protocol
 
 
-def _resampled(success: npt.NDArray[np.bool_]) -> Floats:
+def _resampled(success: npt.NDArray[np.bool_], seed: int = 0) -> Floats:
     """Bootstrap replicates of the mean over episodes, the same resamples whoever played."""
-    blocks = [block @ success / block.sum(axis=1) for block in weight_blocks(len(success), REPLICATES, 0)]
+    blocks = [block @ success / block.sum(axis=1) for block in weight_blocks(len(success), REPLICATES, seed)]
     return np.concatenate(blocks)
 
 
@@ -201,20 +238,30 @@ def _area(curve: list[dict[str, float]]) -> float:
     return float(np.trapezoid(success, steps) / (steps[-1] - steps[0]))
 
 
-def _draw_curve(curve: list[dict[str, float]], protocol: AgentProtocol, title: str, path: Path) -> None:
-    """Success over steps, with the 95 % Wilson interval of each test."""
-    bands = []
+def _banded(curve: list[dict[str, float]], protocol: AgentProtocol) -> Floats:
+    """Steps, success, and the 95 % Wilson interval of each test (T, 4)."""
+    rows = []
     for place, point in enumerate(curve):
         count = protocol.test_episodes if place == len(curve) - 1 else protocol.curve_episodes
-        bands.append(binomtest(round(point["success"] * count), count).proportion_ci(method="wilson"))
-    steps = [point["steps"] / 1000 for point in curve]
+        band = binomtest(round(point["success"] * count), count).proportion_ci(method="wilson")
+        rows.append([point["steps"], point["success"], band.low, band.high])
+    return np.array(rows)
+
+
+def _draw_curves(lines: Mapping[str, Floats], title: str, path: Path) -> None:
+    """Success over steps with bands, a line a name; each is (T, 4): steps, success, lower and upper bound."""
     with matplotlib.rc_context({"font.size": 9}):
         figure = Figure((5, 3.2), layout="constrained")
         axes = figure.subplots()
-        axes.fill_between(steps, [b.low for b in bands], [b.high for b in bands], alpha=0.25, linewidth=0)
-        axes.plot(steps, [point["success"] for point in curve])
-        axes.set(xlabel="thousand steps", ylabel="success", ylim=(0, 1), xlim=(0, steps[-1]), title=title)
+        for name, line in lines.items():
+            steps, success, low, high = line.T
+            axes.fill_between(steps / 1000, low, high, alpha=0.25, linewidth=0)
+            axes.plot(steps / 1000, success, label=name)
+        longest = max(line[-1, 0] for line in lines.values()) / 1000
+        axes.set(xlabel="thousand steps", ylabel="success", ylim=(0, 1), xlim=(0, longest), title=title)
         axes.spines[["top", "right"]].set_visible(False)
+        if len(lines) > 1:
+            axes.legend(frameon=False)
         with atomic(path) as partial:
             figure.savefig(partial, dpi=150, format="png")
 
@@ -235,10 +282,15 @@ PROXY = (Metric("accuracy"), Metric("generalisation"))
 
 
 class _Head(nn.Module):
-    """A pooling and a linear layer that says in which quadrant the target is."""
+    """A pooling and a linear layer that says in which quadrant the target is.
 
-    def __init__(self, encoder: Encoder) -> None:
+    Each number of the vectors is standardised over all of ``seen`` (N, tokens, width): encoders, and the rows of a
+    state above all, differ in scale by orders, by which a learning rate would suit one and not another.
+    """
+
+    def __init__(self, encoder: Encoder, seen: Tensor) -> None:
         super().__init__()
+        self.mean, self.scale = nn.Buffer(seen.mean((0, 1))), nn.Buffer(seen.std((0, 1)).clamp_min(1e-6))
         self.pool = encoder.pool()
         self.linear = nn.Linear(int(self.pool.width), 4)  # type: ignore[arg-type]  # every pooling has one
 
@@ -249,30 +301,34 @@ class _Head(nn.Module):
         return {"cross_entropy": nn.functional.cross_entropy(logits, labels)}
 
     def logits(self, tokens: Tensor) -> Tensor:
-        found: Tensor = self.linear(self.pool(tokens))
+        found: Tensor = self.linear(self.pool((tokens - self.mean) / self.scale))
         return found
 
 
 def _frames(task: str, variant: str, count: int, seed: int, encoder: Encoder) -> tuple[Tensor, npt.NDArray[np.int64]]:
-    """Features (count, tokens, width) of first frames, and the quadrants of their targets.
+    """Features (count, tokens, width) of first frames, and where their targets are: one of four.
 
-    Objects are one a quadrant where there are four; where they are three, the target may be anywhere.
+    Flat objects are one a quadrant where there are four; others, and those to be pushed, may be anywhere.
     """
-    found = rules(task, variant, mode="hard" if task == "object-interaction" else "normal")
-    rng, world = np.random.default_rng(seed), World(found)
+    found = rules(task, variant)
+    if isinstance(found, Rules):
+        quadrants = found.kind != "interaction" and found.objects == (4, 4)
+        found = replace(found, mode="normal" if quadrants else "hard")
+    rng, place = np.random.default_rng(seed), world(found)
     parts, labels = [], np.empty(count, dtype=np.int64)
     for start in range(0, count, 64):
         size = min(64, count - start)
-        shape = (size, found.rows, 5) if encoder.observation == "state" else (size, 64, 64, 3)
-        seen = np.empty(shape, np.float32 if encoder.observation == "state" else np.uint8)
-        for place in range(size):
-            world.reset(rng)
+        if encoder.observation == "state":
+            seen = np.empty((size, *found.bounds[0].shape), dtype=np.float32)
+        else:
+            seen = np.empty((size, 64, 64, 3), dtype=np.uint8)
+        for row, out in enumerate(seen):
+            place.reset(rng)
+            labels[start + row] = place.where()
             if encoder.observation == "state":
-                world.state(seen[place])
+                place.state(out)
             else:
-                world.image(seen[place])
-            target = world.items[world.target]
-            labels[start + place] = int(target.x > 0.5) + 2 * int(target.y > 0.5)
+                place.image(out)
         parts.append(encoder.encode(seen))
     return torch.from_numpy(np.concatenate(parts)), labels
 
@@ -293,7 +349,7 @@ def _proxy(task: Task, backbone: Backbone, setup: Setup, protocol: ProxyProtocol
         for place, variant in enumerate((protocol.variant, *protocol.unseen))
     }
     encoded = monotonic()
-    head = _fit_head(_Head(encoder), seen, labels, backbone, setup, protocol)
+    head = _fit_head(_Head(encoder, seen), seen, labels, backbone, setup, protocol)
     hits = {variant: _hits(head, *found) for variant, found in asked.items()}
     own = hits[protocol.variant]
     general, again = _generalisation({name: hits[name] for name in protocol.unseen})
@@ -343,3 +399,207 @@ def _hits(head: _Head, seen: Tensor, labels: npt.NDArray[np.int64]) -> npt.NDArr
     device = head.linear.weight.device
     found = [head.eval().logits(part.to(device)).argmax(dim=1).cpu().numpy() for part in seen.split(256)]
     return np.asarray(np.concatenate(found) == labels)
+
+
+# --- the benchmark ----------------------------------------------------------------------------------------------
+
+PARTS: Mapping[str, _Objects] = {
+    task.name: task
+    for task in (ObjectGoal(), ObjectInteraction(), ObjectComparison(), PropertyComparison(), ObjectReaching())
+}
+STRIDE = 1111  # between the seeds of two agents: from 1234 on they are the benchmark's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite(Protocol):
+    """Each of ``tasks`` by its own protocol of this name, ``runs`` times: with the seed, and with 1111 more each time.
+
+    ``--set`` with a field of those protocols changes it in all tasks; ``settings`` holds what was set, and ``recipes``
+    the hashes that follow, ``TASK@HASH``, so that this one's hash is over all there is.
+    """
+
+    tasks: tuple[str, ...] = tuple(PARTS)
+    runs: int = 3
+    settings: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.tasks or not set(self.tasks) <= set(PARTS) or self.runs < 1:
+            raise UsageError(
+                f"ocrl of {self.runs} runs of {', '.join(self.tasks) or 'no task'} cannot be run",
+                cause=f"it has the tasks {', '.join(PARTS)}, and at least one run",
+                fix="--set tasks=object-goal,object-comparison --set runs=1",
+            )
+        recipes = tuple(f"{name}@{part.hash}" for name, part in self.parts().items())
+        object.__setattr__(self, "recipes", recipes)
+
+    def parts(self) -> dict[str, Protocol]:
+        """The protocol of each task."""
+        changes = dict(setting.split("=", 1) for setting in self.settings)
+        return {name: PARTS[name].protocol(self.id).override(changes) for name in self.tasks}
+
+    def override(self, settings: Mapping[str, str]) -> Protocol:
+        own = {name: text for name, text in settings.items() if name in ("tasks", "runs")}
+        changed = super().override(own)
+        assert isinstance(changed, Suite)
+        rest = tuple(f"{name}={text}" for name, text in settings.items() if name not in own)
+        changed = replace(changed, settings=(*self.settings, *rest))
+        moved = {name for part in changed.parts().values() for name in part.modified}
+        return replace(changed, modified=tuple(sorted({*changed.modified, *moved})))
+
+
+class ObjectCentric(Task):
+    """The five tasks of the object-centric benchmark (Yoon et al., ICML 2023), with one backbone.
+
+    ``success`` is the mean over tasks and agents, with an interval over agents and episodes. ``iqm`` is the mean of
+    the middle half of the scores of all agents on all tasks, with rliable's interval over agents
+    (:func:`evalsuite.statistics.stratified_bootstrap`), which one agent does not have. ``area`` and
+    ``generalisation`` are means, too. Each task's own score goes by its name.
+
+    An agent is a run, and has a seed of its own; three make a result, as in the benchmark, whose seeds are those of the
+    seed 1234. ``evalsuite compare`` compares ``success``, and takes the mean of several results. A run that was killed
+    goes on at the agent it was at; finished ones are neither trained nor tested again.
+
+    Without MuJoCo it is refused; ``--set tasks=object-goal,object-interaction,object-comparison,property-comparison``
+    leaves out the task that needs it, as a modified protocol.
+    """
+
+    name = "ocrl"
+    metrics = (Metric("success"), Metric("iqm"), Metric("area"), Metric("generalisation"), *map(Metric, PARTS))
+    primary = "success"
+    needs = frozenset[str]()
+    engines = ("sb3",)
+    protocols = (
+        Suite(id="ppo-2m", version=1),
+        Suite(id="ppo-short", version=1, runs=1),
+        Suite(id="proxy", version=1),
+    )
+
+    def promises(self, protocol: Protocol) -> tuple[Metric, ...]:
+        assert isinstance(protocol, Suite)
+        shared = PROXY if self.leading(protocol) == "accuracy" else _Objects.metrics
+        return (*shared, Metric("iqm"), *map(Metric, protocol.tasks))
+
+    def leading(self, protocol: Protocol) -> str:
+        return "accuracy" if protocol.id == "proxy" else self.primary
+
+    def requires(self, protocol: Protocol) -> frozenset[str]:
+        assert isinstance(protocol, Suite)
+        return frozenset[str]().union(*(PARTS[name].requires(part) for name, part in protocol.parts().items()))
+
+    def refuse(self, backbone: Backbone, protocol: Protocol) -> None:
+        assert isinstance(protocol, Suite)
+        super().refuse(backbone, protocol)
+        for name, part in protocol.parts().items():
+            try:
+                PARTS[name].refuse(backbone, part)
+            except ResourceError as error:
+                others = ",".join(other for other in protocol.tasks if other != name)
+                fix = f"{error.fix}; or without it: --set tasks={others}" if others else error.fix
+                raise ResourceError(error.problem, cause=error.cause, fix=fix) from error
+
+    def fingerprint(self, setup: Setup) -> str:
+        known = [PARTS[name].fingerprint(replace(setup, protocol=part)) for name, part in _suite(setup).parts().items()]
+        return hashlib.sha256(" ".join(known).encode()).hexdigest()[:32]
+
+    def run(self, backbone: Backbone, setup: Setup) -> Outcome:
+        suite, lead = _suite(setup), self.leading(setup.protocol)
+        parts = suite.parts()
+        seeds = [setup.seed + STRIDE * run for run in range(suite.runs)]
+        found: dict[str, list[Outcome]] = {name: [] for name in parts}
+        for name, part in parts.items():
+            for seed in seeds:
+                work = setup.work / f"{name}-{seed}"
+                own = replace(setup, protocol=part, seed=seed, work=work)
+                found[name].append(_once(PARTS[name], backbone, own))
+        return Outcome(
+            **_joined(found, lead),
+            figures=_pictures(found, setup.work / "curve.png"),
+            data={"fingerprint": self.fingerprint(setup), "worlds": list(parts)},
+            timings=_summed([outcome.timings for outcomes in found.values() for outcome in outcomes]),
+            details={
+                "seeds": seeds,
+                "protocols": {name: part.fields() for name, part in parts.items()},
+                "runs": {name: [dict(outcome.scores) for outcome in outcomes] for name, outcomes in found.items()},
+                "tasks": {name: dict(outcomes[0].details) for name, outcomes in found.items()},
+            },
+        )
+
+
+def _suite(setup: Setup) -> Suite:
+    assert isinstance(setup.protocol, Suite)
+    return setup.protocol
+
+
+def _once(task: Task, backbone: Backbone, setup: Setup) -> Outcome:
+    """What a task found; read back where a run that was stopped later has left it."""
+    path = setup.work / "outcome.pt"
+    key = (
+        f"{backbone.identity} {setup.protocol.hash} {task.fingerprint(setup)} {setup.seed} {setup.engine} {setup.limit}"
+    )
+    if path.exists():
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        if kept["key"] == key:
+            replicates, samples = ({k: v.numpy() for k, v in kept[n].items()} for n in ("replicates", "samples"))
+            figures = {name: setup.work / file for name, file in kept["figures"].items()}
+            return Outcome(**json.loads(kept["plain"]), replicates=replicates, samples=samples, figures=figures)
+    setup.progress.say(f"{task.name}, seed {setup.seed}")
+    setup.work.mkdir(parents=True, exist_ok=True)
+    found = evaluate(task, backbone, setup)
+    plain = {name: getattr(found, name) for name in ("scores", "data", "ids", "timings", "details")}
+    content = {
+        "key": key, "plain": json.dumps(plain), "figures": {name: file.name for name, file in found.figures.items()},
+        "replicates": {name: torch.from_numpy(values) for name, values in found.replicates.items()},
+        "samples": {name: torch.from_numpy(values) for name, values in found.samples.items()},
+    }  # fmt: skip
+    with atomic(path) as partial:
+        torch.save(content, partial)
+    return found
+
+
+def _joined(found: Mapping[str, list[Outcome]], lead: str) -> dict[str, Any]:
+    """Scores, replicates and samples of the benchmark, of the agents' outcomes on each task."""
+    table = np.array([[outcome.scores[lead] for outcome in outcomes] for outcomes in found.values()], dtype=float).T
+    means = dict(zip(found, table.mean(axis=0).tolist(), strict=True))
+    replicates: dict[str, Floats] = {
+        name: over_seeds([_resampled(outcome.samples[lead], place) for outcome in outcomes], place)
+        for place, (name, outcomes) in enumerate(found.items())
+    }
+    replicates[lead] = np.mean([replicates[name] for name in found], axis=0)
+    scores = {lead: float(table.mean()), "iqm": iqm(table), **means}
+    if len(table) > 1:
+        replicates["iqm"] = stratified_bootstrap(table, iqm, REPLICATES)
+    every = [outcome for outcomes in found.values() for outcome in outcomes]
+    for name in sorted({"area", "generalisation"} & set(every[0].scores)):
+        values = [value for outcome in every if (value := outcome.scores[name]) is not None]
+        scores[name] = float(np.mean(values)) if len(values) == len(every) else None
+        if all(name in outcome.replicates for outcome in every):
+            draws = [over_seeds([o.replicates[name] for o in own], n) for n, own in enumerate(found.values())]
+            replicates[name] = np.mean(draws, axis=0)
+    lengths = [len(outcome.samples[lead]) for outcome in every]
+    named = [f"{name}/run-{run}" for name, outcomes in found.items() for run in range(len(outcomes))]
+    return {
+        "scores": scores, "replicates": replicates,
+        "samples": {  # the episodes of an agent stand and fall together
+            lead: np.concatenate([outcome.samples[lead] for outcome in every]),
+            "group": np.repeat(np.arange(len(every)), lengths),
+        },
+        "ids": [f"{where}/{one}" for where, outcome in zip(named, every, strict=True) for one in outcome.ids],
+    }  # fmt: skip
+
+
+def _pictures(found: Mapping[str, list[Outcome]], path: Path) -> dict[str, Path]:
+    """Curves of all tasks, the mean over agents between the worst and the best; a film of the first one each."""
+    if not all(outcome.figures for outcomes in found.values() for outcome in outcomes):
+        return {}
+    lines = {}
+    for name, outcomes in found.items():
+        curves = np.array([[[p["steps"], p["success"]] for p in outcome.details["curve"]] for outcome in outcomes])
+        steps, success = curves[0, :, 0], curves[:, :, 1]
+        lines[name] = np.stack([steps, success.mean(axis=0), success.min(axis=0), success.max(axis=0)], axis=1)
+    _draw_curves(lines, "ocrl", path)
+    return {"curve": path} | {f"episode-{name}": outcomes[0].figures["episode"] for name, outcomes in found.items()}
+
+
+def _summed(timings: list[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(t.get(name, 0.0) for t in timings) for name in dict.fromkeys(n for t in timings for n in t)}

@@ -1,7 +1,8 @@
 """Simulated worlds an agent acts in, as gymnasium environments.
 
 Importing this module registers ``evalsuite/ObjectGoal-v0``, ``evalsuite/ObjectInteraction-v0``,
-``evalsuite/ObjectComparison-v0``, ``evalsuite/PropertyComparison-v0`` and ``evalsuite/RandomObjects-v0``;
+``evalsuite/ObjectComparison-v0``, ``evalsuite/PropertyComparison-v0``, ``evalsuite/RandomObjects-v0`` and, in three
+dimensions, ``evalsuite/ObjectReaching-v0``, which needs MuJoCo;
 ``gymnasium.make("evalsuite.worlds:evalsuite/ObjectGoal-v0", variant="ocr-color1")`` does both at once.
 """
 
@@ -9,8 +10,17 @@ from __future__ import annotations
 
 import gymnasium
 
-from evalsuite.worlds.environments import Objects, ObjectsVector, observation_space
-from evalsuite.worlds.objects import COLOURS, SCALES, TASKS, Rules, World, rules, variants
+from evalsuite.worlds.environments import (
+    TASKS,
+    Objects,
+    ObjectsVector,
+    observation_space,
+    rules,
+    variants,
+    world,
+)
+from evalsuite.worlds.objects import COLOURS, SCALES, Rules, World
+from evalsuite.worlds.reaching import ReachingRules, ReachingWorld
 from evalsuite.worlds.sprites import SHAPES
 
 __all__ = [
@@ -20,11 +30,14 @@ __all__ = [
     "TASKS",
     "Objects",
     "ObjectsVector",
+    "ReachingRules",
+    "ReachingWorld",
     "Rules",
     "World",
     "observation_space",
     "rules",
     "variants",
+    "world",
 ]
 
 for _task in TASKS:

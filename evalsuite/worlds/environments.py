@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import gymnasium
@@ -10,22 +11,49 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from evalsuite.errors import UsageError
-from evalsuite.worlds.objects import COLOURS, SCALES, Rules, World, rules
-from evalsuite.worlds.sprites import SHAPES
+from evalsuite.errors import ResourceError, UsageError
+from evalsuite.worlds import objects
+from evalsuite.worlds.objects import Rules, World
+from evalsuite.worlds.reaching import VARIANTS, ReachingRules, ReachingWorld, reaching_rules
 
-__all__ = ["Objects", "ObjectsVector", "observation_space"]
+__all__ = ["TASKS", "Objects", "ObjectsVector", "observation_space", "rules", "variants", "world"]
 
 Seen = Literal["image", "state", "mask"]
 Array = npt.NDArray[Any]
+ZOOM = 8  # screen pixels a pixel
+
+TASKS: Mapping[str, Mapping[str, Rules | ReachingRules]] = {**objects.TASKS, "object-reaching": VARIANTS}
 
 
-def observation_space(found: Rules, observation: Seen, size: int) -> gymnasium.spaces.Box:
+def variants(task: str) -> tuple[str, ...]:
+    """The named variants of a task, ``"default"`` first."""
+    return tuple(TASKS[task])
+
+
+def rules(task: str, variant: str = "default", **changes: Any) -> Rules | ReachingRules:
+    """The rules of a task's variant, with fields changed: :func:`evalsuite.worlds.objects.rules`, and
+    :func:`evalsuite.worlds.reaching.reaching_rules` for ``object-reaching``. They need no simulator.
+
+    Raises :class:`UsageError` for a variant or a field that does not exist, and for rules that contradict each other.
+    """
+    return reaching_rules(variant, **changes) if task == "object-reaching" else objects.rules(task, variant, **changes)
+
+
+def world(found: Rules | ReachingRules, size: int = 64) -> World | ReachingWorld:
+    """What plays by these rules, and draws pictures of ``size`` x ``size``.
+
+    Raises :class:`ResourceError` where ``object-reaching`` lacks its simulator.
+    """
+    return World(found, size) if isinstance(found, Rules) else ReachingWorld(found, size)
+
+
+def observation_space(found: Rules | ReachingRules, observation: Seen, size: int) -> gymnasium.spaces.Box:
     """What an agent sees of a world.
 
-    ``"image"``: (size, size, 3) bytes. ``"state"``: (rows, 5) floats, a row an item (objects, goal, agent, then
-    zeros): colour, shape and scale as places in the lists of :mod:`evalsuite.worlds`, x, y. ``"mask"``:
-    (rows + 1, size, size) bytes, where each item would be seen alone, the ground last.
+    ``"image"``: (size, size, 3) bytes. ``"state"``: floats, a row an item: (rows, 5), objects, goal, agent, then zeros,
+    each its colour, shape and scale as places in the lists of :mod:`evalsuite.worlds`, x and y; (rows, 17) as in
+    :meth:`evalsuite.worlds.ReachingWorld.state`. ``"mask"``: (rows + 1, size, size) bytes, where each item would be
+    seen alone, the ground last.
 
     Raises :class:`UsageError` for another name.
     """
@@ -39,11 +67,25 @@ def observation_space(found: Rules, observation: Seen, size: int) -> gymnasium.s
             cause="worlds are seen as image, state or mask",
             fix="use one of them",
         )
-    high = np.array([len(COLOURS) - 1, len(SHAPES) - 1, len(SCALES) - 1, 1, 1], dtype=np.float32)
-    return gymnasium.spaces.Box(np.zeros((found.rows, 5), np.float32), np.tile(high, (found.rows, 1)))
+    return gymnasium.spaces.Box(*found.bounds)
 
 
-def _observe(world: World, observation: Seen, image: Array, out: Array) -> None:
+def _actions(found: Rules | ReachingRules) -> gymnasium.spaces.Space[Any]:
+    """Four directions; or targets for the three joints."""
+    if isinstance(found, Rules):
+        return gymnasium.spaces.Discrete(4)
+    return gymnasium.spaces.Box(-1.0, 1.0, (3,), np.float32)
+
+
+def _rendered(mode: str | None, known: list[str]) -> str | None:
+    if mode is not None and mode not in known:
+        raise UsageError(
+            f"there is no render_mode {mode!r}", cause=f"there are {', '.join(known)}, and none", fix="use one of them"
+        )
+    return mode
+
+
+def _observe(world: World | ReachingWorld, observation: Seen, image: Array, out: Array) -> None:
     if observation == "state":
         world.state(out)
     elif observation == "mask":
@@ -58,16 +100,51 @@ def _empty(space: gymnasium.Space[Any]) -> Array:
     return np.empty(space.shape, space.dtype)
 
 
-class Objects(gymnasium.Env[Array, np.int64]):
+class _Window:
+    """Pictures on the screen, by pygame, as many a second as the world has steps."""
+
+    def __init__(self, size: int, rate: int) -> None:
+        try:
+            import pygame
+        except ModuleNotFoundError as error:
+            raise ResourceError(
+                "render_mode='human' needs pygame, which is not installed",
+                cause="it comes with the extra 'rl'",
+                fix="pip install 'evalsuite[rl]', or render_mode='rgb_array'",
+            ) from error
+        self._pygame, self._size, self._rate = pygame, (size * ZOOM, size * ZOOM), rate
+        self._surface: Any = None
+
+    def show(self, image: Array) -> None:
+        pygame = self._pygame
+        if self._surface is None:
+            pygame.display.init()
+            self._surface, self._clock = pygame.display.set_mode(self._size), pygame.time.Clock()
+        picture = pygame.surfarray.make_surface(image.swapaxes(0, 1))
+        self._surface.blit(pygame.transform.scale(picture, self._size), (0, 0))
+        pygame.event.pump()
+        pygame.display.flip()
+        self._clock.tick(self._rate)
+
+    def close(self) -> None:
+        if self._surface is not None:
+            self._surface = None
+            self._pygame.display.quit()
+
+
+class Objects(gymnasium.Env[Array, Any]):
     """One world. ``info["is_success"]`` is true on the step that reaches the target.
 
     ``variant`` and further rules are those of :func:`evalsuite.worlds.rules`. An episode ends by touch
     (``terminated``) or after ``rules.steps`` steps (``truncated``); with ``time_limit_is_terminal`` the latter is
     ``terminated`` as well, as in the benchmark, whose agents do not bootstrap there. Actions: 0 up, 1 left, 2 down,
-    3 right.
+    3 right; in ``object-reaching`` targets from -1 to 1 for three joints. ``step`` raises :class:`ValueError` for
+    others.
+
+    ``render_mode="human"`` shows every step in a window (pygame).
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012  # as gymnasium's
+    metadata: dict[str, Any] = {"render_modes": ["human", "rgb_array"], "render_fps": 10}  # noqa: RUF012  # as gymnasium's
 
     def __init__(
         self,
@@ -82,21 +159,25 @@ class Objects(gymnasium.Env[Array, np.int64]):
         self.rules = rules(task, variant, **changes)
         self.observation = observation
         self.time_limit_is_terminal = time_limit_is_terminal
-        self.render_mode = render_mode
-        self.world = World(self.rules, size)
-        self.action_space = gymnasium.spaces.Discrete(4)
+        self.render_mode = _rendered(render_mode, self.metadata["render_modes"])
+        self.metadata = {**self.metadata, "render_fps": self.rules.rate}
+        self.world = world(self.rules, size)
+        self.action_space = _actions(self.rules)
         self.observation_space = observation_space(self.rules, observation, size)
         self._image = np.zeros((size, size, 3), dtype=np.uint8)
+        self._window = _Window(size, self.rules.rate) if render_mode == "human" else None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         super().reset(seed=seed)
         self.world.reset(self.np_random)
+        self._show()
         return self._seen(), {"is_success": False}
 
-    def step(self, action: np.int64 | int) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        reward, success, ended = self.world.act(int(action))
+    def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        reward, success, ended = self.world.act(action)
         late = not ended and self.world.taken >= self.rules.steps
         terminal = self.time_limit_is_terminal
+        self._show()
         return self._seen(), reward, ended or (late and terminal), late and not terminal, {"is_success": success}
 
     def render(self) -> Array | None:
@@ -105,6 +186,15 @@ class Objects(gymnasium.Env[Array, np.int64]):
         self.world.image(self._image)
         return self._image.copy()
 
+    def close(self) -> None:
+        if self._window is not None:
+            self._window.close()
+
+    def _show(self) -> None:
+        if self._window is not None:
+            self.world.image(self._image)
+            self._window.show(self._image)
+
     def _seen(self) -> Array:
         out = _empty(self.observation_space)
         _observe(self.world, self.observation, self._image, out)
@@ -112,7 +202,7 @@ class Objects(gymnasium.Env[Array, np.int64]):
 
 
 class ObjectsVector(VectorEnv[Array, Array, Array]):
-    """Many worlds of one kind in one process; arguments as of :class:`Objects`.
+    """Many worlds of one kind in one process; arguments as of :class:`Objects`, but there is no window.
 
     World ``i`` is seeded with ``seed + i``. An episode that ends is followed by the next one in the same step
     (gymnasium's ``AutoresetMode.SAME_STEP``): the observation is the next episode's first, and
@@ -140,9 +230,10 @@ class ObjectsVector(VectorEnv[Array, Array, Array]):
         self.num_envs = num_envs
         self.observation = observation
         self.time_limit_is_terminal = time_limit_is_terminal
-        self.render_mode = render_mode
-        self.worlds = [World(self.rules, size) for _ in range(num_envs)]
-        self.single_action_space = gymnasium.spaces.Discrete(4)
+        self.render_mode = _rendered(render_mode, self.metadata["render_modes"])
+        self.metadata = {**self.metadata, "render_fps": self.rules.rate}
+        self.worlds = [world(self.rules, size) for _ in range(num_envs)]
+        self.single_action_space = _actions(self.rules)
         self.single_observation_space = observation_space(self.rules, observation, size)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -165,11 +256,16 @@ class ObjectsVector(VectorEnv[Array, Array, Array]):
         return seen, {"is_success": np.zeros(self.num_envs, bool), "_is_success": np.ones(self.num_envs, bool)}
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        """One action each. Raises :class:`ValueError` before any world has moved where one cannot be done."""
+        space, actions = self.action_space, np.asarray(actions)
+        whole = actions.dtype.kind in "iu" or isinstance(space, gymnasium.spaces.Box)
+        if not whole or actions.shape != space.shape or not space.contains(actions.astype(space.dtype)):
+            raise ValueError(f"the actions of {self.num_envs} worlds are {space}, not {actions}")
         seen = _empty(self.observation_space)
         rewards = np.zeros(self.num_envs, dtype=np.float64)
         ended, late, success = (np.zeros(self.num_envs, dtype=bool) for _ in range(3))
         last = np.full(self.num_envs, None, dtype=object)
-        for place, (world, action) in enumerate(zip(self.worlds, actions.tolist(), strict=True)):
+        for place, (world, action) in enumerate(zip(self.worlds, actions, strict=True)):
             rewards[place], success[place], ended[place] = world.act(action)
             late[place] = not ended[place] and world.taken >= self.rules.steps
             self._see(place, seen[place])

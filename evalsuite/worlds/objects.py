@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from itertools import product
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from matplotlib.colors import to_rgb
 
 from evalsuite.errors import UsageError
 from evalsuite.worlds.sprites import SHAPES, Painter, Sprite
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = ["COLOURS", "SCALES", "TASKS", "Rules", "World", "rules", "variants"]
 
@@ -74,6 +77,17 @@ class Rules:
     def rows(self) -> int:
         """Objects, the goal where there is one, and the agent."""
         return self.objects[1] + 1 + (self.kind == "interaction")
+
+    @property
+    def bounds(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """The lowest and the highest state, (rows, 5) each."""
+        high = np.array([len(COLOURS) - 1, len(SHAPES) - 1, len(SCALES) - 1, 1, 1], dtype=np.float32)
+        return np.zeros((self.rows, 5), dtype=np.float32), np.tile(high, (self.rows, 1))
+
+    @property
+    def rate(self) -> int:
+        """Steps a second, where they are shown."""
+        return 10
 
 
 _FOUR = ("blue", "green", "yellow", "red")
@@ -168,22 +182,30 @@ def rules(task: str, variant: str = "default", **changes: Any) -> Rules:
 
     Raises :class:`UsageError` for a variant or a field that does not exist, and for rules that contradict each other.
     """
-    if variant not in TASKS[task]:
-        raise UsageError(
-            f"{task} has no variant {variant!r}",
-            cause=f"it has {', '.join(TASKS[task])}",
-            fix="--set variant=NAME with one of these",
-        )
-    known = Rules.__dataclass_fields__
-    if strange := sorted(set(changes) - set(known)):
-        raise UsageError(
-            f"rules have no {', '.join(strange)}",
-            cause=f"they have {', '.join(known)}",
-            fix="use one of these names",
-        )
-    changed = replace(TASKS[task][variant], **changes)
+    changed = vary(task, TASKS[task], variant, changes)
     _check(changed)
     return changed
+
+
+AnyRules = TypeVar("AnyRules", bound="DataclassInstance")
+
+
+def vary(task: str, known: Mapping[str, AnyRules], variant: str, changes: Mapping[str, Any]) -> AnyRules:
+    """The rules of a variant, with fields changed; an unknown variant or field is refused."""
+    if variant not in known:
+        raise UsageError(
+            f"{task} has no variant {variant!r}",
+            cause=f"it has {', '.join(known)}",
+            fix="--set variant=NAME with one of these",
+        )
+    names = known[variant].__dataclass_fields__
+    if strange := sorted(set(changes) - set(names)):
+        raise UsageError(
+            f"rules have no {', '.join(strange)}",
+            cause=f"they have {', '.join(names)}",
+            fix="use one of these names",
+        )
+    return replace(known[variant], **changes)
 
 
 def _check(found: Rules) -> None:
@@ -264,7 +286,7 @@ class World:
         The end is of the episode by touch; the limit of steps is not counted here. Raises :class:`ValueError` for
         another action.
         """
-        if action not in (0, 1, 2, 3):
+        if np.shape(action) or action not in (0, 1, 2, 3):
             raise ValueError(f"an action is 0 (up), 1 (left), 2 (down) or 3 (right), not {action!r}")
         self.taken += 1
         axis, delta = "yxyx"[action], self.rules.stride * (1 if action in (0, 3) else -1)
@@ -286,6 +308,11 @@ class World:
         if touched == self.target or self.rules.kind == "random":
             return 1.0, True, True
         return (0.1 if self.rules.reward == "normal" else 0.0), False, True
+
+    def where(self) -> int:
+        """In which quadrant the target is: 0 below left, 1 below right, 2 above left, 3 above right."""
+        target = self.items[self.target]
+        return int(target.x > 0.5) + 2 * int(target.y > 0.5)
 
     def snapshot(self) -> dict[str, Any]:
         """Where this world is, in plain values."""

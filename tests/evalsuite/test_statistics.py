@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from evalsuite.errors import UsageError
-from evalsuite.statistics import bootstrap_mean, interval, resample_weights, weight_blocks
+from evalsuite.statistics import bootstrap_mean, interval, iqm, resample_weights, stratified_bootstrap, weight_blocks
 
 
 def test_weights_are_multinomial():
@@ -102,3 +102,39 @@ def test_intervals_cover_the_truth_as_often_as_they_say(draw: str):
 def test_what_makes_no_sense_is_refused(call):
     with pytest.raises(UsageError):
         call()
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (3, 5), (10, 26), (4, 1)])
+def test_the_interquartile_mean_is_scipys_trimmed_mean_of_all_scores(shape: tuple[int, int]):
+    scores = np.random.default_rng(0).random(shape)
+    assert iqm(scores) == pytest.approx(stats.trim_mean(scores, 0.25, axis=None))  # as rliable has it
+    quarter = scores.size // 4
+    middle = np.sort(scores.ravel())[quarter : scores.size - quarter]
+    assert iqm(scores) == pytest.approx(middle.mean())
+
+
+def test_runs_are_drawn_for_each_task_by_itself():
+    """Against the distribution itself: of two runs on two tasks there are sixteen draws."""
+    scores = np.array([[0.0, 10.0], [1.0, 30.0]])
+    drawn = stratified_bootstrap(scores, lambda table: float(table.mean()), replicates=4000)
+    every = [(a + b) / 4 + (c + d) / 4 for a in (0, 1) for b in (0, 1) for c in (10, 30) for d in (10, 30)]
+    for value in set(every):
+        assert np.mean(drawn == value) == pytest.approx(every.count(value) / 16, abs=0.03)
+    assert set(drawn) == set(every)
+
+
+def test_the_interval_of_the_interquartile_mean_agrees_with_a_slow_bootstrap():
+    scores = np.random.default_rng(1).beta(2, 2, (6, 5)) + np.linspace(0, 1, 5)
+    random = np.random.default_rng(2)
+    slow = []
+    for _ in range(1000):
+        columns = [[column[random.integers(6)] for _ in range(6)] for column in scores.T]
+        slow.append(stats.trim_mean(np.ravel(columns), 0.25))
+    assert interval(stratified_bootstrap(scores, replicates=1000)) == pytest.approx(interval(slow), abs=0.015)
+    assert np.array_equal(stratified_bootstrap(scores, seed=3), stratified_bootstrap(scores, seed=3))
+
+
+@pytest.mark.parametrize("scores", [[[0.1, 0.2]], [0.1, 0.2], [[0.1], [float("nan")]]])
+def test_one_run_has_no_interval_over_runs(scores: list[object]):
+    with pytest.raises(UsageError, match="no interval over runs"):
+        stratified_bootstrap(scores)

@@ -381,6 +381,16 @@ def test_a_variant_of_a_world_is_named_after_a_slash():
         parse("worlds:atlantis")
 
 
+def test_a_world_in_three_dimensions_is_data_too():
+    try:
+        sample = parse("worlds:object-reaching/pretraining:8").train[0]
+    except ResourceError as error:  # no OpenGL here
+        pytest.skip(f"{error.problem}: {error.cause}")
+    assert sample["image"].shape == (3, 64, 64)
+    assert sample["state"].shape == (5, 17)
+    assert {0, 1, 2, 3} & set(sample["segments"].unique().tolist())
+
+
 def test_worlds_without_their_extra_are_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "evalsuite.worlds", None)
     with pytest.raises(ResourceError, match="which is not installed"):

@@ -118,6 +118,29 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(tmp_path: Path, whol
     assert np.array_equal(again.film, whole.film)
 
 
+class Finger:
+    def make(self, count: int, variant: str, observation: str) -> ObjectsVector:
+        return ObjectsVector(count, "object-reaching", variant, observation, steps=20, time_limit_is_terminal=True)
+
+
+def test_actions_may_be_numbers_in_a_range_and_a_killed_run_goes_on_to_the_same(tmp_path: Path):
+    from evalsuite_objects.zoo import build
+
+    def reach(work: Path, progress: Progress | None = None) -> Played:
+        return StableBaselines3().play(build("state").eval(), protocol, Finger(), setup(work, protocol, progress))
+
+    protocol = dataclasses.replace(TINY, pooling="relation", unseen=("objects-2",))
+    whole = reach(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        reach(tmp_path / "killed", _Killed(2, "kill"))
+    again = reach(tmp_path / "killed")
+    assert again.curve == whole.curve
+    assert all(np.array_equal(again.successes[name], whole.successes[name]) for name in ("objects-1", "objects-2"))
+    policy = torch.load(tmp_path / "whole" / "agent.pt", weights_only=True)["policy"]
+    assert policy["log_std"].shape == (3,)
+    assert policy["log_std"].abs().max() > 0
+
+
 def test_a_state_of_another_run_is_not_taken_up(tmp_path: Path, whole: Played):
     other = dataclasses.replace(TINY, lr=5e-3)
     play(tmp_path, other)
