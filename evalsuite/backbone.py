@@ -89,7 +89,8 @@ class Backbone(nn.Module):
     where the architecture allows it, gives the network up to its last stage and that stage, for detectors that run
     the last stage on regions (Faster R-CNN C4). ``dilate(output_stride)``, where it allows that, builds the same
     architecture with dilation in place of its last strides. ``read(net, texts)``, where the network has a text tower
-    too, gives (B,E) vectors of texts in the space of ``Features.joint``.
+    too, gives (B,E) vectors of texts in the space of ``Features.joint``. ``heads`` are the names of parameters that no
+    feature depends on, for a network whose gradients do not tell them (None: they tell).
     """
 
     mean: Tensor
@@ -103,10 +104,12 @@ class Backbone(nn.Module):
         split: Split | None = None,
         dilate: Dilate | None = None,
         read: Read | None = None,
+        heads: frozenset[str] | None = None,
     ) -> None:
         super().__init__()
         self.net = net
         self.spec = spec
+        self.heads = heads
         self._look, self._split, self._dilate, self._read = look, split, dilate, read
         self._normaliser(spec)
 

@@ -164,12 +164,14 @@ def _checkpoint(entry: Entry, target: Any, registry: Registry) -> Check:
 
 def _method(entry: Entry, target: Any, registry: Registry) -> Check:
     from pretrain import Method
-    from pretrain.testing import check_method, small_backbone, small_options
+    from pretrain.testing import check_method, small_backbone, small_corpus, small_options
 
     if not (isinstance(target, type) and issubclass(target, Method)):
         return "", lambda: _refuse_kind(target, "a subclass of Method")
-    backbone = partial(small_backbone, target, registry)
-    return "", lambda: _fitting(lambda: check_method(lambda: target(small_options(target)), backbone=backbone))
+    check = partial(
+        check_method, backbone=partial(small_backbone, target, registry), corpus=partial(small_corpus, target)
+    )
+    return "", lambda: _fitting(lambda: check(lambda: target(small_options(target))))
 
 
 def _modifier(entry: Entry, target: Any, registry: Registry) -> Check:

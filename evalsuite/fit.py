@@ -91,7 +91,8 @@ class Fit:
     ``accumulate`` batches. They are :class:`Steps` of ``sample``, ``length`` and ``batch_size``, or what
     ``batches(first)`` gives, ``first`` being the number of batches that a resumed run has behind it. ``resumed`` hears
     from which step the run goes on. ``stepped`` hears of every step before the state is saved; the numbers it returns
-    are logged and shown beside the losses. ``advice`` is for a loss that is not finite.
+    are logged and shown beside the losses. ``clip_gradient`` is the largest norm of all gradients together, of order
+    ``clip_norm`` (infinity: their largest entry). ``advice`` is for a loss that is not finite.
     """
 
     model: nn.Module
@@ -106,6 +107,7 @@ class Fit:
     batch_size: int = 0
     what: str = "train"
     clip_gradient: float | None = None
+    clip_norm: float = 2.0
     workers: int = 0
     saves: float = 60.0
     log: list[dict[str, float]] = field(default_factory=list)
@@ -144,7 +146,7 @@ def fit(run: Fit, fabric: Fabric, progress: Progress) -> nn.Module:
                 group["lr"] = base if group.get("constant") else base * run.rate(step)
             losses = _backward(run, model, fabric, batches, step)
             if run.clip_gradient is not None:
-                fabric.clip_gradients(model, optimizer, max_norm=run.clip_gradient)
+                fabric.clip_gradients(model, optimizer, max_norm=run.clip_gradient, norm_type=run.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             moment = clock.moment(step + 1)

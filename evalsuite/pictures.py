@@ -19,7 +19,15 @@ from evalsuite.data.segmentation import IGNORE, SegmentationSet
 from evalsuite.files import atomic
 from evalsuite.metrics.detection import Detections
 
-__all__ = ["colour", "detections_sheet", "iou_chart", "segmentation_rows", "segmentation_sheet"]
+__all__ = [
+    "colour",
+    "columns_sheet",
+    "detections_sheet",
+    "iou_chart",
+    "painted",
+    "segmentation_rows",
+    "segmentation_sheet",
+]
 
 TILE = 320  # pixels of a picture's longer side
 MARGIN = 6
@@ -118,6 +126,23 @@ def _legend(sheet: Image.Image, data: SegmentationSet, seen: npt.NDArray[np.int6
         pen.rectangle((left, top, left + 20, top + 14), fill=shade, outline=edge)
         pen.text((left + 26, top), name, fill="black", font=font)
     return whole
+
+
+def painted(masks: Tensor) -> Tensor:
+    """Masks (R, S, h, w) that share each place, as pictures (R, 3, h, w) in [0, 1]: each mask in a colour, mixed."""
+    palette = torch.tensor([colour(place) for place in range(masks.shape[1])], dtype=masks.dtype) / 255
+    mixed: Tensor = torch.einsum("rshw,sc->rchw", masks.cpu(), palette)
+    return mixed
+
+
+def columns_sheet(columns: Mapping[str, Tensor], path: Path) -> None:
+    """A PNG with a row an image and a column a title: pictures (R, 3, h, w) in [0, 1], of any size, R in each."""
+    tiles = []
+    for pictures in columns.values():
+        size = [round(side * TILE / max(pictures.shape[2:])) for side in pictures.shape[2:]]
+        tiles.append(F.interpolate(pictures.cpu().float().clamp(0, 1), size, mode="nearest").mul(255).round().byte())
+    with atomic(path) as partial:
+        _sheet(list(zip(*tiles, strict=True)), tuple(columns)).save(partial, "PNG")
 
 
 def iou_chart(data: SegmentationSet, iou: Mapping[str, float | None], path: Path) -> None:

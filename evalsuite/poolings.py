@@ -102,21 +102,34 @@ class Encoder:
     @torch.no_grad()
     def encode(self, seen: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Images (B, H, W, 3) or states (B, rows, 5), encoded."""
+        found: npt.NDArray[np.float32] = self.vectors(self.features(seen)).cpu().numpy()
+        return found
+
+    @torch.no_grad()
+    def features(self, seen: npt.NDArray[Any]) -> Features:
+        """All that the backbone says of images (B, H, W, 3) or states (B, rows, 5)."""
         tensor = torch.from_numpy(np.ascontiguousarray(seen)).to(self.device)
-        vectors = self.look(tensor.permute(0, 3, 1, 2).float() / 255 if self.observation == "image" else tensor)
+        shown = tensor.permute(0, 3, 1, 2).float() / 255 if self.observation == "image" else tensor
+        found = self._look(shown)
         self.calls, self.encoded = self.calls + 1, self.encoded + len(seen)
-        self.tokens, self.width = vectors.shape[1:]
-        found: npt.NDArray[np.float32] = vectors.cpu().numpy()
+        self.tokens, self.width = self.vectors(found).shape[1:]
         return found
 
     def look(self, seen: Tensor) -> Tensor:
         """The vectors of pixels (B, 3, H, W) in [0, 1], or of states."""
-        if self.observation == "image" and seen.shape[-2:] != torch.Size(self.size):
-            seen = F.interpolate(seen, self.size, mode="bilinear", antialias=True)
-        features: Features = self.backbone(seen)
+        return self.vectors(self._look(seen))
+
+    def vectors(self, features: Features) -> Tensor:
+        """Of what a backbone says, the vectors that are read (B, tokens, width)."""
         vectors = features.tokens if self.reads == "tokens" else features.pooled
         assert vectors is not None
         return vectors.float() if vectors.ndim == 3 else vectors.float().unsqueeze(1)
+
+    def _look(self, seen: Tensor) -> Features:
+        if self.observation == "image" and seen.shape[-2:] != torch.Size(self.size):
+            seen = F.interpolate(seen, self.size, mode="bilinear", antialias=True)
+        found: Features = self.backbone(seen)
+        return found
 
 
 class TransformerPooling(nn.Module):

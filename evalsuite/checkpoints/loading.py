@@ -17,7 +17,7 @@ import torchvision
 from evalsuite.backbone import HEADER, IMAGENET_MEAN, IMAGENET_STD, Backbone, build, read_header
 from evalsuite.checkpoints import origins, reading
 from evalsuite.checkpoints.layouts import Candidate
-from evalsuite.checkpoints.matching import LoadReport, Match, heads_of, match, prefixes
+from evalsuite.checkpoints.matching import LoadReport, Match, heads_of, match, prefixes, weights
 from evalsuite.errors import BackboneError, PluginError, Refusal
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _zoo(text: str, backbone: Backbone, inputs: Mapping[str, Any], how: str, **p
         layout=how if text.partition(":")[0] in (*ZOOS, "random") else "plugin",
         arch=backbone.spec.arch,
         options=backbone.spec.options,
-        parameters=sum(p.numel() for k, p in backbone.net.named_parameters() if k not in heads),
+        parameters=sum(p.numel() for p in weights(backbone, heads).values()),
         input=_told(backbone, "given" if inputs else "the architecture's own"),
         identity=backbone.identity,
     )
@@ -163,7 +163,7 @@ def _own(path: Path, file: reading.File, registry: Registry, inputs: Mapping[str
         layout="evalsuite",
         arch=backbone.spec.arch,
         options=backbone.spec.options,
-        parameters=sum(p.numel() for p in backbone.net.parameters()),
+        parameters=sum(p.numel() for p in weights(backbone).values()),
         input=_told(backbone, "given" if inputs else "the file's header"),
         sha256=file.sha256,
         identity=backbone.identity,

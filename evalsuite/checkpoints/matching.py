@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from evalsuite.backbone import Backbone, Features
 
-__all__ = ["NEEDED", "LoadReport", "Match", "heads_of", "look_meta", "match", "prefixes"]
+__all__ = ["NEEDED", "LoadReport", "Match", "heads_of", "look_meta", "match", "prefixes", "weights"]
 
 NEEDED = 0.98  # of the parameters; what less than this gives is another network
 TOKENS = ("reg_token", "register_tokens", "cls_token", "dist_token", "pos_embed")  # a ViT has them or it is another
@@ -107,7 +107,7 @@ class Match:
 
 def match(backbone: Backbone, heads: frozenset[str], tensors: Mapping[str, Tensor]) -> Match:
     """Hold ``tensors`` against what ``backbone`` wants; ``heads`` are names of its parameters that do not matter."""
-    parameters = {k: v for k, v in backbone.net.named_parameters() if k not in heads}
+    parameters = weights(backbone, heads)
     every = backbone.net.state_dict()
     statistics = {k: v for k, v in every.items() if k not in parameters and k not in heads and v.is_floating_point()}
     wanted = parameters | statistics
@@ -123,6 +123,12 @@ def match(backbone: Backbone, heads: frozenset[str], tensors: Mapping[str, Tenso
         leftover=_leftover(tensors, every, parameters),
         mismatched=tuple(odd),
     )
+
+
+def weights(backbone: Backbone, heads: frozenset[str] = frozenset()) -> dict[str, Tensor]:
+    """The parameters that are no ``heads`` and are numbers: the masks that some networks keep among them are not."""
+    named = backbone.net.named_parameters()
+    return {k: v for k, v in named if k not in heads and v.is_floating_point()}
 
 
 def _fits(given: Tensor, wanted: Tensor) -> bool:
@@ -191,6 +197,8 @@ def look_meta(backbone: Backbone, batch: int = 1) -> tuple[Features, dict[str, T
 
 def heads_of(backbone: Backbone) -> frozenset[str]:
     """Names in ``backbone.net`` of the parameters that no feature depends on: a classifier, a projection head."""
+    if backbone.heads is not None:
+        return backbone.heads
     features, parameters = look_meta(backbone)
     outputs = [
         t for t in (features.pooled, features.tokens, *features.maps.values()) if t is not None and t.requires_grad

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from evalsuite.backbone import Backbone, Features, build
 from evalsuite.checkpoints.loading import Loaded
-from evalsuite.checkpoints.matching import heads_of, look_meta
+from evalsuite.checkpoints.matching import heads_of, look_meta, weights
 
 if TYPE_CHECKING:
     from evalsuite.hooks import Registry
@@ -200,7 +200,7 @@ def describe(loaded: Loaded, registry: Registry, *, check: bool = True) -> dict[
     with FlopCounterMode(display=False) as counter:
         features, _ = look_meta(backbone)
     heads = heads_of(backbone)
-    counts = {k: p.numel() for k, p in backbone.net.named_parameters()}
+    counts = {k: p.numel() for k, p in weights(backbone).items()}
     shapes: dict[str, Any] = {"maps": {str(s): list(m.shape[1:]) for s, m in sorted(features.maps.items())}}
     shapes["pooled"] = None if features.pooled is None else list(features.pooled.shape[1:])
     shapes["tokens"] = None if features.tokens is None else list(features.tokens.shape[1:])

@@ -25,6 +25,11 @@ def evalsuite_register(registry: Registry) -> None:
     registry.task(
         "property-comparison", f"{room}:PropertyComparison", "an agent finds the one object with a property of its own"
     )
+    registry.task("object-reaching", f"{room}:ObjectReaching", "a robot's finger touches one cube of four")
+    registry.task("ocrl", f"{room}:ObjectCentric", "the object-centric benchmark: all five tasks, several agents each")
+    registry.task(
+        "object-discovery", "evalsuite.tasks.discovery:ObjectDiscovery", "whose pixels are whose, and what objects are"
+    )
     room = "evalsuite.tasks.classification"
     registry.task("cifar10", f"{room}:Cifar10", "CIFAR-10, heads on frozen features")
     registry.task("cifar100", f"{room}:Cifar100", "CIFAR-100, heads on frozen features")

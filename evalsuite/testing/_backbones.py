@@ -19,7 +19,7 @@ __all__ = ["check_backbone"]
 
 BATCH = 4
 NEAR = 1e-3  # relative to the largest feature: sums of floats in another order differ by less
-KNOWN = {"pooled", "maps", "tokens", "joint"}
+KNOWN = {"pooled", "maps", "tokens", "masks", "joint"}
 
 Make = Callable[[], Backbone]
 
@@ -53,7 +53,7 @@ def check_backbone(make: Make, *, registry: Registry | None = None) -> None:
 
 def outputs(features: Features) -> Iterator[tuple[str, Tensor]]:
     """What there is of features, by name."""
-    for name in ("pooled", "tokens", "joint"):
+    for name in ("pooled", "tokens", "masks", "joint"):
         value = getattr(features, name)
         if value is not None:
             yield name, value
@@ -71,7 +71,7 @@ def _check_spec(backbone: Backbone, faults: Faults) -> None:
 
 def _check_shapes(backbone: Backbone, features: Features, images: Tensor, faults: Faults) -> None:
     spec, (height, width) = backbone.spec, images.shape[-2:]
-    found = {n for n in ("pooled", "tokens", "joint") if getattr(features, n) is not None}
+    found = {n for n in ("pooled", "tokens", "masks", "joint") if getattr(features, n) is not None}
     found |= {"maps"} if features.maps else set()
     for name in sorted(spec.gives ^ found):
         promised = f"spec.gives promises {name}, and it is not given"
@@ -79,10 +79,11 @@ def _check_shapes(backbone: Backbone, features: Features, images: Tensor, faults
     if features.pooled is not None:
         shape = tuple(features.pooled.shape)
         faults.unless(shape == (BATCH, spec.dim), f"pooled is {shape} for {BATCH} images, and spec.dim is {spec.dim}")
-    for name, dims in (("tokens", 3), ("joint", 2)):
+    for name, dims in (("tokens", 3), ("masks", 4), ("joint", 2)):
         value = getattr(features, name)
         fits = value is None or (value.ndim == dims and len(value) == BATCH)
         faults.unless(fits, f"{name} has the shape {None if value is None else tuple(value.shape)}")
+    _check_masks(features, faults)
     strides = dict(spec.strides) if "maps" in spec.gives else {}
     faults.unless(
         {*features.maps} == {*strides}, f"maps have the strides {sorted(features.maps)}, and spec {sorted(strides)}"
@@ -95,6 +96,16 @@ def _check_shapes(backbone: Backbone, features: Features, images: Tensor, faults
     for name, value in outputs(features):
         faults.unless(value.dtype == torch.float32, f"{name} is {value.dtype} of float32 images")
         faults.unless(bool(torch.isfinite(value).all()), f"{name} is not finite")
+
+
+def _check_masks(features: Features, faults: Faults) -> None:
+    masks, tokens = features.masks, features.tokens
+    if masks is None or masks.ndim != 4:
+        return
+    of = None if tokens is None else tokens.shape[1]
+    faults.unless(masks.shape[1] == of, f"there are {masks.shape[1]} masks an image, and {of or 'no'} tokens")
+    shared = bool((masks >= 0).all()) and _near(masks.sum(dim=1), torch.ones_like(masks[:, 0]))
+    faults.unless(shared, "masks are no shares of each place: they are not above zero, or do not sum to one")
 
 
 def _cells(side: int, stride: int) -> set[int]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import resource
@@ -192,6 +193,21 @@ def test_a_constant_group_keeps_its_rate(tmp_path):
     run.stepped = lambda moment: rates.append([g["lr"] for g in run.optimizer.param_groups]) or {}
     train(run)
     assert rates == [pytest.approx([0.05 / (1 + step), 0.05]) for step in range(4)]
+
+
+@pytest.mark.parametrize("order", [2.0, math.inf])
+def test_gradients_are_clipped_by_the_norm_of_an_order(tmp_path, order):
+    """The largest norm that is left is the one asked for, and the direction is the same."""
+    steps = {}
+    for clip in (None, 0.01):
+        run = bare(tmp_path / str(clip), clip_gradient=clip, clip_norm=order)
+        before = torch.cat([p.detach().clone().flatten() for p in run.model.parameters()])
+        run.iterations, run.optimizer = 1, torch.optim.SGD(run.model.parameters(), 1.0)
+        run.rate = lambda step: 1.0
+        train(run)
+        steps[clip] = before - torch.cat([p.detach().flatten() for p in run.model.parameters()])
+    assert float(torch.linalg.vector_norm(steps[0.01], order)) == pytest.approx(0.01, rel=1e-3)
+    assert float(torch.cosine_similarity(steps[None], steps[0.01], dim=0)) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_who_hears_of_a_step_adds_to_the_log_and_knows_where_a_run_goes_on(tmp_path):

@@ -6,11 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from evalsuite.data.cityscapes import Cityscapes
 from evalsuite.data.segmentation import IGNORE, SegmentationSet
-from evalsuite.pictures import HATCH, HEADER, MARGIN, TILE, WRONG, iou_chart, segmentation_rows, segmentation_sheet
+from evalsuite.pictures import (
+    HATCH,
+    HEADER,
+    MARGIN,
+    TILE,
+    WRONG,
+    colour,
+    columns_sheet,
+    iou_chart,
+    painted,
+    segmentation_rows,
+    segmentation_sheet,
+)
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +87,23 @@ def test_chart(data: SegmentationSet, tmp_path: Path) -> None:
     with Image.open(tmp_path / "all.png") as image:
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
     assert (pixels == data.palette[13]).all(axis=1).sum() > 1000  # the bar of the car, in its colour
+
+
+def test_masks_are_mixed_of_a_colour_each() -> None:
+    masks = torch.zeros(1, 2, 2, 2)
+    masks[:, 0], masks[:, 1, 0, 0] = 1.0, 0.5
+    masks[:, 0, 0, 0] = 0.5
+    drawn = painted(masks)
+    first, second = (torch.tensor(colour(place)) / 255 for place in range(2))
+    torch.testing.assert_close(drawn[0, :, 1, 1], first)
+    torch.testing.assert_close(drawn[0, :, 0, 0], (first + second) / 2)
+
+
+def test_columns_of_pictures_of_any_size(tmp_path: Path) -> None:
+    columns_sheet({"small": torch.rand(2, 3, 4, 4), "large": torch.rand(2, 3, 32, 32)}, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width > 2 * 300
+        assert picture.height > 2 * 300
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        columns_sheet({"two": torch.rand(2, 3, 4, 4), "one": torch.rand(1, 3, 4, 4)}, tmp_path / "b.png")
+    assert not (tmp_path / "b.png").exists()

@@ -44,6 +44,10 @@ SEEDED = {
         "backbone sound: pooled is (4, 16) for 4 images, and spec.dim is 32",
         "backbone sound: maps have the strides [4], and spec [8]",
     ],
+    "overlapping": [
+        "backbone sound: there are 3 masks an image, and 2 tokens",
+        "backbone sound: masks are no shares of each place",
+    ],
     "forgetful": [
         "task sound: a run raises PluginError: task 'sound' broke its promise (missing or unpromised metrics: corr"
     ],
