@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pretrain.batch import Batch, Look, Pairs, Sample, View
 from pretrain.data import Arrays, Corpus, Files, Images, Joined, Rows, Worlds, read_npz
-from pretrain.defaults import look_at, look_through
+from pretrain.defaults import build_optimizer, look_at, look_through
 from pretrain.hooks import Recipe, Stages
 from pretrain.plugin import Method, Modifier, Preset, Run, Training
 from pretrain.views import (
@@ -44,6 +44,7 @@ __all__ = [
     "Training",
     "View",
     "Worlds",
+    "build_optimizer",
     "look_at",
     "look_through",
     "moco_v1",

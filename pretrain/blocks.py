@@ -28,6 +28,7 @@ __all__ = [
     "LARS",
     "Bank",
     "EmaTwin",
+    "Noise",
     "Queue",
     "Tally",
     "apart",
@@ -96,6 +97,35 @@ def gather(rows: Tensor) -> Tensor:
         return rows
     gathered: Tensor = _Gather.apply(rows)
     return gathered
+
+
+class Noise:
+    """Random numbers for the images of a batch, each image's from a generator of its own on the device.
+
+    ``Noise(rng, count, device)`` draws a seed for every image of all processes from ``rng``, which all of them have
+    alike (``run.rng``), and keeps those of this process's ``count`` images: what an image is given does not depend on
+    how many processes share the batch.
+    """
+
+    def __init__(self, rng: torch.Generator, count: int, device: torch.device) -> None:
+        seeds = torch.randint(2**62, (count * world_size(),), generator=rng)[rank() :: world_size()]
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal numbers in the shape of ``like`` (B, ...)."""
+        return self._filled(like, Tensor.normal_)
+
+    def exponential(self, like: Tensor) -> Tensor:
+        """Exponential numbers of rate one in the shape of ``like`` (B, ...)."""
+        return self._filled(like, Tensor.exponential_)
+
+    def _filled(self, like: Tensor, fill: Callable[..., Tensor]) -> Tensor:
+        if len(like) != len(self.generators):
+            raise ValueError(f"there is noise for {len(self.generators)} images, not for {len(like)}")
+        drawn = torch.empty_like(like)
+        for row, generator in zip(drawn, self.generators, strict=True):
+            fill(row, generator=generator)
+        return drawn
 
 
 def firsts(source: Tensor, index: Tensor | None = None) -> Tensor:

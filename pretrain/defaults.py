@@ -17,7 +17,7 @@ from pretrain.data import Images, shown
 from pretrain.plugin import Plugin, Run, Training
 from pretrain.views import moco_v2
 
-__all__ = ["Defaults", "look_at", "look_through"]
+__all__ = ["Defaults", "build_optimizer", "look_at", "look_through"]
 
 
 def look_at(run: Run, batch: Batch) -> list[Features]:
@@ -100,21 +100,19 @@ def _groups(modules: nn.Module) -> list[dict[str, Any]]:
 
 
 def build_optimizer(t: Training, batch_size: int, groups: list[dict[str, Any]]) -> Optimizer:
-    """The optimiser that a recipe names, over parameter groups with a mark ``constant`` each."""
-    scale = batch_size / 256
-    lr = t.lr * {"linear": scale, "sqrt": scale**0.5, "none": 1.0}[t.scaling]
+    """The optimiser that a recipe names, over parameter groups with a mark ``constant`` each; ``lr`` in a group takes
+    the place of the recipe's."""
+    scale = {"linear": batch_size / 256, "sqrt": (batch_size / 256) ** 0.5, "none": 1.0}[t.scaling]
+    lr = t.lr * scale
     parted: list[dict[str, Any]] = []
     for group in groups:
+        mark = {"constant": group["constant"], "lr": group.get("lr", t.lr) * scale}
         if t.decay_vectors:
-            parted.append({"params": group["params"], "weight_decay": t.weight_decay, "adapt": True} | _mark(group))
+            parted.append({"params": group["params"], "weight_decay": t.weight_decay, "adapt": True} | mark)
         else:
-            parted += [part | _mark(group) for part in split_decay(group["params"], t.weight_decay)]
+            parted += [part | mark for part in split_decay(group["params"], t.weight_decay)]
     if t.optimizer == "lars":
         return LARS(parted, lr, momentum=t.momentum, trust=t.trust, ratio=t.trust_ratio, clip=t.trust_clip)
     if t.optimizer == "adamw":
-        return AdamW(parted, lr)
+        return AdamW(parted, lr, betas=t.betas)
     return SGD(parted, lr, momentum=t.momentum, nesterov=t.nesterov)
-
-
-def _mark(group: dict[str, Any]) -> dict[str, Any]:
-    return {"constant": group["constant"]}

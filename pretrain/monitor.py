@@ -153,7 +153,7 @@ def plot(log: Sequence[Mapping[str, float]], path: Path, title: str) -> None:
     for name in sorted({key for e in steps for key in e} - known):
         upper.plot([e["step"] for e in steps if name in e], [e[name] for e in steps if name in e], label=name)
     upper.set(ylabel="loss", title=title)
-    upper.legend(loc="upper right") if steps else None
+    upper.legend(loc="upper right") if upper.lines else None
     if knn:
         right = upper.twinx()
         right.plot([e["step"] for e in knn], [e["knn"] for e in knn], "k.--")

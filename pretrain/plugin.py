@@ -37,8 +37,10 @@ class Training:
     all. Over the first ``warmup`` epochs it rises linearly from ``start`` of itself, then follows ``schedule`` to the
     end: half a cosine to ``floor`` of itself, or a ``step`` by ``factor`` at each of ``milestones`` (shares of the
     run). ``by_epoch`` holds it constant within an epoch once it has risen. ``nesterov`` is a kind of momentum of SGD
-    alone. ``decay_vectors`` says whether biases and the scales and shifts of normalisation decay (and, under LARS, are
-    adapted) too. ``trust``, ``trust_ratio`` and ``trust_clip`` are those of :class:`pretrain.blocks.LARS`.
+    alone, ``betas`` are those of AdamW. ``decay_vectors`` says whether biases and the scales and shifts of
+    normalisation decay (and, under LARS, are adapted) too. ``trust``, ``trust_ratio`` and ``trust_clip`` are those of
+    :class:`pretrain.blocks.LARS`. Gradients are scaled down where their norm is above ``clip`` (``--clip-gradient`` is
+    stronger): their length, ``l2``, or their largest entry, ``max``.
     """
 
     size: int = 224
@@ -47,6 +49,7 @@ class Training:
     scaling: Literal["linear", "sqrt", "none"] = "linear"
     momentum: float = 0.9
     nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-4
     decay_vectors: bool = True
     warmup: float = 0.0
@@ -59,6 +62,8 @@ class Training:
     trust: float = 0.001
     trust_ratio: Literal["decayed", "summed"] = "decayed"
     trust_clip: bool = False
+    clip: float | None = None
+    clip_norm: Literal["l2", "max"] = "l2"
 
     def __post_init__(self) -> None:
         if self.nesterov and (self.optimizer != "sgd" or self.momentum <= 0):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from evalsuite import Backbone, BackboneSpec, Features, Refusal, Registry, load_backbone
 from pretrain.batch import Draw, Sample
-from pretrain.data import Corpus, Images, demo
+from pretrain.data import Corpus, Images, demo, parse
 from pretrain.hooks import Recipe
 from pretrain.methods.simclr import SimCLR
 from pretrain.plugin import Method, Modifier, Plugin, Training, read_options
@@ -30,6 +30,7 @@ __all__ = [
     "check_modifier",
     "losses",
     "small_backbone",
+    "small_corpus",
     "small_options",
     "tiny_backbone",
     "tiny_corpus",
@@ -39,9 +40,11 @@ __all__ = [
 
 SIZE = 16
 BATCH = 8
+ROWS = 32
 
 Make = Callable[[], Method]
 MakeBackbone = Callable[[], Backbone]
+MakeCorpus = Callable[[], Corpus]
 MakeModifier = Callable[[], Modifier]
 
 
@@ -68,9 +71,15 @@ def tiny_backbone(seed: int = 0) -> Backbone:
     return Backbone(net, spec)
 
 
-def tiny_corpus(images: int = 32) -> Corpus:
+def tiny_corpus(images: int = ROWS) -> Corpus:
     """Generated images of 16 pixels in eight classes."""
     return demo(images, size=SIZE)
+
+
+def small_corpus(kind: type[Method]) -> Corpus:
+    """What to try a method on: frames of a world, if its :attr:`pretrain.Method.data` are such, for it may ask whose
+    pixels are whose, else :func:`tiny_corpus`."""
+    return parse(f"{kind.data}:{ROWS}") if kind.data.startswith("worlds:") else tiny_corpus()
 
 
 def tiny_method() -> Method:
@@ -124,13 +133,15 @@ def losses(trained: Trained) -> list[dict[str, float]]:
     return [{k: v for k, v in entry.items() if k not in told} for entry in trained.log if "spread" in entry]
 
 
-def check_method(make: Make, *, steps: int = 4, backbone: MakeBackbone = tiny_backbone) -> None:
+def check_method(
+    make: Make, *, steps: int = 4, backbone: MakeBackbone = tiny_backbone, corpus: MakeCorpus = tiny_corpus
+) -> None:
     """Check what every method owes: presets whose options it has; finite losses of one number each; a gradient that
     reaches the backbone; batches left as they were; tensors that move with it, to another precision or device; the same
     numbers from the same seed; and the same end through a checkpoint in the middle.
 
-    ``make`` gives a fresh method, with options small enough for batches of 8 images of 16 pixels, and ``backbone`` what
-    it learns with. Raises AssertionError with a sentence for what is wrong.
+    ``make`` gives a fresh method, with options small enough for batches of 8 images of 16 pixels, ``backbone`` what
+    it learns with, and ``corpus`` what from. Raises AssertionError with a sentence for what is wrong.
     """
     method = make()
     assert isinstance(method, Method), f"it is a {type(method).__name__}, no Method"
@@ -139,7 +150,7 @@ def check_method(make: Make, *, steps: int = 4, backbone: MakeBackbone = tiny_ba
             read_options(type(method), name, {}, preset.options)
         except (TypeError, ValueError, Refusal) as error:
             raise AssertionError(f"preset {name!r} does not fit the options: {error}") from error
-    _check(make, (), steps, backbone)
+    _check(make, (), steps, backbone, corpus)
 
 
 def check_modifier(
@@ -165,10 +176,17 @@ def _off(modifier: Modifier) -> MakeModifier | None:
     return lambda: type(modifier)(options)
 
 
-def _check(make: Make, modifiers: tuple[MakeModifier, ...], steps: int, backbone: MakeBackbone = tiny_backbone) -> None:
-    run = partial(tiny_train, make, *modifiers, backbone=backbone)
+def _check(
+    make: Make,
+    modifiers: tuple[MakeModifier, ...],
+    steps: int,
+    backbone: MakeBackbone = tiny_backbone,
+    corpus: MakeCorpus = tiny_corpus,
+) -> None:
+    data = corpus()
+    run = partial(tiny_train, make, *modifiers, backbone=backbone, corpus=data)
     with tempfile.TemporaryDirectory() as folder:
-        _check_step(make, modifiers, backbone, Path(folder) / "step")
+        _check_step(make, modifiers, backbone, data, Path(folder) / "step")
         _check_moves(run)
         whole = run(steps=steps, out=Path(folder) / "whole")
         again = run(steps=steps, out=Path(folder) / "again")
@@ -176,7 +194,7 @@ def _check(make: Make, modifiers: tuple[MakeModifier, ...], steps: int, backbone
             assert len(terms) > 1, "no loss was logged"
         assert losses(again) == losses(whole), "the same seed gave other losses"
         assert again.backbone.identity == whole.backbone.identity, "the same seed gave another backbone"
-        cut = _Cut(tiny_corpus().train, (steps // 2) * BATCH)
+        cut = _Cut(data.train, (steps // 2) * BATCH)
         try:
             run(steps=steps, out=Path(folder) / "cut", corpus=Corpus(cut), save_every=0.0)
         except _Enough:
@@ -188,9 +206,11 @@ def _check(make: Make, modifiers: tuple[MakeModifier, ...], steps: int, backbone
         assert resumed.backbone.identity == whole.backbone.identity, "resumed, it ends in another backbone"
 
 
-def _check_step(make: Make, modifiers: tuple[MakeModifier, ...], backbone: MakeBackbone, out: Path) -> None:
+def _check_step(
+    make: Make, modifiers: tuple[MakeModifier, ...], backbone: MakeBackbone, corpus: Corpus, out: Path
+) -> None:
     plan = Plan(out=out, epochs=1, batch_size=BATCH, device="cpu", workers=0)
-    state = prepare(_recipe(make, *modifiers), backbone(), tiny_corpus(), plan)
+    state = prepare(_recipe(make, *modifiers), backbone(), corpus, plan)
     draw = next(iter(state.draws(plan)))
     before = draw.batch.map(Tensor.clone)
     terms = state.objective(draw)

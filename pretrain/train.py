@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
+import math
 import os
 import signal
 import time
@@ -24,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from evalsuite import Backbone, DataError, PluginError, Registry, ResourceError, UsageError, load_backbone
+from evalsuite import Backbone, DataError, Features, PluginError, Registry, ResourceError, UsageError, load_backbone
 from evalsuite.errors import Refusal
 from evalsuite.files import write_text
 from evalsuite.fit import Fit, Moment, fit, mix_seed
@@ -208,7 +209,7 @@ class Objective(nn.Module):
         pairs = recipe.pairs(run, batch, features)
         losses = recipe.losses(run, batch, features, pairs)
         self.seen.append((batch, [p.detach() for p in pairs]))
-        self.rows = pairs[0].key.detach() if pairs else features[0].pooled
+        self.rows = pairs[0].key.detach() if pairs else _rows(features[0])
         return losses
 
     def take(self) -> tuple[Batch, list[Pairs]]:
@@ -224,6 +225,13 @@ class Objective(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         self.unreadable = set(state.tolist())
+
+
+def _rows(features: Features) -> Tensor | None:
+    """The vectors that must not all become one: of images; of slots, where there are such, for their mean may."""
+    if features.masks is not None and features.tokens is not None:
+        return features.tokens.flatten(0, 1)
+    return features.pooled
 
 
 class _Reader(Dataset[Draw | Refusal]):
@@ -335,7 +343,8 @@ def _train(
         key=state.key,
         state=plan.out / "state.pt",
         what=recipe.name,
-        clip_gradient=plan.clip_gradient,
+        clip_gradient=state.run.training.clip if plan.clip_gradient is None else plan.clip_gradient,
+        clip_norm={"l2": 2.0, "max": math.inf}[state.run.training.clip_norm],
         saves=plan.save_every,
         log=journal,  # type: ignore[arg-type]  # a list in all but name
         logs=plan.log_every,

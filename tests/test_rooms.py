@@ -103,7 +103,7 @@ APART = ("evalsuite.engines", "evalsuite.tasks", "evalsuite.backbones", "pretrai
 PUBLIC = {
     "evalsuite": {
         *("checkpoints", "data", "errors", "files", "fit", "metrics", "pictures", "probes", "probing", "processes"),
-        *("docs", "progress", "protocols", "pyramid", "statistics", "testing", "worlds"),
+        *("docs", "poolings", "progress", "protocols", "pyramid", "statistics", "testing", "worlds"),
     },
     "pretrain": {"blocks", "testing"},
 }

@@ -1,31 +1,48 @@
 """SLATE (Singh, Deng and Ahn, ICLR 2022): slots that explain the tokens of a discrete VAE through a transformer.
 
-Arithmetic, sizes and names of tensors are those of singhgautam/slate at commit 06f63c53 (MIT): its checkpoints load.
+Two of them share their code. :class:`SLATE` is the original, whose slots read the words of the discrete VAE; its
+arithmetic, sizes and names of tensors are those of singhgautam/slate at commit 06f63c53 (MIT). :class:`PixelSLATE` is
+that of the object-centric RL benchmark, jsikyoon/OCRL at 01d0bd56 (MIT), whose slots read pixels. Published files of
+both load (:mod:`evalsuite_objects.layouts`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evalsuite import Backbone, BackboneSpec, Features
-from evalsuite_objects.slots import Slots, linear
+from evalsuite_objects.slots import PositionEmbedding, Slots, as_masks, linear
+from pretrain.blocks import Noise
 
-__all__ = ["SLATE", "DiscreteVae", "TransformerDecoder", "gumbel_softmax", "slate"]
+__all__ = [
+    "SLATE",
+    "DiscreteVae",
+    "Explained",
+    "PixelSLATE",
+    "TransformerDecoder",
+    "gumbel_softmax",
+    "slate",
+    "slate_pixels",
+]
 
 
-def gumbel_softmax(logits: Tensor, temperature: float, hard: bool, dim: int = 1) -> Tensor:
+def gumbel_softmax(logits: Tensor, temperature: float, hard: bool, dim: int = 1, noise: Noise | None = None) -> Tensor:
     """A draw from a relaxed categorical; ``hard``: one-hot, with the gradient of the relaxed one (straight through).
 
     The noise is -log(Exp(1) + the smallest number), as in the official code, and not torch's own, whose noise may
-    be infinite.
+    be infinite. It is drawn from ``noise``, image by image, or from torch's generator.
     """
     tiny = torch.finfo(logits.dtype).tiny
-    noise = -(torch.empty_like(logits).exponential_() + tiny).log()
-    soft = F.softmax((logits + noise) / temperature, dim)
+    drawn = torch.empty_like(logits).exponential_() if noise is None else noise.exponential(logits)
+    soft = F.softmax((logits - (drawn + tiny).log()) / temperature, dim)
     if not hard:
         return soft
     onehot = torch.zeros_like(logits).scatter_(dim, soft.argmax(dim, keepdim=True), 1.0)
@@ -33,20 +50,28 @@ def gumbel_softmax(logits: Tensor, temperature: float, hard: bool, dim: int = 1)
 
 
 class _Conv(nn.Module):
-    """A convolution without bias, a norm over all channels and places of an image, and ReLU."""
+    """A convolution and ReLU; with ``norm`` over all channels and places of an image between them, else with a bias."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, *, norm: bool = True
+    ) -> None:
         super().__init__()
-        self.m = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
+        self.norm = norm
+        self.m = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=not norm)
         nn.init.kaiming_uniform_(self.m.weight, nonlinearity="relu")
-        self.weight, self.bias = nn.Parameter(torch.ones(outputs)), nn.Parameter(torch.zeros(outputs))
+        if norm:
+            self.weight, self.bias = nn.Parameter(torch.ones(outputs)), nn.Parameter(torch.zeros(outputs))
+        elif self.m.bias is not None:
+            nn.init.zeros_(self.m.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(F.group_norm(self.m(x), 1, self.weight, self.bias))
+        x = self.m(x)
+        return F.relu(F.group_norm(x, 1, self.weight, self.bias) if self.norm else x)
 
 
-def _last(inputs: int, outputs: int) -> nn.Conv2d:
-    layer = nn.Conv2d(inputs, outputs, 1)
+def _last(inputs: int, outputs: int, kernel: int = 1) -> nn.Conv2d:
+    """A convolution that nothing follows."""
+    layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
     nn.init.xavier_uniform_(layer.weight)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
@@ -56,16 +81,16 @@ def _last(inputs: int, outputs: int) -> nn.Conv2d:
 class DiscreteVae(nn.Module):
     """4x4 patches to logits over ``words``, and words back to an image four times as large."""
 
-    def __init__(self, words: int, channels: int = 3) -> None:
+    def __init__(self, words: int, channels: int = 3, *, norm: bool = True) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(_Conv(channels, 64, 4, 4), *(_Conv(64, 64, 1) for _ in range(6)), _last(64, words))
+        conv = partial(_Conv, norm=norm)
+        self.encoder = nn.Sequential(conv(channels, 64, 4, 4), *(conv(64, 64, 1) for _ in range(6)), _last(64, words))
 
-        def doubled(inputs: int) -> list[nn.Module]:
-            first = [_Conv(inputs, 64, 1), _Conv(64, 64, 3, 1, 1)] if inputs != 64 else [_Conv(64, 64, 3, 1, 1)]
-            return [*first, _Conv(64, 64, 1), _Conv(64, 64, 1), _Conv(64, 256, 1), nn.PixelShuffle(2)]
+        def doubled() -> list[nn.Module]:
+            convs = [conv(64, 64, 3, 1, 1), conv(64, 64, 1), conv(64, 64, 1), conv(64, 256, 1)]
+            return [*convs, nn.PixelShuffle(2)]
 
-        head: list[nn.Module] = [_Conv(words, 64, 1), *doubled(64), *doubled(64)]
-        self.decoder = nn.Sequential(*head, _last(64, channels))
+        self.decoder = nn.Sequential(conv(words, 64, 1), *doubled(), *doubled(), _last(64, channels))
 
 
 class _Attention(nn.Module):
@@ -158,79 +183,178 @@ class _Dictionary(nn.Module):
         return found
 
 
-class SLATE(nn.Module):
-    """Images (B, 3, H, W) in [0, 1] to slots; and the two losses it is trained by.
+@dataclass(frozen=True)
+class Explained(Features):
+    """What is seen of a batch in training, and the named losses."""
 
-    Word 0 is the one that begins a sequence; the VAE's words follow.
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class _Begin(nn.Module):
+    """What stands before the first word, (1, 1, width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.empty(1, 1, width))
+        nn.init.xavier_uniform_(self.token)
+
+    def forward(self) -> Tensor:
+        return self.token
+
+
+class SLATE(nn.Module):
+    """Images (B, 3, H, W) in [0, 1] to slots, by the words of a discrete VAE; and how well the slots explain them.
+
+    ``size`` is H and W, ``words`` are so many, ``width`` that of the transformer, ``slot_width`` that of slots and
+    ``hidden`` that of their MLP (both ``width`` by default); ``blocks`` and ``heads`` are the transformer's. Word 0 is
+    the one that begins a sequence; the VAE's words follow. ``channels``, of what slots read, is :class:`PixelSLATE`'s.
     """
 
     def __init__(
-        self, slots: int = 3, size: int = 64, words: int = 1024, width: int = 192, hidden: int = 192,
+        self, slots: int = 6, size: int = 64, words: int = 4096, width: int = 192, hidden: int | None = None,
         iterations: int = 3, slot_heads: int = 1, blocks: int = 4, heads: int = 4, dropout: float = 0.1,
+        slot_width: int | None = None, channels: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        tokens = (size // 4) ** 2
-        self.words = words
-        self.dvae = DiscreteVae(words)
-        self.positional_encoder = _Positions(1 + tokens, width, dropout)
-        self.slot_attn = Slots(width, slots, width, hidden, iterations, slot_heads)
-        self.dictionary = _Dictionary(words + 1, width)
-        self.slot_proj = linear(width, width, bias=False)
-        self.tf_dec = TransformerDecoder(blocks, tokens, width, heads, dropout)
+        if size % 4 or width % heads:
+            raise ValueError(f"there are no 4x4 patches of {size} pixels, or no {heads} heads of {width} numbers")
+        self.words, self.side = words, size // 4
+        slot_width = slot_width or width
+        self.dvae = DiscreteVae(words, norm=channels is None)
+        self.positional_encoder = _Positions(1 + self.side**2, width, dropout)
+        self.slot_attn = Slots(channels or width, slots, slot_width, hidden or width, iterations, slot_heads)
+        self.dictionary = _Dictionary(words + (channels is None), width)
+        self.slot_proj = linear(slot_width, width, bias=False)
+        self.tf_dec = TransformerDecoder(blocks, self.side**2, width, heads, dropout)
         self.out = linear(width, words, bias=False)
 
     def forward(self, images: Tensor) -> Features:
-        words = self.dvae.encoder(images).argmax(dim=1).flatten(1)
-        slots, _ = self.slot_attn(self.embedded(words)[:, 1:])
-        return Features(pooled=slots.mean(dim=1), tokens=slots)
+        slots, masks = self.attend(self.read(images))
+        return Features(pooled=slots.mean(dim=1), tokens=slots, masks=masks)
 
-    def losses(
-        self, images: Tensor, temperature: float, hard: bool = False, draw: Callable[..., Tensor] = gumbel_softmax
-    ) -> dict[str, Tensor]:
-        """The VAE's squared error and the cross-entropy of its words, each summed over an image, averaged over them.
+    def likeliest(self, images: Tensor) -> Tensor:
+        """The words (B, T) of images."""
+        logits: Tensor = self.dvae.encoder(images)
+        return logits.argmax(dim=1).flatten(1)
+
+    def attend(self, inputs: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
+        """The slots (B, S, slot width) of what was read (B, N, D), and whose each place is, (B, S, h, w)."""
+        start = None if noise is None else noise.normal(self.slot_attn.noise.expand(len(inputs), -1, -1))
+        slots, attention = self.slot_attn(inputs, start)
+        side = math.isqrt(attention.shape[1])
+        return slots, as_masks(attention, torch.Size((side, side)))
+
+    def read(self, images: Tensor, embedded: Tensor | None = None) -> Tensor:
+        """What the slots attend to (B, N, D): here the embedded words, the likeliest where none are given."""
+        return (self.embedded(self.likeliest(images)) if embedded is None else embedded)[:, 1:]
+
+    def begun(self, words: Tensor) -> Tensor:
+        """Words (B, T) with the beginning before them, as vectors (B, 1 + T, width)."""
+        begun: Tensor = self.dictionary(F.pad(words + 1, (1, 0)))
+        return begun
+
+    def embedded(self, words: Tensor) -> Tensor:
+        """Words (B, T) with the beginning before them, and their places, (B, 1 + T, width)."""
+        found: Tensor = self.positional_encoder(self.begun(words))
+        return found
+
+    def explains(self) -> list[nn.Module]:
+        """The transformer and what it reads besides slots."""
+        return [self.positional_encoder, self.dictionary, self.tf_dec, self.out]
+
+    def explain(self, images: Tensor, temperature: float, hard: bool = False, noise: Noise | None = None) -> Explained:
+        """The losses ``mse``, the VAE's squared error, and ``cross_entropy`` of its words given the slots, each
+        summed over an image and averaged over images.
 
         The words to predict are a second, independent, hard draw, through which no gradient flows.
         """
         logits = F.log_softmax(self.dvae.encoder(images), dim=1)
-        rebuilt = self.dvae.decoder(draw(logits, temperature, hard))
-        words = draw(logits, temperature, True).argmax(dim=1).flatten(1)
+        rebuilt = self.dvae.decoder(gumbel_softmax(logits, temperature, hard, noise=noise))
+        words = gumbel_softmax(logits.detach(), temperature, True, noise=noise).argmax(dim=1).flatten(1)
         embedded = self.embedded(words)
-        slots, _ = self.slot_attn(embedded[:, 1:])
+        slots, masks = self.attend(self.read(images, embedded), noise)
         predicted = self.out(self.tf_dec(embedded[:, :-1], self.slot_proj(slots)))
-        return {
+        losses = {
             "mse": (images - rebuilt).square().sum() / len(images),
             "cross_entropy": F.cross_entropy(predicted.flatten(0, 1), words.flatten(), reduction="sum") / len(images),
         }
+        return Explained(pooled=slots.mean(dim=1), tokens=slots, masks=masks, losses=losses)
 
-    def embedded(self, words: Tensor) -> Tensor:
-        """Words (B, T) with the beginning before them and their places, (B, 1 + T, width)."""
-        found: Tensor = self.positional_encoder(self.dictionary(F.pad(words + 1, (1, 0))))
-        return found
+    def rebuild(self, words: Tensor) -> Tensor:
+        """The images (B, 3, H, W) in [0, 1] that words (B, T) stand for."""
+        onehot = F.one_hot(words, self.words).to(self.out.weight.dtype)
+        rebuilt: Tensor = self.dvae.decoder(onehot.transpose(1, 2).unflatten(2, (self.side, self.side)))
+        return rebuilt.clamp(0, 1)
 
     @torch.no_grad()
-    def generate(self, images: Tensor) -> Tensor:
-        """Images drawn from the slots of images alone: the likeliest next word, one after the other."""
-        side = images.shape[-1] // 4
-        found = self.dvae.encoder(images).argmax(dim=1).flatten(1)
-        slots = self.slot_proj(self.slot_attn(self.embedded(found)[:, 1:])[0])
-        words = found[:, :0]
-        for _ in range(side**2):
-            following = self.out(self.tf_dec(self.embedded(words), slots))[:, -1:].argmax(dim=-1)
+    def generate(self, slots: Tensor) -> Tensor:
+        """Images (B, 3, H, W) drawn from slots alone: the likeliest next word, one after the other."""
+        memory = self.slot_proj(slots)
+        words = torch.empty(len(slots), 0, dtype=torch.long, device=slots.device)
+        for _ in range(self.side**2):
+            following = self.out(self.tf_dec(self.embedded(words), memory)[:, -1:]).argmax(dim=-1)
             words = torch.cat([words, following], dim=1)
-        onehot = F.one_hot(words, self.words).to(images.dtype).transpose(1, 2).unflatten(2, (side, side))
-        drawn: Tensor = self.dvae.decoder(onehot)
-        return drawn.clamp(0, 1)
+        return self.rebuild(words)
 
 
-def slate(slots: int = 6, words: int = 4096, width: int = 192, iterations: int = 3, size: int = 64) -> Backbone:
-    """``objects:slate``: tokens are slots, their mean is the pooled vector.
+class PixelSLATE(SLATE):
+    """SLATE as the object-centric RL benchmark has it: slots attend to pixels, not to words.
 
-    By default six slots and 4,096 words, as the object-centric RL benchmark has them; its own variant reads pixels
-    instead of words, and is not this one.
+    They go through four 5x5 convolutions of ``channels`` without norms, the last not rectified, and get a linear map
+    of their distances to the four sides. The VAE has biases in place of norms, and what begins a sequence is a vector
+    of its own.
     """
-    options = {"slots": slots, "words": words, "width": width, "iterations": iterations, "size": size}
+
+    def __init__(self, channels: int = 64, **sizes: Any) -> None:
+        super().__init__(**sizes, channels=channels)
+        convs = [_Conv(inputs, channels, 5, 1, 2, norm=False) for inputs in (3, channels, channels)]
+        self.cnn = nn.Sequential(*convs, _last(channels, channels, 5))
+        self.position = PositionEmbedding(channels)
+        self.position.dense.reset_parameters()  # torch's own, as there
+        self.bos = _Begin(self.out.in_features)
+
+    def read(self, images: Tensor, embedded: Tensor | None = None) -> Tensor:
+        """The pixels, as vectors."""
+        found: Tensor = self.position(self.cnn(images)).flatten(2).transpose(1, 2)
+        return found
+
+    def begun(self, words: Tensor) -> Tensor:
+        return torch.cat([self.bos().expand(len(words), -1, -1), self.dictionary(words)], dim=1)
+
+    def explains(self) -> list[nn.Module]:
+        return [*super().explains(), self.bos]
+
+
+SIZES: dict[str, Any] = {
+    "slots": 6, "size": 64, "words": 4096, "width": 192, "hidden": None, "iterations": 3, "slot_heads": 1,
+    "blocks": 4, "heads": 4, "dropout": 0.1, "slot_width": None,
+}  # fmt: skip
+
+
+def slate(**options: Any) -> Backbone:
+    """``objects:slate``: tokens are slots, their mean is the pooled vector, masks are of 16x16 places.
+
+    ``options`` are those of :class:`SLATE`. By default six slots and 4,096 words, as the object-centric RL benchmark
+    has them.
+    """
+    return _backbone("objects:slate", SLATE, SIZES, options)
+
+
+def slate_pixels(**options: Any) -> Backbone:
+    """``objects:slate-pixels``, the benchmark's variant: as ``objects:slate``, with masks of 64x64 places.
+
+    ``options`` are those of :class:`PixelSLATE`.
+    """
+    return _backbone("objects:slate-pixels", PixelSLATE, SIZES | {"channels": 64}, options)
+
+
+def _backbone(arch: str, kind: type[SLATE], defaults: dict[str, Any], options: dict[str, Any]) -> Backbone:
+    if unknown := sorted(options.keys() - defaults.keys()):
+        raise TypeError(f"it has no option {unknown[0]}; there are {', '.join(defaults)}")
+    options = defaults | options
+    net = kind(**options)
     spec = BackboneSpec(
-        arch="objects:slate", dim=width, strides={}, gives=frozenset({"pooled", "tokens"}), options=options,
-        image_size=(size, size), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0),
+        arch, net.slot_proj.in_features, {}, frozenset({"pooled", "tokens", "masks"}), options,
+        image_size=(options["size"], options["size"]), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0),
     )  # fmt: skip
-    return Backbone(SLATE(slots, size, words, width, width, iterations), spec)
+    return Backbone(net, spec, heads=frozenset())  # all of it learns; the choice of a word passes no gradient on

@@ -6,13 +6,25 @@ that of google-research/slot_attention at 0c1bbe5f, which has one head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evalsuite import Backbone, BackboneSpec, Features
 
-__all__ = ["BroadcastDecoder", "Discovery", "PositionEmbedding", "SlotAttention", "Slots", "linear", "slot_attention"]
+__all__ = [
+    "BroadcastDecoder",
+    "Discovery",
+    "PositionEmbedding",
+    "SlotAttention",
+    "Slots",
+    "as_masks",
+    "linear",
+    "slot_attention",
+    "slot_set",
+]
 
 EPSILON = 1e-8  # added to the attention after its softmax
 
@@ -27,6 +39,15 @@ def linear(inputs: int, outputs: int, *, bias: bool = True, gain: float | None =
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def _glorot(layers: nn.Sequential) -> nn.Sequential:
+    """Convolutions drawn as Keras draws them: by Xavier's uniform rule, and biases zero."""
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and layer.bias is not None:
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return layers
 
 
 class SlotAttention(nn.Module):
@@ -100,11 +121,12 @@ class Slots(nn.Module):
         fixed = torch.randn(1, count, width, generator=torch.Generator().manual_seed(0))
         self.register_buffer("noise", fixed, persistent=False)
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The slots (B, S, width), and the attention (B, N, S)."""
-        noise = self.noise.expand(len(inputs), -1, -1)
-        if self.training:
-            noise = torch.randn_like(noise)
+    def forward(self, inputs: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The slots (B, S, width), and the attention (B, N, S). ``noise`` (B, S, width), normal numbers, is what they
+        begin at; without it they are drawn as told above."""
+        if noise is None:
+            noise = self.noise.expand(len(inputs), -1, -1)
+            noise = torch.randn_like(noise) if self.training else noise
         found: tuple[Tensor, Tensor] = self.slot_attention(
             self.mlp(self.layer_norm(inputs)), self.slot_mu + self.slot_log_sigma.exp() * noise
         )
@@ -125,47 +147,67 @@ class PositionEmbedding(nn.Module):
         return maps + embedded.permute(2, 0, 1)
 
 
-class Discovery(nn.Module):
-    """The encoder of object discovery: four 5x5 convolutions of 64 channels, positions, and slot attention."""
+def as_masks(attention: Tensor, places: torch.Size) -> Tensor:
+    """Attention (B, N, S) of N = h w places as masks (B, S, h, w): how much of each place is whose."""
+    masks: Tensor = attention.transpose(1, 2).unflatten(2, tuple(places))
+    return masks
 
-    def __init__(self, count: int = 7, width: int = 64, hidden: int = 128, iterations: int = 3) -> None:
+
+class Discovery(nn.Module):
+    """The encoder of object discovery: four 5x5 convolutions, positions, and slot attention.
+
+    Each convolution has ``channels`` and steps by one of ``strides``; set prediction has strides 1, 2, 2, 1. The
+    object-centric RL benchmark leaves the last one without its ReLU: not ``rectified``.
+    """
+
+    def __init__(
+        self,
+        count: int = 7,
+        width: int = 64,
+        hidden: int = 128,
+        iterations: int = 3,
+        channels: int = 64,
+        strides: Sequence[int] = (1, 1, 1, 1),
+        rectified: bool = True,
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for inputs in (3, 64, 64, 64):
-            layers += [nn.Conv2d(inputs, 64, 5, padding=2), nn.ReLU()]
-        self.cnn = nn.Sequential(*layers)
-        self.position = PositionEmbedding(64)
-        self.slots = Slots(64, count, width, hidden, iterations)
+        for place, stride in enumerate(strides):
+            layers += [nn.Conv2d(channels if place else 3, channels, 5, stride, padding=2), nn.ReLU()]
+        self.cnn = _glorot(nn.Sequential(*(layers if rectified else layers[:-1])))
+        self.position = PositionEmbedding(channels)
+        self.slots = Slots(channels, count, width, hidden, iterations)
 
     def forward(self, x: Tensor) -> Features:
-        slots, _ = self.attend(x)
-        return Features(pooled=slots.mean(dim=1), tokens=slots)
+        return self.attend(x)
 
-    def attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The slots (B, S, width) and the attention (B, H W, S) of images (B, 3, H, W)."""
-        found: tuple[Tensor, Tensor] = self.slots(self.position(self.cnn(x)).flatten(2).transpose(1, 2))
-        return found
+    def attend(self, x: Tensor, noise: Tensor | None = None) -> Features:
+        """Slots and their masks for images (B, 3, H, W); ``noise`` (B, S, width) is what slots begin at."""
+        maps = self.position(self.cnn(x))
+        slots, attention = self.slots(maps.flatten(2).transpose(1, 2), noise)
+        return Features(pooled=slots.mean(dim=1), tokens=slots, masks=as_masks(attention, maps.shape[2:]))
 
 
 class BroadcastDecoder(nn.Module):
     """Slots (B, S, ``width``) to an image and its parts: each slot is spread over an 8x8 map and deconvolved alone.
 
-    Four transposed convolutions of 5x5 by stride 2, as many as the size takes, one by stride 1, and one 3x3 to colours
-    and a mask; masks are normalised over slots. ``forward`` gives the image (B, 3, H, W), the colours (B, S, 3, H, W)
-    and the masks (B, S, H, W).
+    Transposed convolutions of 5x5 and ``channels`` by stride 2, as many as the size takes (four for 128 pixels), one by
+    stride 1, and one 3x3 to colours and a mask; masks are normalised over slots. ``forward`` gives the image
+    (B, 3, H, W), the colours (B, S, 3, H, W) and the masks (B, S, H, W).
     """
 
-    def __init__(self, width: int, size: int = 64) -> None:
+    def __init__(self, width: int, size: int = 64, channels: int = 64) -> None:
         super().__init__()
         doublings = (size // 8).bit_length() - 1
-        if size != 8 << doublings:
+        if size < 8 or size != 8 << doublings:
             raise ValueError(f"images of {size} pixels a side are no 8 doubled some times")
         self.position = PositionEmbedding(width)
+        widths = [width, *[channels] * doublings]
         layers: list[nn.Module] = []
-        for n in range(doublings):
-            layers += [nn.ConvTranspose2d(64 if n else width, 64, 5, 2, padding=2, output_padding=1), nn.ReLU()]
-        layers += [nn.ConvTranspose2d(64 if doublings else width, 64, 5, 1, padding=2), nn.ReLU()]
-        self.net = nn.Sequential(*layers, nn.ConvTranspose2d(64, 4, 3, 1, padding=1))
+        for inputs in widths[:-1]:
+            layers += [nn.ConvTranspose2d(inputs, channels, 5, 2, padding=2, output_padding=1), nn.ReLU()]
+        layers += [nn.ConvTranspose2d(widths[-1], channels, 5, 1, padding=2), nn.ReLU()]
+        self.net = _glorot(nn.Sequential(*layers, nn.ConvTranspose2d(channels, 4, 3, 1, padding=1)))
 
     def forward(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         spread = slots.flatten(0, 1)[:, :, None, None].expand(-1, -1, 8, 8)
@@ -174,11 +216,47 @@ class BroadcastDecoder(nn.Module):
         return (colours * masks.unsqueeze(2)).sum(dim=1), colours, masks
 
 
-def slot_attention(slots: int = 6, width: int = 64, hidden: int = 128, iterations: int = 3) -> Backbone:
+def slot_attention(
+    slots: int = 6,
+    width: int = 64,
+    hidden: int = 128,
+    iterations: int = 3,
+    channels: int = 64,
+    strides: Sequence[int] = (1, 1, 1, 1),
+    rectified: bool = True,
+) -> Backbone:
     """``objects:slot-attention``: tokens are slots, their mean is the pooled vector; images of 64 pixels."""
-    options = {"slots": slots, "width": width, "hidden": hidden, "iterations": iterations}
+    return _backbone("slot-attention", slots, width, hidden, iterations, channels, strides, rectified)
+
+
+def slot_set(
+    slots: int = 10,
+    width: int = 64,
+    hidden: int = 128,
+    iterations: int = 3,
+    channels: int = 64,
+    strides: Sequence[int] = (1, 2, 2, 1),
+) -> Backbone:
+    """``objects:slot-set``: the encoder of set prediction, whose map is a quarter as wide as the image."""
+    return _backbone("slot-set", slots, width, hidden, iterations, channels, strides)
+
+
+def _backbone(
+    name: str,
+    slots: int,
+    width: int,
+    hidden: int,
+    iterations: int,
+    channels: int,
+    strides: Sequence[int],
+    rectified: bool = True,
+) -> Backbone:
+    options = {
+        "slots": slots, "width": width, "hidden": hidden, "iterations": iterations, "channels": channels,
+        "strides": list(strides),
+    } | ({} if rectified else {"rectified": False})  # fmt: skip
     spec = BackboneSpec(
-        arch="objects:slot-attention", dim=width, strides={}, gives=frozenset({"pooled", "tokens"}), options=options,
+        arch=f"objects:{name}", dim=width, strides={}, gives=frozenset({"pooled", "tokens", "masks"}), options=options,
         image_size=(64, 64), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
     )  # fmt: skip
-    return Backbone(Discovery(slots, width, hidden, iterations), spec)
+    return Backbone(Discovery(slots, width, hidden, iterations, channels, strides, rectified), spec)

@@ -6,16 +6,26 @@ from collections.abc import Callable
 from typing import Any
 
 from evalsuite import Backbone
-from evalsuite_objects.slate import slate
-from evalsuite_objects.slots import slot_attention
+from evalsuite_objects.cnn import cnn, cnn_map, multi_cnn
+from evalsuite_objects.iodine import iodine
+from evalsuite_objects.slate import slate, slate_pixels
+from evalsuite_objects.slots import slot_attention, slot_set
 from evalsuite_objects.state import ground_truth
+from evalsuite_objects.vae import vae
 
 __all__ = ["build"]
 
 BUILDERS: dict[str, Callable[..., Backbone]] = {
+    "cnn": cnn,
+    "cnn-map": cnn_map,
+    "iodine": iodine,
+    "multi-cnn": multi_cnn,
     "slate": slate,
+    "slate-pixels": slate_pixels,
     "slot-attention": slot_attention,
+    "slot-set": slot_set,
     "state": ground_truth,
+    "vae": vae,
 }
 
 

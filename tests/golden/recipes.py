@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from evalsuite_adainf import AdaInf
 from evalsuite_gsimclr import GSimCLR
 from evalsuite_hallucinator import Hallucinator
 from evalsuite_interclr import InterCLR
+from evalsuite_objects.discovery import SlotDiscovery
+from evalsuite_objects.iodine import IODINE
+from evalsuite_objects.mae import MAE
+from evalsuite_objects.setprediction import SlotSet
+from evalsuite_objects.slate_method import SlateMethod
+from evalsuite_objects.vae import VAE
+from evalsuite_objects.zoo import build
 from evalsuite_obow import OBoW
 from evalsuite_pixpro import PixPro
 from evalsuite_rotnet import RotNet
 from evalsuite_swav import SwAV
 
+from evalsuite import Backbone, hooks
 from pretrain import Method, Modifier
 from pretrain.methods.byol import BYOL
 from pretrain.methods.moco import MoCo, MoCo1
 from pretrain.methods.simclr import SimCLR
 from pretrain.methods.simsiam import SimSiam
-from pretrain.testing import losses, tiny_train
+from pretrain.testing import losses, small_backbone, small_corpus, small_options, tiny_corpus, tiny_train
 
 FILE = Path(__file__).parent / "losses.txt"
 STEPS = 10
@@ -44,6 +54,11 @@ UNPAIRED: Mapping[str, Callable[[], Method]] = {  # modifiers that need pairs do
     "rotnet": lambda: RotNet(RotNet.Options(size=16, lr=0.1)),
     "swav": lambda: SwAV(SwAV.Options(**SWAV, crops=(2, 2), queue=16, queue_start=1)),
     "obow": lambda: OBoW(OBoW.Options(**OBOW, crop=12, patch=8, source=16, shift=2, patches=3)),
+    "slate": lambda: SlateMethod(small_options(SlateMethod)),
+    "vae": lambda: VAE(small_options(VAE)),
+    "mae": lambda: MAE(replace(small_options(MAE), lr=0.1)),
+    "iodine": lambda: IODINE(replace(small_options(IODINE), lr=3e-3)),
+    "slot-attention": lambda: SlotDiscovery(replace(small_options(SlotDiscovery), lr=1e-2)),
 }
 VARIANTS: Mapping[str, Callable[[], Method]] = {
     "pixpro-instance": lambda: PixPro(PixPro.Options(size=16, width=8, hidden=16, transform=2, instance=1.0)),
@@ -53,6 +68,14 @@ VARIANTS: Mapping[str, Callable[[], Method]] = {
     "obow-hard": lambda: OBoW(OBoW.Options(**OBOW, levels=1, crops=1, crop=12, patches=0, inv_delta=None)),
     "simclr-plain": lambda: SimCLR(SimCLR.Options(size=16, width=8, hidden=16, head="plain", loss="supervised")),
     "moco-v1": lambda: MoCo1(MoCo1.Options(size=16, width=8, queue=32, groups=2)),
+    "slate-pixels": lambda: SlateMethod(small_options(SlateMethod)),
+    "mae-pixels": lambda: MAE(replace(small_options(MAE), lr=0.1, normalise=False, crop=None, decay_vectors=True)),
+}
+TOLD: Mapping[str, Callable[[], Method]] = {  # learn from states of worlds, which modifiers do not bring
+    "slot-set": lambda: SlotSet(replace(small_options(SlotSet), lr=1e-2)),
+}
+ENCODERS: Mapping[str, Callable[[], Backbone]] = {  # of recipes that are not tried on their method's small one
+    "slate-pixels": lambda: _seeded(lambda: build("slate-pixels", channels=4, **(SlateMethod.small_arch or {}))),
 }
 MODIFIERS: Mapping[str, Callable[[], Modifier]] = {
     "hallucinator": lambda: Hallucinator(),
@@ -67,7 +90,7 @@ RECIPES: Mapping[str, Parts] = {
     for name, make in {**METHODS, **UNPAIRED}.items()
     for chosen in SETS
     if name in METHODS or not NEED_PAIRS.intersection(chosen)
-} | {name: (make,) for name, make in VARIANTS.items()}
+} | {name: (make,) for name, make in {**VARIANTS, **TOLD}.items()}
 
 
 @cache
@@ -79,9 +102,23 @@ def _generated() -> tempfile.TemporaryDirectory[str]:
     return folder
 
 
+@cache
+def _registry() -> hooks.Registry:
+    return hooks.load(environ={"EVALSUITE_PLUGINS": ""}).registry
+
+
+def _seeded(make: Callable[[], Backbone]) -> Backbone:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make()
+
+
 def first_losses(name: str) -> list[float]:
     """The sum of the losses at each of ten steps, at seed 0 in float32 on the CPU."""
-    log = losses(tiny_train(*RECIPES[name], steps=STEPS, epochs=3))
+    make, *modifiers = RECIPES[name]
+    encoder = ENCODERS.get(name) or partial(small_backbone, type(make()), _registry())
+    corpus = small_corpus(type(make())) if name in TOLD else tiny_corpus()
+    log = losses(tiny_train(make, *modifiers, steps=STEPS, epochs=3, backbone=encoder, corpus=corpus))
     assert [terms["step"] for terms in log] == list(range(1, STEPS + 1))
     return [sum(v for k, v in terms.items() if k != "step") for terms in log]
 

@@ -151,6 +151,38 @@ def test_kmeans_refuses_more_clusters_than_samples():
         blocks.kmeans(torch.eye(3), 4)
 
 
+def test_noise_is_an_images_own():
+    def noise(count: int) -> blocks.Noise:
+        return blocks.Noise(torch.Generator().manual_seed(3), count, torch.device("cpu"))
+
+    two, four = (noise(n).normal(torch.zeros(n, 500, 2)) for n in (2, 4))
+    assert torch.equal(two, four[:2])
+    assert float(four.mean()) == pytest.approx(0, abs=0.1)
+    assert float(four.std()) == pytest.approx(1, abs=0.1)
+    assert len({float(row[0, 0]) for row in four}) == 4
+    drawn = noise(2)
+    first, second = (drawn.exponential(torch.zeros(2, 2000, dtype=torch.float64)) for _ in range(2))
+    assert first.dtype == torch.float64
+    assert float(first.mean()) == pytest.approx(1, abs=0.1)
+    assert float(first.min()) > 0
+    assert not torch.equal(first, second)
+    with pytest.raises(ValueError, match="noise for 2 images, not for 3"):
+        drawn.normal(torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_noise_does_not_depend_on_how_many_processes_share_the_batch(monkeypatch, world):
+    def drawn(count: int) -> Tensor:
+        noise = blocks.Noise(torch.Generator().manual_seed(5), count, torch.device("cpu"))
+        return noise.normal(torch.zeros(count, 3))
+
+    whole = drawn(8)
+    monkeypatch.setattr(blocks, "world_size", lambda: world)
+    for place in range(world):
+        monkeypatch.setattr(blocks, "rank", lambda place=place: place)
+        assert torch.equal(drawn(8 // world), whole[place::world])
+
+
 @quick
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=12))
 def test_firsts_are_the_first_of_each_value(values):

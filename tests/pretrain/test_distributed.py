@@ -7,27 +7,36 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from evalsuite_objects.discovery import SlotDiscovery
+from evalsuite_objects.iodine import IODINE
+from evalsuite_objects.mae import MAE
+from evalsuite_objects.setprediction import SlotSet
+from evalsuite_objects.slate_method import SlateMethod
+from evalsuite_objects.vae import VAE
+from evalsuite_objects.zoo import build
 from evalsuite_obow import OBoW
 from evalsuite_pixpro import PixPro
 from evalsuite_rotnet import RotNet
 from evalsuite_swav import SwAV
 
-from evalsuite import DataError, hookimpl, processes
+from evalsuite import Backbone, DataError, hookimpl, hooks, processes
 from evalsuite import fit as loop
-from pretrain import Corpus, Images, Pairs
+from pretrain import Corpus, Images, Method, Pairs
 from pretrain.blocks import gather
+from pretrain.data import parse
 from pretrain.hooks import Recipe
 from pretrain.methods.byol import BYOL
 from pretrain.methods.moco import MoCo
 from pretrain.methods.simclr import SimCLR
 from pretrain.methods.simsiam import SimSiam
-from pretrain.testing import losses, tiny_backbone, tiny_corpus, tiny_train
+from pretrain.testing import losses, small_backbone, small_options, tiny_backbone, tiny_corpus, tiny_train
 from pretrain.train import Plan, prepare
 
 BATCH = 64
@@ -72,6 +81,47 @@ def obow() -> OBoW:
     return OBoW(OBoW.Options(**crops, words=128, margin=0, warmup=0.0))
 
 
+def slate() -> SlateMethod:
+    return SlateMethod(small_options(SlateMethod))
+
+
+def slate_encoder() -> Backbone:
+    """Without dropout, whose masks are each process's own."""
+    torch.manual_seed(0)
+    return build("slate", dropout=0.0, **(SlateMethod.small_arch or {}))
+
+
+def vae() -> VAE:
+    return VAE(small_options(VAE))
+
+
+def mae() -> MAE:
+    return MAE(small_options(MAE))
+
+
+def iodine() -> IODINE:
+    return IODINE(small_options(IODINE))
+
+
+def slot_attention() -> SlotDiscovery:
+    return SlotDiscovery(small_options(SlotDiscovery))
+
+
+def slot_set() -> SlotSet:
+    return SlotSet(small_options(SlotSet))
+
+
+def own(kind: type[Method]) -> Backbone:
+    return small_backbone(kind, hooks.load(environ={"EVALSUITE_PLUGINS": ""}).registry)
+
+
+ENCODERS: dict[Any, Callable[[], Backbone]] = {  # of methods that have their own
+    slate: slate_encoder, vae: partial(own, VAE), mae: partial(own, MAE), iodine: partial(own, IODINE),
+    slot_attention: partial(own, SlotDiscovery), slot_set: partial(own, SlotSet),
+}  # fmt: skip
+CORPORA: dict[Any, Callable[[], Corpus]] = {slot_set: lambda: parse(f"worlds:random-objects:{2 * BATCH}")}
+
+
 def free_port() -> str:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -111,7 +161,9 @@ def codes(target: Callable[..., None], *args: Any, world: int = 2) -> list[int |
 def gradients(make: Callable[[], Any], out: Path) -> dict[str, Any]:
     """Two steps of one batch of 64, in as many processes as there are: losses, gradients, buffers."""
     plan = Plan(out=out, epochs=4, batch_size=BATCH, device="cpu", workers=0, precision="64-true")
-    state = prepare(Recipe(make()), tiny_backbone().double(), tiny_corpus(2 * BATCH), plan)
+    backbone = ENCODERS.get(make, tiny_backbone)()
+    corpus = CORPORA[make]() if make in CORPORA else tiny_corpus(2 * BATCH)
+    state = prepare(Recipe(make()), backbone.double(), corpus, plan)
     state.objective.double()
     world = dist.get_world_size() if dist.is_initialized() else 1
     found: dict[str, Any] = {"loss": []}
@@ -140,7 +192,13 @@ def shared(make: Callable[[], Any], out: Path) -> None:
         torch.save(found, out / "found.pt")
 
 
-@pytest.mark.parametrize("make", [simclr, moco, moco_without_norms, simsiam, byol, pixpro, rotnet, swav, obow])
+MAKERS = (
+    simclr, moco, moco_without_norms, simsiam, byol, pixpro, rotnet, swav, obow, slate, vae, mae, iodine,
+    slot_attention, slot_set,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("make", MAKERS)
 def test_two_processes_of_32_equal_one_of_64(tmp_path, make):
     whole = gradients(make, tmp_path)
     together(shared, make, tmp_path)

@@ -271,6 +271,18 @@ def test_gradients_are_clipped(tmp_path):
     assert losses(plain)[1] != losses(clipped)[1]
 
 
+def test_a_recipe_clips_as_it_says_and_the_user_is_stronger():
+    def run(norm, clip, **plan):
+        options = SimCLR.Options(size=16, width=8, warmup=0.0, clip=clip, clip_norm=norm)
+        return losses(tiny_train(lambda: SimCLR(options), steps=3, **plan))
+
+    plain, length, largest = run("l2", None), run("l2", 1e-3), run("max", 1e-3)
+    assert plain[0] == length[0] == largest[0]
+    assert plain[2] != length[2] != largest[2] != plain[2]
+    assert run("l2", 5.0, clip_gradient=1e-3) == length
+    assert run("max", None, clip_gradient=1e-3) == largest
+
+
 def test_half_precision_trains(tmp_path):
     log = losses(tiny_train(simclr, precision="bf16-mixed"))
     exact = losses(tiny_train(simclr))
