@@ -68,10 +68,15 @@ def collapsed(log: Sequence[Mapping[str, float]]) -> str:
 
 
 def last_collapse(log: Sequence[Mapping[str, float]]) -> str:
-    """When a log last told of a collapse, and what; empty if never."""
-    told = ""
+    """When a log last told of a collapse, and what; empty if never, or if features were later farther apart than before
+    it: slots lie together for long before they part, and that is no collapse in the end."""
+    told, peak, before = "", 0.0, 0.0
     for entry, reason in _signs(log):
-        told = f"step {int(entry['step'])}: {reason}" if reason else told
+        if reason:
+            told, before = f"step {int(entry['step'])}: {reason}", peak
+        elif entry["spread"] > before:
+            told = ""
+        peak = max(peak, entry["spread"])
     return told
 
 

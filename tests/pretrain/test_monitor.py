@@ -64,8 +64,9 @@ def test_a_fall_is_measured_against_the_run_itself():
 
 
 def test_a_collapse_is_remembered_by_its_last_step():
-    log = [entry(s, 5) | {"step": i} for i, s in enumerate([0.5, 0.01, 0.01, 0.01, 0.01, 0.6, 0.7])]
-    assert last_collapse(log).startswith("step 4: all images look alike")
+    log = [entry(s, 5) | {"step": i} for i, s in enumerate([0.5, 0.01, 0.01, 0.01, 0.01, 0.3, 0.4, 0.6])]
+    assert last_collapse(log[:7]).startswith("step 4: all images look alike")
+    assert last_collapse(log) == "", "in the end they are farther apart than ever"
     assert last_collapse(log[:3]) == last_collapse([]) == ""
 
 
