@@ -217,10 +217,13 @@ class Task(ABC):
         lacking = sorted(self.requires(protocol) - backbone.gives)
         if lacking:
             able = [p.id for p in self.protocols if self.requires(p) <= backbone.gives]
+            fix = f"--protocol {' or '.join(able)}" if able else "choose a task that needs only that"
+            if protocol.id in able:  # as it is published it could be run
+                fix = f"leave out {' and '.join(f'--set {name}=...' for name in protocol.modified)}"
             raise BackboneError(
                 f"{self.name} by {protocol.id} needs {' and '.join(lacking)}, which {backbone.spec.arch} does not give",
                 cause=f"it gives {', '.join(sorted(backbone.gives))}",
-                fix=f"--protocol {' or '.join(able)}" if able else "choose a task that needs only that",
+                fix=fix,
             )
 
 
