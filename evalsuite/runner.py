@@ -253,15 +253,10 @@ def _settle(cell: Cell, request: Request, progress: Progress) -> Result:
     """The cell's result: read if it is there, else made; a failure is a result too."""
     if cell.path.exists():
         there = read(cell.path)
-        if there.status == "ok" and there.data.get("fingerprint") == cell.fingerprint:
+        if there.status == "ok":
+            _refuse_another(there, cell)
             progress.say(f"{_name(cell)}: there already ({cell.path})")
             return there
-        if there.status == "ok":
-            raise UsageError(
-                f"{cell.path} holds the result on other data",
-                cause=f"fingerprint {there.data.get('fingerprint')} then, {cell.fingerprint} now",
-                fix="choose another --out, or move that result away",
-            )
     progress.say(_name(cell))
     began = time.monotonic()
     cell.setup.work.mkdir(parents=True, exist_ok=True)
@@ -281,6 +276,23 @@ def _settle(cell: Cell, request: Request, progress: Progress) -> Result:
     if result.status == "ok":
         _clear(cell.setup.work, request.out)
     return read(cell.path)
+
+
+def _refuse_another(there: Result, cell: Cell) -> None:
+    """Refuse a result of the same name that was made otherwise: on other data, or before a recipe was changed."""
+    protocol = cell.setup.protocol
+    marks = (
+        ("on other data", "fingerprint", there.data.get("fingerprint"), cell.fingerprint),
+        (f"by another {protocol.id}-{protocol.version}", "hash", there.protocol.hash, protocol.hash),
+        (f"of another version of {cell.task.name}", "version", there.task_version, cell.task.version),
+    )
+    for what, mark, then, now in marks:
+        if then != now:
+            raise UsageError(
+                f"{cell.path} holds the result {what}",
+                cause=f"{mark} {then} then, {now} now",
+                fix="choose another --out, or move that result away",
+            )
 
 
 def _first_of_all() -> bool:

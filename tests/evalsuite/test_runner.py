@@ -20,6 +20,7 @@ from evalsuite.metrics.detection import Detections
 from evalsuite.protocols import Detected
 from evalsuite.results import read, read_all
 from evalsuite.runner import run
+from evalsuite.tasks.detection import Voc
 
 
 class Oracle:
@@ -135,6 +136,21 @@ def test_a_result_on_other_data_is_not_passed_off_as_this_one(ask, root, tmp_pat
     source(registry, "voc").demo(other, seed=1, images=4)
     with pytest.raises(UsageError, match="holds the result on other data"):
         ask("voc", data_root=other)
+
+
+def test_a_result_by_a_recipe_that_was_changed_since_is_not_passed_off_as_this_one(ask, monkeypatch):
+    ask("voc")
+    recipes = tuple(dataclasses.replace(p, lr=2 * p.lr) for p in Voc.protocols)
+    with (
+        monkeypatch.context() as changed,
+        pytest.raises(UsageError, match=r"holds the result by another smoke-1\n.*hash"),
+    ):
+        changed.setattr(Voc, "protocols", recipes)
+        ask("voc")
+    with monkeypatch.context() as changed, pytest.raises(UsageError, match="of another version of voc"):
+        changed.setattr(Voc, "version", Voc.version + 1)
+        ask("voc")
+    assert len(Oracle.calls) == 1
 
 
 def test_a_failed_cell_is_a_result_the_others_go_on_and_it_is_run_again(ask):
