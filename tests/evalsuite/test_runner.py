@@ -140,15 +140,12 @@ def test_a_result_on_other_data_is_not_passed_off_as_this_one(ask, root, tmp_pat
 
 def test_a_result_by_a_recipe_that_was_changed_since_is_not_passed_off_as_this_one(ask, monkeypatch):
     ask("voc")
-    recipes = tuple(dataclasses.replace(p, lr=2 * p.lr) for p in Voc.protocols)
-    with (
-        monkeypatch.context() as changed,
-        pytest.raises(UsageError, match=r"holds the result by another smoke-1\n.*hash"),
-    ):
-        changed.setattr(Voc, "protocols", recipes)
-        ask("voc")
-    with monkeypatch.context() as changed, pytest.raises(UsageError, match="of another version of voc"):
-        changed.setattr(Voc, "version", Voc.version + 1)
+    with monkeypatch.context() as changed:
+        changed.setattr(Voc, "protocols", tuple(dataclasses.replace(p, lr=2 * p.lr) for p in Voc.protocols))
+        with pytest.raises(UsageError, match=r"holds the result by another smoke-1\n.*hash"):
+            ask("voc")
+    monkeypatch.setattr(Voc, "version", Voc.version + 1)
+    with pytest.raises(UsageError, match="of another version of voc"):
         ask("voc")
     assert len(Oracle.calls) == 1
 
