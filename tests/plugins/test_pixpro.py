@@ -267,7 +267,7 @@ def test_defaults_are_those_of_the_published_scripts():
         0.001,
         5,
     )
-    assert {"imagenet", "imagenet-400", "cifar"} == set(PixPro.presets)
+    assert {"imagenet", "imagenet-400", "cifar", "quick"} == set(PixPro.presets)
     for preset in PixPro.presets.values():
         PixPro(PixPro.Options(**preset.options))
 
