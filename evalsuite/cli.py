@@ -68,7 +68,7 @@ def run(
     task: Annotated[list[str], typer.Option("-t", "--task", help="Tasks, repeated or separated by commas.")],
     protocol: Annotated[str | None, typer.Option(help="The recipe; each task has a default one.")] = None,
     engine: Annotated[str | None, typer.Option(help="Who trains the head; each task has a default one.")] = None,
-    seeds: Annotated[str, typer.Option(help="A number of seeds (0, 1, ...) or a list: 3 or 0,7.")] = "1",
+    seeds: Annotated[str, typer.Option(help="A number of seeds (0, 1, ...) or a list: 3, or 0,7, or 1234,")] = "1",
     data_root: Root = None,
     data: Annotated[
         str | None, typer.Option(help="Data of a generic task: coco:PATH, voc:PATH, folder:PATH, ...")
@@ -594,12 +594,14 @@ def _load(warn: bool = True) -> Loaded:
 
 def _seeds(text: str) -> list[int]:
     try:
-        numbers = [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.removesuffix(",").split(",")]
         if min(numbers) < 0 or (len(numbers) == 1 and "," not in text and numbers[0] < 1):
             raise ValueError
     except ValueError:
         raise UsageError(
-            f"--seeds {text} makes no sense", cause="it is a count or a list", fix="--seeds 3 or --seeds 0,7"
+            f"--seeds {text} makes no sense",
+            cause="it is a count or a list",
+            fix="--seeds 3 for three of them, --seeds 0,7 for these two, --seeds 7, for this one",
         ) from None
     return numbers if "," in text else list(range(numbers[0]))
 

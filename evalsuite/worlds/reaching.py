@@ -7,10 +7,11 @@ second, each a target for the three joints that is held for ten steps of the sim
 are pictures only, through which the finger goes; when one is touched; the limit of steps; colours, table, wall, and
 the camera, whose 4 : 3 picture is pressed into a square.
 
-What departs: solver and contacts are MuJoCo's, the links are capsules, not meshes, and meet the table and the wall
-alone. Light and shading are ours, and there are no shadows. Cubes are opaque; the original asks for 30 % opacity. The
-reward is 1, which CausalWorld multiplies by the 0.04 s of a step. The two other fingers are scenery in the pose that
-theirs hold. The state leaves out what never changes, and puts the finger last.
+What departs: solver and contacts are MuJoCo's, without the damping of 0.5 that Bullet gives the links as bodies; the
+links are capsules, not meshes, and meet the table and the wall alone. Light and shading are ours, and there are no
+shadows. Cubes are opaque; the original asks for 30 % opacity. The reward is 1, which CausalWorld multiplies by the 0.04
+s of a step. The two other fingers are scenery in the pose that theirs hold. The state leaves out what never changes,
+and puts the finger last.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from evalsuite.cli import main
+from evalsuite.cli import _seeds, main
 from evalsuite.data import source
+from evalsuite.errors import UsageError
 
 SITE = Path(__file__).resolve().parent.parent / "fixtures" / "site"
 QUICK = ["--protocol", "smoke", "--set", "min_sizes=64", "--set", "max_size=96", "--set", "test_min_size=64"]
@@ -67,6 +68,17 @@ def test_what_is_wrong_is_told_in_three_lines_with_its_code(evalsuite, arguments
     assert out == ""
     assert three_lines(err), err
     assert text in err
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("3", [0, 1, 2]), ("0,7", [0, 7]), ("1234,", [1234]), ("0", None), (",", None), ("1,,2", None)]
+)
+def test_seeds_are_a_count_or_a_list(text, seeds):
+    if seeds is None:
+        with pytest.raises(UsageError, match="makes no sense"):
+            _seeds(text)
+    else:
+        assert _seeds(text) == seeds
 
 
 def test_help_loads_neither_torch_nor_a_plugin():
