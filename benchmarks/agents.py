@@ -38,11 +38,11 @@ from evalsuite.worlds.sprites import outline
 
 TASK, SIZE, WORLDS = "object-goal", 64, 16
 ROUNDS = 3
-ROLLOUT = 128  # of each of four worlds
+SIDES = {64: 128, 224: 16}  # what the encoder sees, its own size the last -> steps of each of four worlds in a roll-out
 
 
 def run() -> list[dict[str, Any]]:
-    return [*_worlds(), *_encoder()]
+    return [*_worlds(), *(row for side, rollout in SIDES.items() for row in _encoder(side, rollout))]
 
 
 # Worlds ----------------------------------------------------------------------------------------------------
@@ -124,11 +124,11 @@ class _Inside(BaseFeaturesExtractor):
         return pooled
 
 
-def _encoder() -> list[dict[str, Any]]:
+def _encoder(side: int, rollout: int) -> list[dict[str, Any]]:
     kinds = {"wrapper": False, "policy": True}
-    agents = {name: _agent(inside) for name, inside in kinds.items()}
+    agents = {name: _agent(inside, side, rollout) for name, inside in kinds.items()}
     took: dict[str, list[float]] = {name: [] for name in agents}
-    steps = 4 * ROLLOUT
+    steps = 4 * rollout
     for _ in range(ROUNDS):
         for name, (agent, _) in agents.items():
             began = time.process_time()
@@ -136,7 +136,7 @@ def _encoder() -> list[dict[str, Any]]:
             took[name].append((time.process_time() - began) / steps * 10_000)
     seconds = {name: statistics.median(values) for name, values in took.items()}
     asked = {name: _asked(agent, encoder) / agent.num_timesteps for name, (agent, encoder) in agents.items()}
-    about = {"encoder": "ResNet-18", "pixels": SIZE}
+    about = {"encoder": "ResNet-18", "pixels": side}
     return [
         {
             "name": "PPO, encoder once an observation against inside the policy", **about,
@@ -150,15 +150,15 @@ def _encoder() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _agent(inside: bool) -> tuple[PPO, Encoder]:
+def _agent(inside: bool, side: int, rollout: int) -> tuple[PPO, Encoder]:
     torch.manual_seed(0)
     backbone = build("timm:resnet18", load(environ={"EVALSUITE_PLUGINS": ""}).registry).eval()
-    encoder = Encoder(backbone, torch.device("cpu"), reads="pooled", size=SIZE)
+    encoder = Encoder(backbone, torch.device("cpu"), reads="pooled", size=side)
     published = next(p for p in ObjectGoal.protocols if isinstance(p, AgentProtocol))
     protocol = replace(published, fine_tune=inside)  # shows the images themselves
     worlds = Encoded(ObjectsVector(4, TASK), encoder, protocol)
     agent = PPO(
-        ActorCriticPolicy, worlds, n_steps=ROLLOUT, batch_size=32, seed=0, device="cpu",
+        ActorCriticPolicy, worlds, n_steps=rollout, batch_size=32, seed=0, device="cpu",
         policy_kwargs={
             "features_extractor_class": _Inside,
             "features_extractor_kwargs": {"encoder": encoder, "inside": inside},

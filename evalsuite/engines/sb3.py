@@ -215,7 +215,9 @@ class _Pooled(BaseFeaturesExtractor):
     def __init__(self, space: gymnasium.spaces.Box, encoder: Encoder, fine_tune: bool) -> None:
         pool = encoder.pool()
         super().__init__(space, int(pool.width))  # type: ignore[arg-type]  # every pooling has one
-        self.pool, self.trained = pool, deepcopy(encoder.backbone) if fine_tune else None
+        self.pool, self.trained = pool, None
+        if fine_tune:  # stable-baselines3 draws weights as matrices, which channels last are not
+            self.trained = deepcopy(encoder.backbone).to(memory_format=torch.contiguous_format)
         self._encoder = [encoder]  # in a list, so that it is no part of this module
 
     def forward(self, seen: Tensor) -> Tensor:
