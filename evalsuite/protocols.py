@@ -356,7 +356,7 @@ class ProxyProtocol(Reading):
     """In which quadrant the target is, by a pooling and a linear layer on frozen features: no agent, no actions.
 
     Cross-entropy by AdamW over ``epochs`` of ``train_images`` first frames, whose features are standardised, the
-    learning rate falling by a cosine.
+    learning rate rising over a tenth of the steps and falling by a cosine.
     It measures whether features tell objects apart, which is what an agent needs first.
     """
 
