@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch.nn.functional as F
+from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from evalsuite.errors import UsageError
@@ -36,7 +37,7 @@ def adjusted_rand(truth: npt.ArrayLike, found: npt.ArrayLike) -> Floats:
     Raises :class:`UsageError` where the two are not of one shape.
     """
     one, other = _labels(truth, found)
-    return np.array([_index(a, b) for a, b in zip(one, other, strict=True)])
+    return np.array([adjusted_rand_score(a, b) for a, b in zip(one, other, strict=True)])
 
 
 def foreground_adjusted_rand(truth: npt.ArrayLike, found: npt.ArrayLike) -> Floats:
@@ -48,7 +49,8 @@ def foreground_adjusted_rand(truth: npt.ArrayLike, found: npt.ArrayLike) -> Floa
     one, other = _labels(truth, found)
     seen = one >= 0
     return np.array(
-        [_index(a[s], b[s]) if s.any() else np.nan for a, b, s in zip(one, other, seen, strict=True)], dtype=np.float64
+        [adjusted_rand_score(a[s], b[s]) if s.any() else np.nan for a, b, s in zip(one, other, seen, strict=True)],
+        dtype=np.float64,
     )
 
 
@@ -61,24 +63,6 @@ def _labels(truth: npt.ArrayLike, found: npt.ArrayLike) -> tuple[npt.NDArray[Any
             fix="bring masks to the size of the truth first",
         )
     return one.reshape(len(one), -1), other.reshape(len(other), -1)
-
-
-def _index(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
-    """Of the pairs of pixels: those together in both, against those expected by chance."""
-    _, a = np.unique(one, return_inverse=True)
-    _, b = np.unique(other, return_inverse=True)
-    width = int(b.max()) + 1
-    table = np.bincount(a * width + b, minlength=(int(a.max()) + 1) * width).reshape(-1, width).astype(np.float64)
-    both, first, second = (_pairs(n) for n in (table, table.sum(axis=1), table.sum(axis=0)))
-    every = _pairs(np.array(len(a), dtype=np.float64))
-    if first == second and first in (0.0, every):
-        return 1.0
-    chance = first * second / every
-    return (both - chance) / ((first + second) / 2 - chance)
-
-
-def _pairs(counts: Floats) -> float:
-    return float((counts * (counts - 1) / 2).sum())
 
 
 @dataclass(frozen=True)
