@@ -119,6 +119,8 @@ def _protocol(task: Task, protocol: Protocol) -> str:
     recipe = type(protocol)
     link = f"[{recipe.__name__}](protocols.md#{_anchor(recipe)})"
     told = f"Version {protocol.version}, hash `{protocol.hash}`, of kind {link}."
+    if not protocol.ranked:
+        told += " It is for trying things out: no leaderboard ranks it."
     if more := task.requires(protocol) - task.needs:
         told += f" It needs {_codes(sorted(more))} of the backbone, too."
     own = [f for f in fields(protocol) if f.name not in NAMES and getattr(protocol, f.name) != f.default]

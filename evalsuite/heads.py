@@ -858,4 +858,6 @@ def _finetune_simclr() -> HeadProtocol:
 
 def _smoke(rule: Literal["crop", "squash"]) -> HeadProtocol:
     """Ours: three learning rates at 64 pixels for a few epochs, to see that everything works."""
-    return HeadProtocol(id="smoke", version=1, size=64, lrs=(0.03, 0.3, 3.0), epochs=5, batch_size=32, rule=rule)
+    return HeadProtocol(
+        id="smoke", version=1, ranked=False, size=64, lrs=(0.03, 0.3, 3.0), epochs=5, batch_size=32, rule=rule
+    )

@@ -35,7 +35,11 @@ class Score(_Record):
 
 
 class BackboneRecord(_Record):
-    """Which weights were evaluated. ``identity`` is the sha256 of the tensors, ``flops`` of one image."""
+    """Which weights were evaluated.
+
+    ``identity`` is the sha256 of the tensors. ``parameters`` counts those that features depend on, so no classifier
+    that came with the file; ``flops`` are of one image.
+    """
 
     name: str
     request: str
@@ -48,19 +52,24 @@ class BackboneRecord(_Record):
 
 
 class ProtocolRecord(_Record):
-    """Which recipe. Results share a column only if their hashes are equal."""
+    """Which recipe. Results share a column only if their hashes are equal.
+
+    ``ranked``: whether results by it may be ranked at all; those of a smoke test may not.
+    """
 
     id: str
     version: int
     hash: str
     modified: tuple[str, ...] = ()
+    ranked: bool = True
     fields: dict[str, Any] = Field(default_factory=dict)
 
 
 class Result(_Record):
     """A cell. ``scores`` hold the promised metrics; a failed cell has ``error`` instead.
 
-    ``limited``, ``demo``, ``trusted``, ``partial`` and a modified protocol are reasons never to rank a result.
+    ``limited``, ``demo``, ``trusted``, ``partial``, a modified protocol and one that is not for ranking are reasons
+    never to rank a result.
     ``files`` are names of files beside the cell (figures, predictions, replicates).
     """
 
@@ -101,6 +110,7 @@ class Result(_Record):
             self.trusted,
             self.partial,
             bool(self.protocol.modified),
+            not self.protocol.ranked,
         )
         return self.status == "ok" and not any(flags)
 

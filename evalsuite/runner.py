@@ -375,7 +375,7 @@ def _common(cell: Cell, request: Request) -> dict[str, Any]:
     return {
         "backbone": BackboneRecord(
             name=cell.loaded.name, request=report.source, identity=backbone.identity, spec=backbone.spec.to_json(),
-            parameters=sum(p.numel() for p in backbone.net.parameters()), flops=backbone.flops(),
+            parameters=report.parameters, flops=backbone.flops(),
             load=report.to_json(),
             provenance=dict(cell.loaded.provenance),
         ),
@@ -392,7 +392,7 @@ def _common(cell: Cell, request: Request) -> dict[str, Any]:
 def _protocol_record(protocol: Protocol) -> ProtocolRecord:
     return ProtocolRecord(
         id=protocol.id, version=protocol.version, hash=protocol.hash, modified=protocol.modified,
-        fields=protocol.fields(),
+        ranked=protocol.ranked, fields=protocol.fields(),
     )  # fmt: skip
 
 

@@ -43,17 +43,19 @@ class Protocol:
     """A recipe with a name and a version. Every number that can move a score is a field of it.
 
     Two results are comparable if and only if their protocols' hashes are equal. ``modified`` lists the fields that
-    were overridden by hand; such a result is marked, and never ranked.
+    were overridden by hand; such a result is marked, and never ranked. Nor is one by a protocol whose ``ranked`` is
+    false: it is there to see that everything works. These two move no score, and are no part of the hash.
     """
 
     id: str
     version: int
     modified: tuple[str, ...] = ()
+    ranked: bool = True
 
     @property
     def hash(self) -> str:
-        """sha256 over all fields but the list of modifications, in 16 hexadecimal digits."""
-        values = {k: v for k, v in self.fields().items() if k != "modified"}
+        """sha256 over all fields but ``modified`` and ``ranked``, in 16 hexadecimal digits."""
+        values = {k: v for k, v in self.fields().items() if k not in ("modified", "ranked")}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def fields(self) -> dict[str, Any]:
@@ -67,7 +69,7 @@ class Protocol:
         Raises :class:`UsageError` for a field that does not exist or a value of another type.
         """
         types = typing.get_type_hints(type(self))
-        open_fields = {f.name for f in dataclasses.fields(self)} - {"id", "version", "modified"}
+        open_fields = {f.name for f in dataclasses.fields(self)} - {"id", "version", "modified", "ranked"}
         values: dict[str, Any] = {}
         for name, text in settings.items():
             if name not in open_fields:

@@ -232,6 +232,8 @@ def _problems(path: Path, result: Result, root: Path, files: set[Path], registry
         yield refusal.problem
         return
     yield from _of_recipe(result, task, protocol)
+    if not protocol.ranked:
+        yield f"protocol {protocol.id} is for trying things out, and results by it are not ranked"
     yield from _of_scores(result, task.promises(protocol))
     for name in result.files.values():
         if not _plain(name):

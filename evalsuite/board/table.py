@@ -173,7 +173,9 @@ def _why_not(result: Result) -> str | None:
     score = result.scores.get(result.primary)
     reasons = {
         "it failed": result.status != "ok", "a demo world": result.demo, "limited data": result.limited is not None,
-        "a modified protocol": bool(result.protocol.modified), "a checkpoint that was trusted blindly": result.trusted,
+        "a modified protocol": bool(result.protocol.modified),
+        "a protocol that is for trying things out": not result.protocol.ranked,
+        "a checkpoint that was trusted blindly": result.trusted,
         "a checkpoint that loaded in part": result.partial,
         f"{result.primary} is undefined": score is None or score.value is None,
     }  # fmt: skip

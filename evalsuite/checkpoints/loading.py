@@ -163,7 +163,7 @@ def _own(path: Path, file: reading.File, registry: Registry, inputs: Mapping[str
         layout="evalsuite",
         arch=backbone.spec.arch,
         options=backbone.spec.options,
-        parameters=sum(p.numel() for p in weights(backbone).values()),
+        parameters=sum(p.numel() for p in weights(backbone, heads_of(backbone)).values()),
         input=_told(backbone, "given" if inputs else "the file's header"),
         sha256=file.sha256,
         identity=backbone.identity,

@@ -181,7 +181,7 @@ class Coco(_Detection):
             rpn_pre_nms_train=12_000, rpn_pre_nms_test=6_000, rpn_post_nms_train=2_000, **_published,
         ),
         DetectionProtocol(id="frozen-fpn", version=1, **{**_splits, **FROZEN}),
-        DetectionProtocol(id="smoke", version=1, **{**_splits, **SMALL}),
+        DetectionProtocol(id="smoke", version=1, ranked=False, **{**_splits, **SMALL}),
     )  # fmt: skip
 
     def sets(self, setup: Setup) -> tuple[DetectionSet, DetectionSet]:
@@ -221,7 +221,7 @@ class Voc(_Detection):
         DetectionProtocol(id="fpn", version=1, model="fpn", pyramid_norm="BN", **_schedule, **_official),
         DetectionProtocol(id="frozen-fpn", version=1, **FROZEN, **_official),
         DetectionProtocol(
-            id="smoke", version=1, train_split="2012:train", test_split="2012:val", **SMALL
+            id="smoke", version=1, ranked=False, train_split="2012:train", test_split="2012:val", **SMALL
         ),
     )  # fmt: skip
 
@@ -258,7 +258,7 @@ class Detect(_Detection):
             milestones=(6_000, 8_000), warmup_iterations=500, min_sizes=tuple(range(480, 801, 32)), **_own,
         ),
         DetectionProtocol(id="frozen-fpn", version=1, **FROZEN, **_own),
-        DetectionProtocol(id="smoke", version=1, **SMALL, **_own),
+        DetectionProtocol(id="smoke", version=1, ranked=False, **SMALL, **_own),
     )  # fmt: skip
 
     def sets(self, setup: Setup) -> tuple[DetectionSet, DetectionSet]:

@@ -151,7 +151,7 @@ class Cityscapes(_Named):
         ),
         SegmentationProtocol(id="linear", version=1, **{**LINEAR, "encode": (512, 1024)}, **_splits),
         SegmentationProtocol(id="frozen-fcn", version=1, **{**FROZEN_FCN, "encode": (512, 1024)}, **_splits),
-        SegmentationProtocol(id="smoke", version=1, **{**SMALL, "crop": (224, 448)}, **_splits),
+        SegmentationProtocol(id="smoke", version=1, ranked=False, **{**SMALL, "crop": (224, 448)}, **_splits),
     )  # fmt: skip
 
 
@@ -180,7 +180,7 @@ class VocSegmentation(_Named):
         SegmentationProtocol(id="upernet", version=1, short_side=512, **UPERNET, **_splits),
         SegmentationProtocol(id="linear", version=1, **LINEAR, **_splits),
         SegmentationProtocol(id="frozen-fcn", version=1, **FROZEN_FCN, **_splits),
-        SegmentationProtocol(id="smoke", version=1, train_split="train", test_split="val", **SMALL),
+        SegmentationProtocol(id="smoke", version=1, ranked=False, train_split="train", test_split="val", **SMALL),
     )  # fmt: skip
 
 
@@ -197,7 +197,7 @@ class Ade20k(_Named):
         SegmentationProtocol(id="upernet", version=1, short_side=512, **{**UPERNET, "iterations": 80_000}, **_splits),
         SegmentationProtocol(id="linear", version=1, **{**LINEAR, "iterations": 10_000}, **_splits),
         SegmentationProtocol(id="frozen-fcn", version=1, **{**FROZEN_FCN, "iterations": 10_000}, **_splits),
-        SegmentationProtocol(id="smoke", version=1, **SMALL, **_splits),
+        SegmentationProtocol(id="smoke", version=1, ranked=False, **SMALL, **_splits),
     )
 
 
@@ -217,7 +217,7 @@ class CamVid(_Named):
         ),
         SegmentationProtocol(id="linear", version=1, **{**LINEAR, **_once}, **_splits),
         SegmentationProtocol(id="frozen-fcn", version=1, **{**FROZEN_FCN, **_once}, **_splits),
-        SegmentationProtocol(id="smoke", version=1, **{**SMALL, "crop": (224, 320)}, **_splits),
+        SegmentationProtocol(id="smoke", version=1, ranked=False, **{**SMALL, "crop": (224, 320)}, **_splits),
     )
 
 
@@ -240,7 +240,7 @@ class Segment(_Segmentation):
         ),
         SegmentationProtocol(id="linear", version=1, **LINEAR, **_own),
         SegmentationProtocol(id="frozen-fcn", version=1, **FROZEN_FCN, **_own),
-        SegmentationProtocol(id="smoke", version=1, **SMALL, **_own),
+        SegmentationProtocol(id="smoke", version=1, ranked=False, **SMALL, **_own),
     )  # fmt: skip
 
     def place(self, setup: Setup) -> tuple[Source[SegmentationSet], Path]:

@@ -69,6 +69,7 @@ def test_what_is_no_result_is_refused(tmp_path, text):
         {"partial": True},
         {"status": "failed"},
         {"protocol": ProtocolRecord(id="p", version=1, hash="0", modified=("lr",))},
+        {"protocol": ProtocolRecord(id="p", version=1, hash="0", ranked=False)},
     ],
 )
 def test_marked_results_are_never_ranked(mark):

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import evalsuite
+from evalsuite.backbone import build
 from evalsuite.data import source
 from evalsuite.errors import BackboneError, DataError, TrainingError, UsageError
 from evalsuite.hooks import Registry
@@ -92,7 +93,7 @@ def test_a_cell_holds_what_is_needed_to_trust_and_repeat_it(ask, tmp_path):
     ((path, back),) = read_all(tmp_path / "out")
     assert back == result
     assert path.name == "seed-3.json"
-    assert result.ranked
+    assert not result.ranked  # by a smoke test
     assert result.protocol.fields["iterations"] == 150
     assert len(result.protocol.hash) == 16
     assert len(result.backbone.identity) == 64
@@ -108,6 +109,21 @@ def test_a_cell_holds_what_is_needed_to_trust_and_repeat_it(ask, tmp_path):
         assert samples["replicates/AP"].shape == (1000,)
         assert len(samples["ids"]) == result.data["test_images"]
     assert not (tmp_path / "out" / "work").exists()
+
+
+def test_parameters_are_those_that_features_depend_on(ask, registry, tmp_path):
+    (result,) = ask("voc", backbone="random:torchvision:squeezenet1_0")
+    assert result.backbone.parameters == 735_424  # its classifier has 513,000 more
+    saved = build("torchvision:squeezenet1_0", registry)
+    saved.save(tmp_path / "own.safetensors")
+    (own,) = ask("voc", backbone=str(tmp_path / "own.safetensors"))
+    assert own.backbone.parameters == result.backbone.parameters
+
+
+@pytest.mark.parametrize("name", ["voc", "detect", "segment", "cifar10", "classify", "object-discovery"])
+def test_smoke_tests_are_not_for_ranking(registry, name):
+    protocols = registry.get("task", name)().protocols
+    assert [p.id for p in protocols if not p.ranked] == ["smoke"]
 
 
 def test_the_same_request_again_runs_nothing(ask):

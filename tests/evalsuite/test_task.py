@@ -77,7 +77,7 @@ def test_override_refuses_unknown_fields_with_the_nearest():
     assert "did you mean 'steps'" in str(refusal.value)
 
 
-@pytest.mark.parametrize("field", ["id", "version", "modified"])
+@pytest.mark.parametrize("field", ["id", "version", "modified", "ranked"])
 def test_the_name_of_a_protocol_cannot_be_overridden(field):
     with pytest.raises(UsageError):
         RECIPE.override({field: "2"})
@@ -96,6 +96,7 @@ def test_every_field_moves_the_hash():
     }
     hashes = {dataclasses.replace(RECIPE, **{k: v}).hash for k, v in other.items()} | {RECIPE.hash}
     assert len(hashes) == len(other) + 1
+    assert dataclasses.replace(RECIPE, ranked=False).hash == RECIPE.hash
 
 
 def test_a_schedule_warms_up_then_steps_down():

@@ -78,6 +78,7 @@ def test_what_is_measured_otherwise_has_a_column_of_its_own(write: Write, tmp_pa
         ({"demo": True}, "a demo world"), ({"limited": 10}, "limited data"), ({"status": "failed"}, "it failed"),
         ({"trusted": True}, "trusted blindly"), ({"partial": True}, "loaded in part"), ({"scores": {}}, "is undefined"),
         ({"protocol": ProtocolRecord(id="knn", version=1, hash="a" * 16, modified=("ks",))}, "a modified protocol"),
+        ({"protocol": ProtocolRecord(id="smoke", version=1, hash="a" * 16, ranked=False)}, "for trying things out"),
     ],
 )  # fmt: skip
 def test_what_may_not_be_ranked_is_named(write: Write, tmp_path: Path, change: dict, reason: str):
