@@ -85,14 +85,13 @@ def _rendered(mode: str | None, known: list[str]) -> str | None:
     return mode
 
 
-def _observe(world: World | ReachingWorld, observation: Seen, image: Array, out: Array) -> None:
+def _observe(world: World | ReachingWorld, observation: Seen, out: Array) -> None:
     if observation == "state":
         world.state(out)
     elif observation == "mask":
         world.masks(out)
     else:
-        world.image(image)
-        out[:] = image
+        world.image(out)
 
 
 def _empty(space: gymnasium.Space[Any]) -> Array:
@@ -164,7 +163,7 @@ class Objects(gymnasium.Env[Array, Any]):
         self.world = world(self.rules, size)
         self.action_space = _actions(self.rules)
         self.observation_space = observation_space(self.rules, observation, size)
-        self._image = np.zeros((size, size, 3), dtype=np.uint8)
+        self._size = size
         self._window = _Window(size, self.rules.rate) if render_mode == "human" else None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
@@ -183,8 +182,7 @@ class Objects(gymnasium.Env[Array, Any]):
     def render(self) -> Array | None:
         if self.render_mode != "rgb_array":
             return None
-        self.world.image(self._image)
-        return self._image.copy()
+        return self._picture()
 
     def close(self) -> None:
         if self._window is not None:
@@ -192,12 +190,16 @@ class Objects(gymnasium.Env[Array, Any]):
 
     def _show(self) -> None:
         if self._window is not None:
-            self.world.image(self._image)
-            self._window.show(self._image)
+            self._window.show(self._picture())
+
+    def _picture(self) -> Array:
+        image = np.empty((self._size, self._size, 3), dtype=np.uint8)
+        self.world.image(image)
+        return image
 
     def _seen(self) -> Array:
         out = _empty(self.observation_space)
-        _observe(self.world, self.observation, self._image, out)
+        _observe(self.world, self.observation, out)
         return out
 
 
@@ -237,7 +239,7 @@ class ObjectsVector(VectorEnv[Array, Array, Array]):
         self.single_observation_space = observation_space(self.rules, observation, size)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self._images = np.zeros((num_envs, size, size, 3), dtype=np.uint8)
+        self._size = size
         self._rngs: list[np.random.Generator] = []
 
     def reset(
@@ -288,9 +290,10 @@ class ObjectsVector(VectorEnv[Array, Array, Array]):
 
     def frames(self) -> npt.NDArray[np.uint8]:
         """Pictures (num_envs, size, size, 3) of all worlds, whatever the agent sees of them."""
-        for world, image in zip(self.worlds, self._images, strict=True):
+        images = np.empty((self.num_envs, self._size, self._size, 3), dtype=np.uint8)
+        for world, image in zip(self.worlds, images, strict=True):
             world.image(image)
-        return self._images.copy()
+        return images
 
     def snapshot(self) -> dict[str, Any]:
         """Where the worlds are and what they will draw next, in plain values."""
@@ -307,4 +310,4 @@ class ObjectsVector(VectorEnv[Array, Array, Array]):
             rng.bit_generator.state = state
 
     def _see(self, place: int, out: Array) -> None:
-        _observe(self.worlds[place], self.observation, self._images[place], out)
+        _observe(self.worlds[place], self.observation, out)

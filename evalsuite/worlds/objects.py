@@ -208,6 +208,12 @@ def vary(task: str, known: Mapping[str, AnyRules], variant: str, changes: Mappin
     return replace(known[variant], **changes)
 
 
+def check_shape(out: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+    """Raise ValueError where ``out`` would not hold all that is written to it."""
+    if out.shape != shape:
+        raise ValueError(f"out has the shape {out.shape}, not {shape}")
+
+
 def _check(found: Rules) -> None:
     least = 3 if found.kind == "comparison" else 1
     fixed = {"easy": (2, 3, 4), "normal": (4,)}.get(found.mode, ())
@@ -256,7 +262,8 @@ class World:
         self.taken = 0
         self.count = 0
         self._painter = Painter(size)
-        self._drawn: list[Sprite] | None = None
+        self._canvas = np.zeros((size, size, 3), dtype=np.uint8)
+        self._drawn: list[Sprite] | None = None  # what the canvas shows
 
     @property
     def agent(self) -> Item:
@@ -327,23 +334,27 @@ class World:
 
     def state(self, out: npt.NDArray[np.float32]) -> None:
         """Fill ``out`` (rows, 5): colour, shape and scale by their places in the lists, x, y; zeros after the agent."""
+        check_shape(out, self.rules.bounds[0].shape)
         out[:] = 0
         for row, item in zip(out, self.items, strict=False):
             row[:] = COLOURS.index(item.colour), SHAPES.index(item.shape), SCALES.index(item.scale), item.x, item.y
 
     def image(self, out: npt.NDArray[np.uint8]) -> None:
-        """Fill ``out`` (size, size, 3), or bring it up to date: give the same array until the next reset."""
+        """Fill ``out`` (size, size, 3), whatever it holds."""
+        check_shape(out, self._canvas.shape)
         sprites = self.sprites()
         if self._drawn is None:
-            self._painter.paint(sprites, out)
+            self._painter.paint(sprites, self._canvas)
         else:
-            self._painter.move(self._drawn, sprites, out)
+            self._painter.move(self._drawn, sprites, self._canvas)
         self._drawn = sprites
+        out[:] = self._canvas
 
     def masks(self, out: npt.NDArray[np.uint8]) -> None:
         """Fill ``out`` (rows + 1, size, size): where each item would be seen alone, the ground in the last one."""
+        check_shape(out, (self.rules.rows + 1, *self._canvas.shape[:2]))
         out[:] = 0
-        alone = np.empty((*out.shape[1:], 3), dtype=np.uint8)
+        alone = np.empty_like(self._canvas)
         for mask, sprite in zip(out, self.sprites(), strict=False):
             self._painter.paint([sprite], alone)
             mask[:] = alone.any(axis=2)

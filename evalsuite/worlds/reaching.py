@@ -31,7 +31,7 @@ import numpy.typing as npt
 from matplotlib.colors import to_rgb
 
 from evalsuite.errors import ResourceError, UsageError
-from evalsuite.worlds.objects import TRIES, vary
+from evalsuite.worlds.objects import TRIES, check_shape, vary
 
 __all__ = ["COLOURS", "VARIANTS", "ReachingRules", "ReachingWorld", "reaching_rules"]
 
@@ -207,6 +207,7 @@ class ReachingWorld:
         cube 10-12 are where it is and 13-15 its colour (red, green, blue). 16 is 1 for a cube. The rest is 0.
         """
         data = self._data
+        check_shape(out, (self.rules.rows, 17))
         out[:] = 0
         for row, centre, colour in zip(out, data.mocap_pos, self.colours, strict=False):
             row[10:13], row[13:16], row[16] = _unit(centre), 2 * np.array(to_rgb(colour)) - 1, 1
@@ -217,11 +218,13 @@ class ReachingWorld:
         np.clip(out, -1, 1, out=out)
 
     def image(self, out: npt.NDArray[np.uint8]) -> None:
-        """Fill ``out`` (size, size, 3)."""
+        """Fill ``out`` (size, size, 3), whatever it holds."""
+        check_shape(out, (self.size, self.size, 3))
         self._painter().paint(self._data, self.colours, out)
 
     def masks(self, out: npt.NDArray[np.uint8]) -> None:
         """Fill ``out`` (rows + 1, size, size): where each item would be seen alone, the ground last."""
+        check_shape(out, (self.rules.rows + 1, self.size, self.size))
         painter = self._painter()
         for item, mask in enumerate(out[:-1]):
             mask[:] = painter.segments(self._data, item) == item
@@ -455,7 +458,7 @@ class _Painter:
         every = mujoco.mjtCatBit.mjCAT_ALL.value
         mujoco.mjv_updateScene(self._model, data, self._options, None, self._camera, every, self._scene)
         mujoco.mjr_render(self._whole, self._scene, self._context)
-        pixels = np.empty_like(out)
+        pixels = np.empty((self._size, self._size, 3), dtype=np.uint8)
         mujoco.mjr_readPixels(pixels, None, self._whole, self._context)
         out[:] = pixels[::-1]
 

@@ -10,9 +10,10 @@ from collections import Counter, deque
 import numpy as np
 import pytest
 
+from evalsuite import worlds
 from evalsuite.errors import UsageError
 from evalsuite.worlds.objects import COLOURS, RGB, SCALES, TASKS, Item, Rules, World, rules, variants
-from evalsuite.worlds.sprites import SHAPES
+from evalsuite.worlds.sprites import SHAPES, Painter
 
 UP, LEFT, DOWN, RIGHT = range(4)
 COMPARISONS = ("object-comparison", "property-comparison")
@@ -303,6 +304,46 @@ def test_masks_show_each_alone_and_the_ground_last():
     segments = world.segments()
     for place in range(5):
         assert masks[place][segments == place].all()
+
+
+def test_any_array_is_drawn_completely_and_again_after_it_was_written_to():
+    world = fresh("random-objects", seed=1)
+    first = np.zeros((64, 64, 3), np.uint8)
+    world.image(first)
+    assert first.any()
+    world.act(UP)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    outs = [noise, np.empty((3, 64, 64), np.uint8).transpose(1, 2, 0), np.full((2, 64, 64, 3), 7, np.uint8)[1], first]
+    expected = np.empty((64, 64, 3), np.uint8)
+    Painter(64).paint(world.sprites(), expected)
+    for out in outs:
+        world.image(out)
+        assert np.array_equal(out, expected)
+        out[:] = 9
+        world.image(out)
+        assert np.array_equal(out, expected)
+
+
+@pytest.mark.parametrize("task", ["random-objects", "object-reaching"])
+@pytest.mark.parametrize(
+    ("method", "shape"),
+    [
+        ("image", (32, 32, 3)),
+        ("image", (2, 64, 64, 3)),
+        ("image", (64, 64, 4)),
+        ("masks", (3, 64, 64)),
+        ("masks", (7, 64, 32)),
+        ("state", (1, 5)),
+        ("state", (20, 17)),
+    ],
+)
+def test_an_array_that_does_not_hold_it_is_refused(task: str, method: str, shape: tuple[int, ...]):
+    if task == "object-reaching":
+        pytest.importorskip("mujoco", reason="object-reaching needs MuJoCo")
+    place = worlds.world(worlds.rules(task))
+    place.reset(np.random.default_rng(0))
+    with pytest.raises(ValueError, match="has the shape"):
+        getattr(place, method)(np.zeros(shape))
 
 
 # --- bad rules --------------------------------------------------------------------------------------------------
