@@ -66,7 +66,7 @@ CLASSES = tuple(name for name, _, _ in _ROWS)
 PALETTE = np.array([list(bytes.fromhex(colour)) for _, colour, _ in _ROWS], np.uint8)
 _INDICES = {int(index): label for label, (_, _, indices) in enumerate(_ROWS) for index in indices.split("+")}
 _SPLITS = {"train": "training", "val": "validation"}
-_JPEG = (".jpg", ".JPG", ".jpeg", ".JPEG")
+_JPEG = (".jpg", ".jpeg")
 
 
 class _Ade(SegmentationSource):

@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from evalsuite.data import Report, Source
 from evalsuite.data.demo import write_classes, write_marks
-from evalsuite.data.images import SUFFIXES, leads_out, read_rgb
+from evalsuite.data.images import DECODING, SUFFIXES, clutter, leads_out, list_images, read_rgb
 from evalsuite.errors import DataError, ImageError, UsageError
 from evalsuite.progress import Progress
 
@@ -105,7 +105,7 @@ class Files:
         return _sha256("\0".join(self.names[places]).encode(), self.sizes[places])
 
     def version(self, places: Ints) -> str:
-        return _sha256(self.digest(places).encode(), self.read.__name__.encode(), self.times[places])
+        return _sha256(self.digest(places).encode(), f"{self.read.__name__} {DECODING}".encode(), self.times[places])
 
 
 class Arrays:
@@ -323,30 +323,28 @@ def read_folder(path: Path, name: str, split: str, classes: Sequence[str]) -> Cl
             cause=f"the {len(classes)} classes are the folders of the training split",
             fix="rename or remove those folders",
         )
-    files, others = find_images(path, classes)
+    files, note = find_images(path, classes)
     place = {folder: label for label, folder in enumerate(classes)}
     labels = np.array([place[name.split(os.sep)[0]] for name in files.names.tolist()], dtype=np.int64)
-    astray = sum(entry.is_file() and not entry.name.startswith(".") for entry in os.scandir(path))
-    notes = [f"{others} files are no images"] if others else []
+    astray = sum(entry.is_file() and not clutter(entry.name) for entry in os.scandir(path))
+    notes = [note] if note else []
     notes += [f"{astray} files lie in no class folder and are left out"] if astray else []
     return ClassificationSet(
         name, split, tuple(classes), files.names, labels, files, np.arange(len(files)), notes=tuple(notes)
     )
 
 
-def find_images(path: Path, folders: Sequence[str] = ("",)) -> tuple[Files, int]:
-    """Images below ``path``, or below these folders of it, at any depth, and the number of other files there.
+def find_images(path: Path, folders: Sequence[str] = ("",)) -> tuple[Files, str | None]:
+    """Images below ``path``, or below these folders of it, at any depth, and a sentence on other files there, if any.
 
     They come folder after folder, in each in the order of their names. Raises :class:`DataError` where there is no
     image, or one whose name is no text.
     """
-    entries = [entry for folder in folders for entry in _walk(path / folder)]
-    found = [entry for entry in entries if entry.name.lower().endswith(_ENDINGS)]
-    others = len(entries) - len(found)
+    found, others = listing = list_images(path, folders)
     if not found:
         raise DataError(
             f"{path} holds no image",
-            cause=f"of {others} files none ends in {', '.join(_ENDINGS)}" if others else "it is empty",
+            cause=f"{listing.note}; those end in {', '.join(SUFFIXES)}" if others else "it is empty",
             fix="give a folder of images, one file an image; arrays of images go in as npz:PATH",
         )
     names = [os.path.relpath(entry.path, path) for entry in found]
@@ -357,10 +355,7 @@ def find_images(path: Path, folders: Sequence[str] = ("",)) -> tuple[Files, int]
             cause="its bytes are not UTF-8",
             fix="rename the file",
         )
-    return _sized(path, names, [_sizes(entry) for entry in found]), others
-
-
-_ENDINGS = tuple(dict.fromkeys(suffix.lower() for suffix in SUFFIXES))
+    return _sized(path, names, [_sizes(entry) for entry in found]), listing.note
 
 
 def _is_text(name: str) -> bool:
@@ -413,32 +408,10 @@ def _sized(
 
 
 def class_folders(path: Path) -> list[str]:
-    """The folders in ``path`` by name, but for hidden ones; none where it is no folder."""
+    """The folders in ``path`` by name, but for hidden ones and those of tools; none where it is no folder."""
     if not path.is_dir():
         return []
-    return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _walk(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Files below a folder in the order of their names; links are followed, each folder is entered once."""
-    seen: set[str] = set()
-
-    def enter(place: str) -> Iterator[os.DirEntry[str]]:
-        real = os.path.realpath(place)
-        if real in seen:
-            return
-        seen.add(real)
-        with os.scandir(place) as entries:
-            listed = sorted(entries, key=lambda e: e.name)
-        for entry in listed:
-            if entry.name.startswith("."):
-                continue
-            if os.path.isdir(entry.path):  # entry.is_dir() raises for a link to itself
-                yield from enter(entry.path)
-            else:
-                yield entry
-
-    return enter(str(folder)) if folder.is_dir() else iter(())
+    return sorted(p.name for p in path.iterdir() if p.is_dir() and not clutter(p.name))
 
 
 # --- CSV --------------------------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ class DetectionSet:
         return dataclasses.replace(self, records=self.records[:count], fingerprint=mark)
 
     def decode(self, record: Record) -> torch.Tensor:
-        """The image as (3, H, W) uint8 RGB, not rotated by EXIF.
+        """The image as (3, H, W) uint8 RGB, as large as annotated.
 
         Raises :class:`DataError` naming the file if it does not decode or is not as large as annotated.
         """

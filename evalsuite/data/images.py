@@ -1,54 +1,161 @@
-"""Reading image files from strangers: to eight-bit RGB or to labels, or refused by name; and telling files apart."""
+"""Reading image files from strangers: which files are images, their pixels as RGB or labels, and telling files apart.
+
+What is an image: a file of one of :data:`SUFFIXES` in any letter case, which is not :func:`clutter`. Every reader that
+looks into folders does so by :func:`walk`, :func:`list_images` or :func:`images_by_name`.
+
+EXIF orientation: images and masks are turned upright as EXIF says, as OpenCV, detectron2 and viewers do. The exception
+is an image with an annotated size that only the pixels as stored have: it was annotated as stored, and is read so.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageFile
 
 from evalsuite.data import Report
 from evalsuite.data.dicom import DICOM, read_dicom
 from evalsuite.errors import DataError, ImageError
 
 __all__ = [
+    "DECODING",
     "SUFFIXES",
     "Labels",
+    "Listing",
+    "clutter",
     "digest",
     "duplicates",
     "fingerprint",
+    "images_by_name",
     "leads_out",
+    "list_images",
+    "orientation",
     "read_labels",
     "read_lines",
     "read_list",
     "read_rgb",
     "size",
+    "turned",
     "unfitting",
+    "walk",
 ]
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".webp", ".bmp", ".tif", ".tiff", *DICOM)
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif",
+    ".ppm", ".pgm", ".pbm", ".pnm", *DICOM,
+)  # fmt: skip
+DECODING = 2  # raised when the same file decodes to other pixels than before: features cached of those are stale
 
 # Only formats whose decoders are plain libraries: EPS, for one, would start a PostScript interpreter.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _ESCAPES = re.compile(r"(^|/)\.\.(/|$)|^/|\\|^[A-Za-z]:|\0")
+# What file managers, storage servers and archivers leave beside people's files: thumbnails, copies, bins.
+_CLUTTER = {
+    "@eadir", "@recycle", "@__thumb", "@tmp", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "recycler",
+    "system volume information", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__",
+}  # fmt: skip
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BACK = {**_TURNS, 6: _TURNS[8], 8: _TURNS[6]}
 Image.init()  # until then Pillow knows only some of them, and says KeyError of the others
+
+
+def clutter(name: str) -> bool:
+    """Whether a file or folder of that name is none of the data: a hidden one (``.ipynb_checkpoints``, ``._a.jpg``), or
+    what a tool left there (``@eaDir``, ``__MACOSX``, ``Thumbs.db``)."""
+    return name.startswith(".") or name.lower() in _CLUTTER
+
+
+def walk(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Files below a folder at any depth, in the order of their names, without :func:`clutter`; none where there is no
+    folder. Links are followed, and each folder is entered once."""
+    seen: set[str] = set()
+
+    def enter(path: str) -> Iterator[os.DirEntry[str]]:
+        real = os.path.realpath(path)
+        if real in seen:
+            return
+        seen.add(real)
+        with os.scandir(path) as entries:
+            listed = sorted(entries, key=lambda entry: entry.name)
+        for entry in listed:
+            if clutter(entry.name):
+                continue
+            if os.path.isdir(entry.path):  # entry.is_dir() raises for a link to itself
+                yield from enter(entry.path)
+            else:
+                yield entry
+
+    return enter(str(folder)) if folder.is_dir() else iter(())
+
+
+class Listing(NamedTuple):
+    """What :func:`walk` found: images, and how many other files of each suffix (lower case, "" without one)."""
+
+    images: list[os.DirEntry[str]]
+    others: Counter[str]
+
+    @property
+    def note(self) -> str | None:
+        """The other files in a sentence; None where there are none."""
+        if not self.others:
+            return None
+        kinds = ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in self.others.most_common(5))
+        count = self.others.total()
+        return f"{count} {'file is no image' if count == 1 else 'files are no images'}: {kinds}"
+
+
+def list_images(folder: Path, folders: Sequence[str] = ("",), suffixes: Sequence[str] = SUFFIXES) -> Listing:
+    """Images below ``folder``, or below these folders of it one after the other, at any depth."""
+    found = Listing([], Counter())
+    for entry in (entry for name in folders for entry in walk(folder / name)):
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if suffix in suffixes:
+            found.images.append(entry)
+        else:
+            found.others[suffix] += 1
+    return found
+
+
+def images_by_name(folder: Path, ending: str = "", suffixes: Sequence[str] = SUFFIXES) -> dict[str, list[Path]]:
+    """Images below a folder at any depth, by their path there (with ``/``) without ``ending`` and suffix.
+
+    Names that do not end so are left out. Images of one name are in the order of ``suffixes``.
+    """
+    found: defaultdict[str, list[Path]] = defaultdict(list)
+    for entry in list_images(folder, suffixes=suffixes).images:
+        stem = os.path.splitext(os.path.relpath(entry.path, folder))[0].replace(os.sep, "/")
+        if stem.endswith(ending):
+            found[stem.removesuffix(ending)].append(Path(entry.path))
+    for paths in found.values():
+        paths.sort(key=lambda path: suffixes.index(path.suffix.lower()))
+    return dict(found)
 
 
 def read_rgb(path: Path, expect: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """Decode an image to (H, W, 3) uint8 RGB.
 
     Grey, palette and CMYK images are converted, alpha is dropped, 16-bit values lose their low byte (as
-    OpenCV does). The EXIF orientation is not applied: boxes of COCO and VOC refer to pixels as stored.
-    Files named ``.dcm`` are read as DICOM (:func:`evalsuite.data.dicom.read_dicom`). ``expect`` is the annotated
-    (height, width). Raises :class:`ImageError` naming the file if it is missing or does not decode whole, and
-    :class:`DataError` if it has another size.
+    OpenCV does). Images are turned upright as EXIF says; with ``expect``, the annotated (height, width), they are left
+    as stored where only that has this size. Files named ``.dcm`` are read as DICOM
+    (:func:`evalsuite.data.dicom.read_dicom`). Raises :class:`ImageError` naming the file if it is missing or does not
+    decode whole, and :class:`DataError` if it has another size.
     """
     if path.suffix.lower() in DICOM:
         pixels = read_dicom(path)
@@ -57,9 +164,10 @@ def read_rgb(path: Path, expect: tuple[int, int] | None = None) -> NDArray[np.ui
         return pixels
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            if expect is not None and (image.height, image.width) != expect:
-                raise _mismatch(path, (image.height, image.width), expect)
-            return _rgb(path, image)
+            turn = _Turn.of(image)
+            if expect not in (None, turn.upright, turn.stored):
+                raise _mismatch(path, turn.stored, expect)
+            return _rgb(path, turn.apply(image, expect))
     except DataError:
         raise
     except Exception as error:  # on a broken file decoders raise OSError, SyntaxError, struct.error, ...
@@ -67,8 +175,8 @@ def read_rgb(path: Path, expect: tuple[int, int] | None = None) -> NDArray[np.ui
 
 
 class Labels(NamedTuple):
-    """A label image as stored: ``pixels`` (H, W) uint8 or int32 numbers, or (H, W, 3) uint8 colours. ``palette``
-    (P, 3) uint8 are the colours of the numbers, where the file has any."""
+    """A label image: ``pixels`` (H, W) uint8 or int32 numbers, or (H, W, 3) uint8 colours. ``palette`` (P, 3) uint8 are
+    the colours of the numbers, where the file has any."""
 
     pixels: NDArray[np.uint8] | NDArray[np.int32]
     palette: NDArray[np.uint8] | None
@@ -77,14 +185,16 @@ class Labels(NamedTuple):
 def read_labels(path: Path, expect: tuple[int, int] | None = None) -> Labels:
     """Decode a label image without changing a number: no palette is applied, 16 bits stay 16 bits.
 
-    Alpha is dropped. ``expect`` is its image's (height, width). Raises :class:`DataError` naming the file if it is
-    missing, does not decode whole, has another size, or is of a kind that cannot hold labels: a lossy JPEG, floats.
+    Alpha is dropped. ``expect`` is its image's (height, width); masks are turned as images are. Raises
+    :class:`DataError` naming the file if it is missing, does not decode whole, has another size, or is of a kind that
+    cannot hold labels: a lossy JPEG, floats.
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            if expect is not None and (image.height, image.width) != expect:
-                raise unfitting(path, (image.height, image.width), expect)
-            return _labels(path, image)
+            turn = _Turn.of(image)
+            if expect is not None and expect not in (turn.upright, turn.stored):
+                raise unfitting(path, turn.stored, expect)
+            return _labels(path, turn.apply(image, expect))
     except DataError:
         raise
     except Exception as error:  # as above
@@ -100,13 +210,78 @@ def unfitting(path: Path, found: tuple[int, int], expect: tuple[int, int]) -> Da
     )
 
 
-def size(path: Path) -> tuple[int, int]:
-    """(height, width) from the header, without decoding. Raises :class:`DataError` naming the file."""
+def size(path: Path, expect: tuple[int, int] | None = None) -> tuple[int, int]:
+    """(height, width) that :func:`read_rgb` with the same ``expect`` gives, from the header, without decoding.
+
+    It is the upright size where neither is the expected one. Raises :class:`DataError` naming the file.
+    """
+    return _turn(path).size(expect)
+
+
+def orientation(path: Path) -> int:
+    """The EXIF orientation of an image, 2 to 8; 1 where it says nothing. Raises :class:`DataError` naming the file."""
+    return _turn(path).code
+
+
+def turned(paths: Iterable[Path]) -> list[Path]:
+    """Which of these images carry an EXIF turn; a file that cannot be read does not."""
+    found = []
+    for path in paths:
+        try:
+            if path.suffix.lower() not in DICOM and orientation(path) != 1:
+                found.append(path)
+        except DataError:  # told of by whoever decodes it
+            continue
+    return found
+
+
+class _Turn(NamedTuple):
+    """The EXIF orientation of an image; its (height, width) as stored and upright; whether loading turns it."""
+
+    code: int
+    stored: tuple[int, int]
+    upright: tuple[int, int]
+    itself: bool
+
+    @classmethod
+    def of(cls, image: Image.Image) -> _Turn:
+        """Of an image that is opened and not loaded."""
+        code, given = _code(image), (image.height, image.width)
+        other = given[::-1] if code >= 5 else given
+        itself = image.format == "TIFF"  # Pillow turns these as they are loaded, and says so in their size
+        return cls(code, other if itself else given, given if itself else other, itself)
+
+    def size(self, expect: tuple[int, int] | None) -> tuple[int, int]:
+        return self.stored if expect == self.stored else self.upright
+
+    def apply(self, image: ImageFile.ImageFile, expect: tuple[int, int] | None) -> Image.Image:
+        """Upright, or as stored where ``expect`` is of that alone."""
+        if self.itself:
+            image.filename = ""  # else Pillow 13 maps an uncompressed TIFF into memory, by its upright size: garbage
+        image.load()
+        as_stored = expect is not None and expect != self.upright
+        if self.code == 1 or as_stored != self.itself:
+            return image
+        result = image.transpose((_BACK if as_stored else _TURNS)[self.code])
+        result.format = image.format
+        return result
+
+
+def _turn(path: Path) -> _Turn:
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            return image.height, image.width
+            return _Turn.of(image)
     except Exception as error:  # as above
         raise _unreadable(path, error) from error
+
+
+def _code(image: Image.Image) -> int:
+    """The EXIF orientation; 1 too where the EXIF data cannot be read, which viewers overlook as well."""
+    try:
+        code = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)  # not PngImageFile's, which decodes
+    except Exception:  # whatever bytes that are no EXIF data make its parser raise
+        return 1
+    return code if code in _TURNS else 1
 
 
 def digest(path: Path) -> str:
@@ -182,7 +357,7 @@ def duplicates(
 
 
 def _labels(path: Path, image: Image.Image) -> Labels:
-    if image.format == "JPEG":
+    if image.format in ("JPEG", "MPO"):
         raise DataError(
             f"mask {path} cannot be used",
             cause="it is a JPEG, which changes numbers along every edge",
@@ -223,7 +398,7 @@ def _mismatch(path: Path, found: tuple[int, int], expect: tuple[int, int]) -> Da
     cause = f"it has {found[1]}x{found[0]} pixels, its annotation says {expect[1]}x{expect[0]}"
     fix = "restore the original image, or correct the annotation"
     if found == expect[::-1]:
-        fix = "boxes refer to pixels as stored, before any EXIF rotation: turn the image or its boxes"
+        fix = "turn the image or its annotation: no EXIF orientation says that it is shown on its side"
     return DataError(f"image {path} does not fit its annotation", cause=cause, fix=fix)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from evalsuite.data.images import read_labels, read_lines
+from evalsuite.data.images import SUFFIXES, read_labels, read_lines
 from evalsuite.data.segmentation import (
     IGNORE,
     Coding,
@@ -29,7 +29,7 @@ from evalsuite.errors import DataError, UsageError
 __all__ = ["Pairs"]
 
 _SPLITS = ("train", "val", "test")
-_MASKS = (".png", ".PNG", ".bmp", ".tif", ".tiff", ".gif", ".jpg", ".jpeg")  # JPEGs, to be refused by name
+_MASKS = SUFFIXES  # JPEGs too, to be refused by name
 _LARGEST = 1 << 20
 _LOOKED_AT = 16  # masks whose numbers are looked at before any work
 _COLOURED = re.compile(

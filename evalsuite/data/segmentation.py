@@ -26,6 +26,7 @@ from evalsuite.data.images import (
     digest,
     duplicates,
     fingerprint,
+    images_by_name,
     read_labels,
     read_rgb,
     size,
@@ -218,7 +219,7 @@ class SegmentationSet:
         return len(self.records)
 
     def image(self, index: int) -> Bytes:
-        """(H, W, 3) uint8 RGB, as stored. Raises :class:`DataError` naming a file that does not decode."""
+        """(H, W, 3) uint8 RGB, as large as its mask. Raises :class:`DataError` naming a file that does not decode."""
         record = self.records[index]
         return read_rgb(record.image, expect=record.size)
 
@@ -242,24 +243,16 @@ class SegmentationSet:
 
 
 def find(folder: Path, ending: str = "", suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
-    """Images below ``folder`` at any depth, sorted, by their path there without ``ending`` and suffix.
-
-    Hidden files are no images. Raises :class:`DataError` where two files have one name.
-    """
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob(f"*{ending}.*")):
-        stem = path.relative_to(folder).with_suffix("").as_posix()
-        if path.suffix not in suffixes or path.name.startswith(".") or not stem.endswith(ending):
-            continue
-        name = stem.removesuffix(ending)
-        if name in found:
+    """:func:`evalsuite.data.images.images_by_name`. Raises :class:`DataError` where two files have one name."""
+    found = images_by_name(folder, ending, suffixes)
+    for name, paths in found.items():
+        if len(paths) > 1:
             raise DataError(
                 f"{folder} holds two files named {name}",
-                cause=f"{found[name].name} and {path.name}",
+                cause=f"{paths[0].name} and {paths[1].name}",
                 fix="remove one of them",
             )
-        found[name] = path
-    return found
+    return {name: path for name, (path,) in found.items()}
 
 
 def pair_up(
@@ -340,8 +333,8 @@ def assemble(
 def _opened(pair: Pair, reader: MaskReader) -> tuple[Record, int, str] | DataError:
     """The record, its image's length in bytes and its mask's digest; or what is wrong with it."""
     try:
-        height, width = size(pair.image)
         told = reader.size(pair.mask)
+        height, width = size(pair.image, expect=told)
         if told is not None and told != (height, width):
             return unfitting(pair.mask, told, (height, width))
         return Record(*pair, height, width), pair.image.stat().st_size, digest(pair.mask)

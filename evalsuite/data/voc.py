@@ -11,7 +11,7 @@ import codecs
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,7 +21,7 @@ import numpy as np
 
 from evalsuite.data import Report, Source
 from evalsuite.data.detection import Boxes, DetectionSet, Image, assemble, survey, union
-from evalsuite.data.images import SUFFIXES, fingerprint, read_list, size
+from evalsuite.data.images import fingerprint, images_by_name, read_list, size
 from evalsuite.errors import DataError
 
 if TYPE_CHECKING:
@@ -156,11 +156,12 @@ class Voc(Source[DetectionSet]):
         """One split of one year. What is wrong with a file is raised, or goes to ``faults`` if given."""
         folder, stem = _place(path, split)
         label = {name: i for i, name in enumerate(classes)}
+        photos = images_by_name(folder / "JPEGImages")
         images: list[Image] = []
         files, contents, owner, names, numbers, difficult = [], [], [], [], [], []
         for name in _listed(folder, stem):
             try:
-                image, length = _image(folder, name)
+                image, length = _image(folder, photos, name)
                 file = folder / "Annotations" / f"{name}.xml"
                 found = _annotation(file)
                 _check_names(file, found.names, label)
@@ -256,12 +257,10 @@ def _withheld(path: Path, split: str) -> bool:
     return not any((folder / "Annotations" / f"{name}.xml").is_file() for name in _listed(folder, stem))
 
 
-def _image(folder: Path, name: str) -> tuple[Path, int]:
+def _image(folder: Path, photos: Mapping[str, Sequence[Path]], name: str) -> tuple[Path, int]:
     """An image's file and its length in bytes."""
-    for suffix in SUFFIXES:
-        path = folder / "JPEGImages" / f"{name}{suffix}"
-        if path.is_file():
-            return path, path.stat().st_size
+    if name in photos:
+        return photos[name][0], photos[name][0].stat().st_size
     raise DataError(
         f"image {folder / 'JPEGImages' / name}.jpg is missing",
         cause="a split in ImageSets/Main lists it",

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.io import loadmat
 
-from evalsuite.data.images import SUFFIXES, read_list, size, unfitting
+from evalsuite.data.images import images_by_name, read_list, size, unfitting
 from evalsuite.data.segmentation import (
     IGNORE,
     Bytes,
@@ -96,8 +96,8 @@ class VocSegmentation(SegmentationSource):
             folders += [
                 (parent / "benchmark_RELEASE" / "dataset" / "cls", ".mat") for parent in (path.parents[1], path.parent)
             ]
-        photos = [(path / "JPEGImages", suffix) for suffix in SUFFIXES]
-        pairs = pair_up(_present(photos, names), _present(folders, names), faults, names)
+        photos = {name: paths[0] for name, paths in images_by_name(path / "JPEGImages").items()}
+        pairs = pair_up(photos, _present(folders, names), faults, names)
         return assemble(pairs, _Masks(), CLASSES, voc_palette(len(CLASSES)), name=self.name, split=split, faults=faults)
 
     def demo(self, root: Path, seed: int = 0, images: int = 64) -> Path:
@@ -127,13 +127,10 @@ def _lists(path: Path, split: str) -> list[Path]:
 
 def _present(folders: Sequence[tuple[Path, str]], names: Sequence[str]) -> dict[str, Path]:
     """Each name's file in the first of the folders (with the suffix it has there) that has one."""
-    found = {}
-    for name in names:
-        for folder, suffix in folders:
-            if (path := folder / f"{name}{suffix}").is_file():
-                found[name] = path
-                break
-    return found
+    found: dict[str, Path] = {}
+    for folder, suffix in reversed(folders):
+        found |= {name: paths[0] for name, paths in images_by_name(folder, suffixes=(suffix,)).items()}
+    return {name: found[name] for name in names if name in found}
 
 
 def _matlab(path: Path, expect: tuple[int, int]) -> Bytes:

@@ -23,6 +23,7 @@ from torchvision.transforms.v2 import functional as vision
 
 from evalsuite.backbone import Backbone
 from evalsuite.cache import Cache, Preprocess
+from evalsuite.data.images import DECODING
 from evalsuite.data.segmentation import IGNORE, SegmentationSet
 from evalsuite.engines._dense import OnBackbone, Trainable, optimizer_of
 from evalsuite.engines._segmentation import (
@@ -422,7 +423,7 @@ class _Images:
 
     @property
     def fingerprint(self) -> str:
-        return self.data.fingerprint
+        return f"{self.data.fingerprint} {DECODING}"
 
     @property
     def split(self) -> str:

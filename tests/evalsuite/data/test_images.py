@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evalsuite.data.images import digest, read_rgb, size
+from evalsuite.data.classification import class_folders
+from evalsuite.data.images import (
+    digest,
+    images_by_name,
+    list_images,
+    orientation,
+    read_labels,
+    read_rgb,
+    size,
+    turned,
+    walk,
+)
 from evalsuite.errors import DataError
 
 RED = (200, 30, 40)
@@ -65,14 +76,110 @@ def test_thirty_two_bits_are_refused(tmp_path: Path, dtype: type) -> None:
         read_rgb(tmp_path / "a.tiff")
 
 
-def test_exif_does_not_rotate(tmp_path: Path) -> None:
+ORIENTATIONS = {  # how pixels (H, W) as stored are shown, by the numbers of the EXIF standard
+    1: lambda p: p,
+    2: lambda p: p[:, ::-1],
+    3: lambda p: p[::-1, ::-1],
+    4: lambda p: p[::-1],
+    5: lambda p: p.T,
+    6: lambda p: p[::-1].T,
+    7: lambda p: p[::-1, ::-1].T,
+    8: lambda p: p[:, ::-1].T,
+}
+
+
+def with_orientation(path: Path, code: int) -> np.ndarray:
+    """A picture of 4x6 different values, which says that it is to be turned; as stored."""
+    stored = (np.arange(24).reshape(4, 6) * 10).astype(np.uint8)
+    image, exif = Image.fromarray(stored), Image.Exif()
+    exif[0x0112] = code
+    image.save(path, exif=exif, **({"lossless": True} if path.suffix == ".webp" else {}))
+    return stored
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff", ".webp"])
+@pytest.mark.parametrize("code", ORIENTATIONS)
+def test_images_are_turned_upright(tmp_path: Path, code: int, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    stored = with_orientation(path, code)
+    upright = ORIENTATIONS[code](stored)
+    assert size(path) == read_rgb(path).shape[:2] == upright.shape
+    assert orientation(path) == code
+    assert turned([path, tmp_path / "gone.png"]) == ([] if code == 1 else [path])
+    for expect, shown in ((upright.shape, upright), (stored.shape, stored if upright.shape != (4, 6) else upright)):
+        assert size(path, expect) == expect
+        assert (read_rgb(path, expect)[..., 0] == shown).all()
+    with pytest.raises(DataError, match="does not fit its annotation"):
+        read_rgb(path, (5, 5))
+
+
+def test_a_photograph_is_turned_by_the_exif_data_of_its_camera(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees to view
+    exif[0x0112] = 8
+    exif[0x010F] = "camera"
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_rgb(tmp_path / "a.jpg").shape == (60, 40, 3)
+    assert size(tmp_path / "a.jpg") == (60, 40)
+    with pytest.raises(DataError) as told:
+        read_rgb(tmp_path / "a.jpg", expect=(61, 40))
+    assert told.value.cause == "it has 60x40 pixels, its annotation says 40x61"
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("exif", [b"Exif\0\0no tiff", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b""])
+def test_exif_data_that_are_none_turn_nothing(tmp_path: Path, exif: bytes) -> None:
     Image.new("RGB", (6, 4)).save(tmp_path / "a.jpg", exif=exif)
     assert read_rgb(tmp_path / "a.jpg").shape == (4, 6, 3)
-    with pytest.raises(DataError) as told:
-        read_rgb(tmp_path / "a.jpg", expect=(6, 4))
-    assert "EXIF" in told.value.fix
+    assert orientation(tmp_path / "a.jpg") == 1
+
+
+def test_masks_are_turned_as_their_images_are(tmp_path: Path) -> None:
+    stored = with_orientation(tmp_path / "a.png", 6)
+    assert (read_labels(tmp_path / "a.png").pixels == ORIENTATIONS[6](stored)).all()
+    assert (read_labels(tmp_path / "a.png", expect=(4, 6)).pixels == stored).all()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (8, 8)).save(tmp_path / "b.jpg", exif=exif)
+    with pytest.raises(DataError, match="cannot be used") as told:
+        read_labels(tmp_path / "b.jpg")
+    assert "JPEG" in told.value.cause
+
+
+def test_every_kind_that_decodes_is_an_image_in_any_letter_case(tmp_path: Path) -> None:
+    names = ["a.jpg", "b.JPEG", "c.Jfif", "d.jpe", "e.PNG", "f.WebP", "g.bmp", "h.DIB", "i.tif", "j.TIFF", "k.gif"]
+    names += ["l.ppm", "m.PGM", "n.pbm", "o.pnm"]
+    for name in names:
+        kind = {"jfif": "JPEG", "jpe": "JPEG", "dib": "BMP"}.get(name[2:].lower())
+        image = Image.new({"pgm": "L", "pbm": "1"}.get(name[2:].lower(), "RGB"), (3, 2))
+        image.save(tmp_path / name, format=kind)
+        assert read_rgb(tmp_path / name).shape == (2, 3, 3)
+    for name in ("p.heic", "q.HEIC", "notes.txt", "README"):
+        (tmp_path / name).write_text("x")
+    found = list_images(tmp_path)
+    assert [entry.name for entry in found.images] == names
+    assert found.note == "4 files are no images: 2 .heic, 1 without a suffix, 1 .txt"
+    assert set(images_by_name(tmp_path)) == set("abcdefghijklmno")
+
+
+@pytest.mark.parametrize(
+    "left", ["@eaDir", "__MACOSX", ".ipynb_checkpoints", ".thumbnails", "$RECYCLE.BIN", "lost+found", "@eadir"]
+)
+def test_what_tools_leave_is_no_image(tmp_path: Path, left: str) -> None:
+    (tmp_path / left / "cat.png").mkdir(parents=True)
+    for name in (f"{left}/a.png", f"{left}/cat.png/SYNOPHOTO_THUMB_M.jpg", "b.png", "._b.png", "Thumbs.db"):
+        Image.new("L", (2, 2)).save(tmp_path / name, format="PNG")
+    (tmp_path / "folder.png").mkdir()
+    assert [entry.name for entry in walk(tmp_path)] == ["b.png"]
+    assert images_by_name(tmp_path) == {"b": [tmp_path / "b.png"]}
+    assert class_folders(tmp_path) == ["folder.png"]
+
+
+def test_images_of_one_name_come_in_the_order_of_the_kinds(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("in/a_x.png", "in/a_x.JPG", "in/a_y.png"):
+        Image.new("L", (2, 2)).save(tmp_path / name)
+    assert images_by_name(tmp_path, "_x") == {"in/a": [tmp_path / "in" / "a_x.JPG", tmp_path / "in" / "a_x.png"]}
+    assert images_by_name(tmp_path, suffixes=(".png",)).keys() == {"in/a_x", "in/a_y"}
 
 
 def test_another_size_is_refused(tmp_path: Path) -> None:
