@@ -11,18 +11,11 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.resnet import Bottleneck, ResNet
 
 from evalsuite.backbone import Backbone, BackboneSpec, Features
 
-__all__ = ["build", "build_small"]
-
-SMALL: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
-    "resnet10": (BasicBlock, [1, 1, 1, 1]),
-    "resnet18": (BasicBlock, [2, 2, 2, 2]),
-    "resnet34": (BasicBlock, [3, 4, 6, 3]),
-    "resnet50": (Bottleneck, [3, 4, 6, 3]),
-}
+__all__ = ["build"]
 
 
 def build(name: str, *, pretrained: bool = False, output_stride: int | None = None, **options: Any) -> Backbone:
@@ -75,43 +68,6 @@ def _dilation(output_stride: int) -> dict[str, Any]:
     return {"replace_stride_with_dilation": [False, output_stride <= 8, output_stride <= 16]}
 
 
-def build_small(name: str, *, width: int = 64, stem_padding: int = 1, image_size: int = 32) -> Backbone:
-    """torchvision's ResNet for small images: a 3x3 stem of stride 1, no pooling after it (SimCLR, appendix B.9).
-
-    The names of the tensors are torchvision's. ``width`` is the number of channels of the first stage (64 in the
-    paper); ``stem_padding=2`` is what solo-learn and with it AdaInf use. Maps come at strides 1, 2, 4 and 8.
-    """
-    if name not in SMALL:
-        raise ValueError(f"no small network {name!r}; there are {', '.join(SMALL)}")
-    net = _SmallResNet(*SMALL[name], width=width, stem_padding=stem_padding)
-    channels = [width * 2**stage * net.expansion for stage in range(4)]
-    spec = BackboneSpec(
-        arch=f"small:{name}",
-        options={"width": width, "stem_padding": stem_padding, "image_size": image_size},
-        image_size=(image_size, image_size),
-        dim=channels[-1],
-        strides={2**stage: c for stage, c in enumerate(channels)},
-        gives=frozenset({"pooled", "maps"}),
-    )
-    return Backbone(net, spec, _look_small, _resnet_split)
-
-
-class _SmallResNet(ResNet):  # type: ignore[misc]  # torchvision is not typed
-    def __init__(self, block: type[BasicBlock | Bottleneck], layers: list[int], width: int, stem_padding: int) -> None:
-        super().__init__(block, layers, num_classes=1)
-        self.expansion, self.inplanes = block.expansion, width
-        self.conv1 = nn.Conv2d(3, width, 3, padding=stem_padding, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = self._make_layer(block, width, layers[0])
-        for stage in (1, 2, 3):
-            setattr(self, f"layer{stage + 1}", self._make_layer(block, width * 2**stage, layers[stage], stride=2))
-        self.maxpool = nn.Identity()
-        self.fc = nn.Identity()
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
 def _resnet_stages(net: Any) -> list[nn.Module]:
     stem = nn.Sequential(net.conv1, net.bn1, net.relu)
     return [stem, nn.Sequential(net.maxpool, net.layer1), net.layer2, net.layer3, net.layer4]
@@ -120,10 +76,6 @@ def _resnet_stages(net: Any) -> list[nn.Module]:
 def _resnet_split(net: nn.Module) -> tuple[nn.Module, nn.Module]:
     *trunk, tail = _resnet_stages(net)
     return nn.Sequential(*trunk), tail
-
-
-def _look_small(net: nn.Module, x: Tensor) -> Features:
-    return _look_stages(net, x, (1, 1, 2, 4, 8))
 
 
 def _look_stages(net: nn.Module, x: Tensor, strides: tuple[int, ...]) -> Features:

@@ -35,13 +35,18 @@ __all__ = [
 def evalsuite_register(registry: Registry) -> None:
     here = "evalsuite.checkpoints.layouts"
     registry.checkpoint(
-        "resnet", f"{here}:resnet", "torchvision's ResNet names, wide, grouped and for small images too"
+        "resnet", f"{here}:resnet", "torchvision's ResNet names, wide, grouped, and for small images (CIFAR) too"
     )
     registry.checkpoint(
         "resnet-indexed", f"{here}:indexed", "a ResNet's children in a Sequential (lightly, SimCLR ports)"
     )
     registry.checkpoint("resnet-obow", f"{here}:obow", "OBoW's blocks of features")
     registry.checkpoint("resnet-detectron2", f"{here}:detectron2", "detectron2's stem and res2 to res5")
+    registry.checkpoint("resnet-wide", f"{here}:wide_resnet", "wide ResNets for CIFAR with block1.layer names")
+    registry.checkpoint(
+        "resnet-cifar100", f"{here}:cifar100", "ResNets with residual_function names (pytorch-cifar100)"
+    )
+    registry.checkpoint("resnet-staged", f"{here}:staged", "CIFAR ResNets with stage_1.0.conv_a names")
     registry.checkpoint("vit", f"{here}:vit", "timm's ViT names: DINO, iBOT, MAE, MoCo v3, DINOv2")
     registry.checkpoint("vit-torchvision", f"{here}:torchvision_vit", "torchvision's ViT names")
     registry.checkpoint("convnext", f"{here}:convnext", "timm's and the official ConvNeXt names")

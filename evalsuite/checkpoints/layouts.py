@@ -9,6 +9,7 @@ Which of several candidates is the backbone to judge is decided in :mod:`evalsui
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from evalsuite.checkpoints.cifar import small_resnet
 from evalsuite.checkpoints.reading import State
 
 __all__ = [
@@ -85,22 +87,61 @@ def count(names: Iterable[str], pattern: str) -> int:
 
 # --------------------------------------------------------------------------------------------------------- ResNets
 
-BASIC: dict[tuple[int, ...], str] = {
-    (1, 1, 1, 1): "resnet10",
-    (2, 2, 2, 2): "resnet18",
-    (3, 4, 6, 3): "resnet34",
-}
+BASIC: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet34"}
 BOTTLENECK: dict[tuple[int, ...], str] = {(3, 4, 6, 3): "50", (3, 4, 23, 3): "101", (3, 8, 36, 3): "152"}
 # (width of the first 3x3 convolution, its groups) -> torchvision's name, where depth has one
 WIDE = {(64, 1): "resnet{}", (128, 1): "wide_resnet{}_2", (128, 32): "resnext{}_32x4d", (256, 32): "resnext{}_32x8d",
         (256, 64): "resnext{}_64x4d"}  # fmt: skip
-SMALL = ("resnet10", "resnet18", "resnet34", "resnet50")
 
 
 def resnet(state: State) -> Iterator[Candidate]:
-    """torchvision's names, which are timm's and most training code's: ``conv1``, ``bn1``, ``layer1`` to ``layer4``."""
+    """torchvision's names, which are timm's and most training code's: ``conv1``, ``bn1``, ``layer1`` to ``layer4``.
+
+    ``shortcut`` in place of ``downsample`` is kuangliu/pytorch-cifar's name.
+    """
     for prefix, found in behind(state.tensors, "layer1.0.conv1.weight"):
-        yield _resnet(found, {}, prefix)
+        yield _resnet(*renamed(found, lambda k: re.sub(r"^(layer\d\.\d+\.)shortcut\.", r"\1downsample.", k)), prefix)
+
+
+def wide_resnet(state: State) -> Iterator[Candidate]:
+    """Wide ResNets as in xternalz/WideResNet-pytorch: ``block1.layer.0``, ``convShortcut``."""
+    for prefix, found in behind(state.tensors, "block1.layer.0.conv1.weight"):
+        tensors, sources = renamed(found, _from_wide)
+        yield _resnet(tensors, sources, prefix, "activations taken as ReLU", shortcut_from="activated")
+
+
+def _from_wide(name: str) -> str:
+    name = re.sub(r"^block(\d)\.layer\.", r"layer\1.", name)
+    return name.replace(".convShortcut.", ".downsample.0.")
+
+
+def cifar100(state: State) -> Iterator[Candidate]:
+    """weiaicunzai/pytorch-cifar100's ResNets: ``conv2_x.0.residual_function.0``."""
+    for prefix, found in behind(state.tensors, "conv2_x.0.residual_function.0.weight"):
+        yield _resnet(*renamed(found, _from_cifar100), prefix)
+
+
+def _from_cifar100(name: str) -> str:
+    name = re.sub(r"^conv([2-5])_x\.", lambda m: f"layer{int(m[1]) - 1}.", name)
+    name = re.sub(r"^conv1\.0\.", "conv1.", re.sub(r"^conv1\.1\.", "bn1.", name)).replace(".shortcut.", ".downsample.")
+    parts = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2", "6": "conv3", "7": "bn3"}
+    return re.sub(r"\.residual_function\.([013467])\.", lambda m: f".{parts[m[1]]}.", name)
+
+
+def staged(state: State) -> Iterator[Candidate]:
+    """D-X-Y/ResNeXt-DenseNet's ResNets for CIFAR: ``conv_1_3x3``, ``stage_1.0.conv_a``."""
+    for prefix, found in behind(state.tensors, "stage_1.0.conv_a.weight"):
+        yield _resnet(*renamed(found, _from_staged), prefix, zeros="end")
+
+
+def _from_staged(name: str) -> str:
+    for old, new in (
+        (r"^conv_1_3x3\.", "conv1."),
+        (r"^bn_1\.", "bn1."),
+        (r"^stage_(\d)\.(\d+)\.(conv|bn)_([ab])\.", lambda m: f"layer{m[1]}.{m[2]}.{m[3]}{'ab'.index(m[4]) + 1}."),
+    ):
+        name = re.sub(old, new, name)
+    return name
 
 
 def indexed(state: State) -> Iterator[Candidate]:
@@ -151,39 +192,40 @@ def _under(found: Tensors, children: Mapping[str, str]) -> tuple[dict[str, Tenso
     return renamed(found, lambda k: f"{children[m[1]]}.{m[2]}" if (m := pattern.fullmatch(k)) else None)
 
 
-def _resnet(found: dict[str, Tensor], sources: dict[str, str], prefix: str, note: str = "") -> Candidate:
-    arch, options, odd = _resnet_arch({k: tuple(v.shape) for k, v in found.items()})
-    return Candidate(found, arch, options, prefix, sources, odd or note)
-
-
-def _resnet_arch(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str | None, dict[str, Any], str]:
-    """The architecture of a ResNet, from its shapes; None and the reason where there is none."""
+def _resnet(found: dict[str, Tensor], sources: dict[str, str], prefix: str, note: str = "", **known: Any) -> Candidate:
+    shapes = {k: tuple(v.shape) for k, v in found.items()}
     depths = tuple(count(shapes, rf"layer{i}\.(\d+)\.conv1\.weight") for i in (1, 2, 3, 4))
+    small = small_resnet(shapes, tuple(itertools.takewhile(bool, depths)), known)
+    if small is None:
+        arch, options, odd = _resnet_arch(shapes, depths)
+        return Candidate(found, arch, options, prefix, sources, odd or note)
+    if small.norm:
+        final = re.compile(rf"^{small.norm}\.")
+        found = {final.sub("norm.", k): v for k, v in found.items()}
+        sources = {final.sub("norm.", k): sources.get(k, k) for k in sources or found}
+    return Candidate(found, small.arch, small.options, prefix, sources, "; ".join(n for n in (note, small.note) if n))
+
+
+def _resnet_arch(
+    shapes: Mapping[str, tuple[int, ...]], depths: tuple[int, ...]
+) -> tuple[str | None, dict[str, Any], str]:
+    """The architecture of a ResNet, from its shapes and blocks by stage; None and the reason where there is none."""
     bottleneck = "layer1.0.conv3.weight" in shapes
     stem = shapes.get("conv1.weight")
     if not all(depths):
-        return None, {}, f"a ResNet with {sum(map(bool, depths))} stages; torchvision's and ours have four"
+        return None, {}, f"a ResNet with {sum(map(bool, depths))} stages and no 3x3 stem; torchvision's have four"
     if stem is None:
         return _deep_stem(depths, bottleneck, shapes)
-    width, kernel = stem[0], stem[-1]
+    width = stem[0]
     inner, per_group = shapes.get("layer1.0.conv2.weight", (0, 1))[:2]
     name = BOTTLENECK.get(depths) if bottleneck else BASIC.get(depths)
-    if kernel == 3:
-        plain = f"resnet{name}" if bottleneck else name
-        if plain not in SMALL or inner != width:
-            return (
-                None,
-                {},
-                f"a ResNet of depths {depths} with a 3x3 stem, which is none of {', '.join(SMALL)}",
-            )
-        return f"small:{plain}", {} if width == 64 else {"width": width}, ""
     if width != 64:
         return None, {}, f"a ResNet whose 7x7 stem has {width} channels; torchvision's and timm's have 64"
     groups = inner // per_group
     wide = WIDE.get((inner, groups))
     if bottleneck and name and wide and wide.format(name) in torchvision.models.list_models(torchvision.models):
         return f"torchvision:{wide.format(name)}", {}, ""
-    if not bottleneck and name in ("resnet18", "resnet34"):
+    if not bottleneck and name:
         return f"torchvision:{name}", {}, ""
     options: dict[str, Any] = {"layers": list(depths)}
     if bottleneck and (inner, groups) != (64, 1):

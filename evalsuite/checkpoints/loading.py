@@ -16,6 +16,7 @@ import torchvision
 
 from evalsuite.backbone import HEADER, IMAGENET_MEAN, IMAGENET_STD, Backbone, build, read_header
 from evalsuite.checkpoints import origins, reading
+from evalsuite.checkpoints.cifar import SMALL
 from evalsuite.checkpoints.layouts import Candidate
 from evalsuite.checkpoints.matching import LoadReport, Match, heads_of, match, prefixes, weights
 from evalsuite.errors import BackboneError, PluginError, Refusal
@@ -289,7 +290,7 @@ def _measure(read: Iterable[Read], builder: _Builder) -> Iterator[_Found]:
             continue
         extra = dict(candidate.options)
         padded = ""
-        if candidate.arch.startswith("small:"):
+        if candidate.arch.removeprefix("small:") in SMALL.values():
             by_two = origins.origin(state, candidate.prefix) == "solo-learn"  # its base.py, for CIFAR
             extra.setdefault("stem_padding", 2 if by_two else 1)
             padded = f"stem taken as padded by {extra['stem_padding']}, which shapes do not show (options stem_padding)"

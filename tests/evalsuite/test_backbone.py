@@ -24,6 +24,10 @@ TINY_SWIN = {"embed_dim": 32, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "small resnet": ("small:resnet10", {"width": 8}),
     "small resnet, wide padding": ("small:resnet10", {"width": 8, "stem_padding": 2}),
+    "small resnet of CIFAR": ("small:resnet8", {}),
+    "small resnet of CIFAR, projections": ("small:resnet", {"layers": [1, 2], "bottleneck": True, "shortcut": "B"}),
+    "small pre-activated resnet": ("small:preresnet8", {"shortcut_from": "input"}),
+    "small wide resnet": ("small:wrn10_2", {}),
     "timm resnet": ("timm:resnet18", {"layers": [1, 1, 1, 1]}),
     "timm convnext": ("timm:convnext_tiny", {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}),
     "timm swin": ("timm:swin_tiny_patch4_window7_224", TINY_SWIN),
@@ -205,7 +209,11 @@ def test_the_state_dict_keeps_the_published_names(make):
         ("timm:resnet18", {"no_such_option": 1}),
         ("torchvision:resnet1984", {}),
         ("torchvision:mnasnet0_5", {}),
-        ("small:resnet101", {}),
+        ("small:resnet21", {}),
+        ("small:resnet", {}),
+        ("small:resnet20", {"layers": []}),
+        ("small:resnet20", {"shortcut": "C"}),
+        ("small:resnet20", {"stem_padding": 2}),
         ("small", {}),
     ],
 )
