@@ -47,6 +47,7 @@ from evalsuite.backbone import Backbone, BackboneSpec, Features
 from evalsuite.errors import BackboneError, DataError, ResourceError, UsageError
 from evalsuite.files import atomic, write_text
 from evalsuite.progress import Progress
+from evalsuite.signals import ignore_signals, signals
 
 __all__ = [
     "SHARD",
@@ -464,13 +465,15 @@ class Cache:
             shards = math.ceil(len(job.data.ids) / SHARD)
             missing = [i for i in range(shards) if any(i not in writer.hashes for writer in writers)]
             done = sum(_shard_rows(i, len(job.data.ids)) for i in range(shards) if i not in missing)
-            with job.progress.track("encode", len(job.data.ids), done) as meter:
+            with job.progress.track("encode", len(job.data.ids), done) as meter, signals() as told:
                 count = 0
                 for shard, start, blocks in _forward(job, [w.output for w in writers], missing):
                     for writer, block in zip(writers, blocks, strict=True):
                         writer.put(shard, start, block)
                     count += len(blocks[0])
                     meter.update(done + count)
+                    if told.signal:  # the shards on disk are whole, and the next run goes on after them
+                        raise SystemExit(128 + told.signal)
             for writer in writers:
                 writer.finish()
         return count
@@ -621,7 +624,7 @@ def images_in_order(
     count = _measured_workers(reader, len(data.ids)) if workers == "auto" else workers
     loader: DataLoader[Any] = DataLoader(
         reader, batch_sampler=[list(batch) for batch in batches], num_workers=count, pin_memory=pin,
-        prefetch_factor=4 if count else None, collate_fn=reader.batch,
+        prefetch_factor=4 if count else None, collate_fn=reader.batch, worker_init_fn=ignore_signals,
     )  # fmt: skip
     for batch in loader:
         if isinstance(batch, DataError):

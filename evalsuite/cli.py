@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from evalsuite.errors import Refusal, UsageError
+from evalsuite.files import writable, writable_file
 
 if TYPE_CHECKING:
     from evalsuite.cache import Entry
@@ -123,6 +124,10 @@ def run(
         allow_partial=allow_partial, trust=trust_checkpoint, out=out, command=_command(),
     )  # fmt: skip
     cells = runner.execute(request, _load().registry, Progress(quiet=quiet or _silent()))
+    if quiet and not _silent():
+        for _, result in cells:
+            if result.status == "failed":
+                typer.echo(f"{_cell_name(result)}: failed\n{result.error}", err=True)
     if as_json and not _silent():
         _print_json([result.model_dump(mode="json") | {"path": str(path)} for path, result in cells])
     elif not _silent():
@@ -244,6 +249,7 @@ def plugins_new(
     """Write a package of one plugin: a working example with its tests, CI and README. Nothing is overwritten."""
     from evalsuite import scaffold
 
+    writable(out)
     written = scaffold.write(name, kind, out, _load(warn=False).registry)
     typer.echo(f"{written.path}: {', '.join(sorted(written.files))}")
     typer.echo(f"next: pip install -e {shlex.quote(str(written.path))} && evalsuite plugins check {name}")
@@ -364,6 +370,7 @@ def convert(
     """Write a backbone under the names of torchvision, timm or detectron2, and say what they need to be told."""
     from evalsuite import checkpoints
 
+    writable_file(out, "OUT")
     registry = _load().registry
     loaded = checkpoints.load_backbone(checkpoint, registry, arch=arch)
     done = checkpoints.convert(loaded.backbone, to, out, registry)
@@ -415,6 +422,8 @@ def report(
     """One self-contained HTML page of all results in a folder: scores, plots, pictures, and how to reproduce them."""
     from evalsuite.board.report import report as write
 
+    if out is not None or results.is_dir():
+        writable_file(out or results / "report.html")
     typer.echo(write(results, out))
 
 
@@ -451,6 +460,7 @@ def board_build(
     from evalsuite.board.site import build
     from evalsuite.board.table import collect
 
+    writable(out)
     board = collect(results, published())
     index = build(board, out, title)
     if as_json:
@@ -718,13 +728,10 @@ def _table(cells: list[tuple[Path, Result]]) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 120)
     for path, result in cells:
-        recipe = f"{result.task}@{result.protocol.id}-{result.protocol.version}"
         if result.status == "failed":
-            console.print(
-                f"{result.backbone.name}  {recipe}  seed {result.seed}: failed", markup=False, highlight=False
-            )
+            console.print(f"{_cell_name(result)}: failed", markup=False, highlight=False)
             continue
-        typer.echo(f"{result.backbone.name} on {recipe}, seed {result.seed}")
+        typer.echo(_cell_name(result))
         table = Table("metric", "score", "95 % interval")
         for name, score in result.scores.items():
             if score.value is not None:
@@ -743,6 +750,11 @@ def _table(cells: list[tuple[Path, Result]]) -> None:
         for name, file in sorted(result.files.items()):
             if file.endswith(".png"):
                 typer.echo(f"picture of {name}: {os.path.relpath(path.with_name(file))}")
+
+
+def _cell_name(result: Result) -> str:
+    recipe = f"{result.task}@{result.protocol.id}-{result.protocol.version}"
+    return f"{result.backbone.name} on {recipe}, seed {result.seed}"
 
 
 def _marks(result: Result) -> list[str]:

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from evalsuite.errors import Refusal, ResourceError
+from evalsuite.errors import Refusal, ResourceError, UsageError
 
-__all__ = ["atomic", "forget_partials", "room_for", "write_text"]
+__all__ = ["atomic", "forget_partials", "room_for", "writable", "writable_file", "write_text"]
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
 @contextmanager
@@ -21,11 +22,11 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path``; it takes ``path``'s place when the block ends well, and is gone otherwise.
 
     The data reach the disk before the name does, so a crash at any moment leaves the old file or the new one. Raises
-    :class:`evalsuite.ResourceError` where the disk is full.
+    :class:`evalsuite.ResourceError` where the disk is full or the system does not let it be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         os.close(handle)
         partial = Path(name)
@@ -41,6 +42,43 @@ def atomic(path: str | Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def writable(folder: str | Path, flag: str = "--out") -> None:
+    """Refuse a folder that cannot be made or written into, before the work whose results belong there.
+
+    It is tried in the nearest folder that is there, and nothing is left behind. Raises :class:`UsageError` where a
+    file is in the way and :class:`ResourceError` where the system does not let it be written.
+    """
+    folder = Path(folder)
+    try:
+        there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        if not there.is_dir():
+            raise UsageError(
+                f"{flag} {folder} cannot be a folder",
+                cause=f"{there} is {'a link to nothing' if there.is_symlink() and not there.exists() else 'a file'}",
+                fix=f"name a folder: {flag} {there.with_name(there.stem + '-results')}",
+            )
+        missing = folder.relative_to(there).parts
+        with tempfile.TemporaryDirectory(prefix=".", suffix=".partial", dir=there) as scratch:
+            Path(scratch, *missing).mkdir(parents=True, exist_ok=True)
+            Path(scratch, *missing, "file").touch()
+    except (OSError, ValueError) as error:  # ValueError: a character that no path can have
+        raise ResourceError(
+            f"{flag} {folder} cannot be written",
+            cause=f"the system says: {getattr(error, 'strerror', None) or error}",
+            fix=f"{flag} with a folder that you may write into",
+        ) from error
+
+
+def writable_file(path: str | Path, flag: str = "--out") -> None:
+    """As :func:`writable`, of a file to be written: a folder must not have its name."""
+    path = Path(path)
+    if os.path.isdir(path):  # not Path.is_dir, which raises where a name is too long
+        raise UsageError(
+            f"{flag} {path} cannot be a file", cause="it is a folder", fix=f"name a file: {flag} {path / 'FILE'}"
+        )
+    writable(path.parent, flag)
+
+
 def forget_partials(path: str | Path) -> None:
     """Remove what writers of ``path`` left that were killed; nobody else may be writing it."""
     path = Path(path)
@@ -51,10 +89,17 @@ def forget_partials(path: str | Path) -> None:
 
 @contextmanager
 def room_for(path: str | Path) -> Iterator[None]:
-    """Writing to ``path``: a full disk is told as a :class:`evalsuite.ResourceError`, whoever noticed it."""
+    """Writing to ``path``: a full disk is told as a :class:`evalsuite.ResourceError`, whoever noticed it; so is what
+    the system does not let be written there."""
     try:
         yield
     except Exception as error:
+        if isinstance(error, OSError) and _is_denied(error, Path(path)):
+            raise ResourceError(
+                f"{path} cannot be written",
+                cause=f"the system says: {error.strerror} ({error.filename})",
+                fix=f"make {Path(path).parent} a folder that you may write into, or choose another",
+            ) from error
         if isinstance(error, Refusal) or not _is_full(error):
             raise
         raise ResourceError(
@@ -62,6 +107,13 @@ def room_for(path: str | Path) -> Iterator[None]:
             cause="there is no room left on the disk, or a limit on files is reached",
             fix=f"free space under {Path(path).parent} and run the same command again; what was there before is whole",
         ) from error
+
+
+def _is_denied(error: OSError, path: Path) -> bool:
+    """Whether it is ``path`` that cannot be written: within a block other files may be read."""
+    if error.errno not in DENIED or not isinstance(error.filename, str):
+        return False
+    return Path(error.filename) in (path, *path.parents) or Path(error.filename).parent == path.parent
 
 
 def _is_full(error: BaseException) -> bool:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -22,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from evalsuite.errors import TrainingError
 from evalsuite.files import atomic, forget_partials
 from evalsuite.progress import Progress
+from evalsuite.signals import Told, ignore_signals, signals
 
 __all__ = ["LARS", "Fit", "Moment", "Steps", "Told", "fit", "mix_seed", "signals"]
 
@@ -123,8 +121,8 @@ def fit(run: Fit, fabric: Fabric, progress: Progress) -> nn.Module:
     """Train to the end, from the beginning or from ``run.state``; the trained model comes back on its device.
 
     Every step starts from a seed of its own, so a run that was killed and one that was not end in the same bits on
-    the same machine. A termination signal saves the state and exits 143, an interrupt 130; with several processes
-    within the next few steps.
+    the same machine. A signal of :func:`signals` saves the state and exits with 128 and its number (SIGTERM 143, SIGINT
+    130, SIGUSR1 138); with several processes within the next few steps.
 
     Raises :class:`evalsuite.ResourceError` when the disk is full, the state before it being whole, and
     :class:`TrainingError` when the loss is not finite in any process, in all of them; the last state before it
@@ -175,6 +173,7 @@ def _loader(run: Fit, fabric: Fabric, start: int) -> Iterable[Any]:
     return DataLoader(
         steps, batch_size=None, sampler=range(start * run.accumulate, run.iterations * run.accumulate),
         num_workers=run.workers, persistent_workers=False, prefetch_factor=4 if run.workers else None,
+        worker_init_fn=ignore_signals,
     )  # fmt: skip
 
 
@@ -304,32 +303,6 @@ def _resume(run: Fit, model: nn.Module, optimizer: Any, fabric: Fabric) -> int:
     optimizer.load_state_dict(content["optimizer"])
     run.log[:] = content["log"]
     return int(content["step"])
-
-
-@dataclass
-class Told:
-    """The number of the signal that came, 0: none."""
-
-    signal: int = 0
-
-
-@contextmanager
-def signals() -> Iterator[Told]:
-    """Note termination and interrupt instead of dying in the middle of a step."""
-    told = Told()
-    if threading.current_thread() is not threading.main_thread():
-        yield told
-        return
-
-    def note(number: int, frame: object) -> None:
-        told.signal = number
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class LARS(torch.optim.Optimizer):

@@ -36,6 +36,7 @@ from evalsuite.fit import LARS, Fit, Steps, fit
 from evalsuite.probes import Choice, choose, hold_out
 from evalsuite.probing import Criterion, Fitted, Floats, ImageProtocol
 from evalsuite.processes import together
+from evalsuite.signals import ignore_signals
 from evalsuite.task import Setup
 
 __all__ = ["HeadProtocol", "recipes", "train_heads"]
@@ -396,7 +397,7 @@ class _Trained:
         loader = DataLoader(
             steps, batch_size=None, sampler=range(first, self.run.iterations * protocol.accumulate),
             num_workers=setup.workers, collate_fn=_stacked, pin_memory=self.device.type == "cuda",
-            prefetch_factor=self._ahead() if setup.workers else None,
+            prefetch_factor=self._ahead() if setup.workers else None, worker_init_fn=ignore_signals,
         )  # fmt: skip
         for found in loader:
             if isinstance(found, DataError):

@@ -25,7 +25,7 @@ from evalsuite import statistics
 from evalsuite.checkpoints import NEEDED, Loaded, load_backbone
 from evalsuite.data import source
 from evalsuite.errors import Refusal, ResourceError, UsageError
-from evalsuite.files import atomic
+from evalsuite.files import atomic, writable
 from evalsuite.hooks import Registry, load
 from evalsuite.progress import Progress
 from evalsuite.protocols import job
@@ -122,6 +122,8 @@ def _listed(names: str | Sequence[str]) -> list[str]:
 
 def plan(request: Request, registry: Registry, progress: Progress) -> list[Cell]:
     """The cells of a request, everything checked: names, data, and that each backbone gives what each task needs."""
+    for folder in (request.out / "results", request.out / "work"):
+        writable(folder)
     tasks: list[Task] = [registry.get("task", name)() for name in request.tasks]
     recipes = [task.protocol(request.protocol).override(request.settings or {}) for task in tasks]
     for task in tasks:

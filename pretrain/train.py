@@ -9,7 +9,6 @@ import inspect
 import json
 import math
 import os
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,10 +26,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from evalsuite import Backbone, DataError, Features, PluginError, Registry, ResourceError, UsageError, load_backbone
 from evalsuite.errors import Refusal
-from evalsuite.files import write_text
+from evalsuite.files import writable, write_text
 from evalsuite.fit import Fit, Moment, fit, mix_seed
 from evalsuite.processes import together
 from evalsuite.progress import Progress
+from evalsuite.signals import ignore_signals
 from pretrain.batch import Batch, Draw, Look, Pairs, Sample, collate, join, join_pairs
 from pretrain.blocks import rank, world_size
 from pretrain.data import Corpus, Images, parse
@@ -114,6 +114,7 @@ def run(
     Raises a :class:`evalsuite.Refusal` for whatever cannot work, before any work is done.
     """
     recipe, chosen = compose(method, modifiers, registry=registry, preset=preset, settings=settings or {})
+    writable(out)
     corpus = parse(data)
     arch = recipe.method.arch if arch is None else arch
     spec = arch if Path(arch).expanduser().exists() or arch.startswith("random:") else f"random:{arch}"
@@ -308,7 +309,8 @@ def train(recipe: Recipe, backbone: Backbone, corpus: Corpus, plan: Plan, progre
 
     Writes ``state.pt``, ``metrics.jsonl``, ``metrics.png`` and at the end ``backbone.safetensors`` there. The backbone
     is trained in place. With one count of workers or another, killed and resumed or not, the same seed ends in the
-    same bits on the same machine and number of processes. A termination signal saves the state and exits 143.
+    same bits on the same machine and number of processes. A signal to stop
+    (:func:`evalsuite.fit.signals`) saves the state and exits with 128 and its number.
 
     Raises :class:`evalsuite.UsageError` and :class:`evalsuite.DataError` before any work, and
     :class:`evalsuite.TrainingError` when the loss is not finite: the last good state stays. Where one of several
@@ -388,7 +390,7 @@ class State:
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             pin_memory=self.run.device.type == "cuda",
-            worker_init_fn=_deaf,
+            worker_init_fn=ignore_signals,
         )
         for draw in loader:
             if isinstance(draw, Refusal):
@@ -536,12 +538,6 @@ def _claim(plan: Plan, description: Mapping[str, Any], fabric: Fabric) -> None:
 
 def _workers(plan: Plan) -> int:
     return min(8, ((os.cpu_count() or 1) - 1) // plan.devices) if plan.workers is None else plan.workers
-
-
-def _deaf(_: int) -> None:
-    """A signal to the whole group is for the trainer, which still needs its data to finish the step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Watch:

@@ -19,7 +19,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 INSTALL = "python -m pip install -c constraints.txt -e '.[all,dev]'"
 
-TOLD = {"evalsuite.errors", "evalsuite.files", "evalsuite.progress"}  # anyone may use them
+TOLD = {"evalsuite.errors", "evalsuite.files", "evalsuite.progress", "evalsuite.signals"}  # anyone may use them
 NUMBERS = {"evalsuite.metrics", "evalsuite.results", "evalsuite.statistics"}
 MIDDLE = (  # each may import those before it
     "evalsuite.backbone",
@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evalsuite.errors": set(),
     "evalsuite.files": {"evalsuite.errors"},
     "evalsuite.progress": {"evalsuite.errors"},
+    "evalsuite.signals": set(),
     "evalsuite.hooks": {"evalsuite.errors"},
     **{room: {*TOLD, *NUMBERS} for room in NUMBERS},
     **{room: {*TOLD, *NUMBERS, "evalsuite.hooks", *MIDDLE[:i]} for i, room in enumerate(MIDDLE)},
@@ -86,13 +87,14 @@ OUTSIDE: dict[str, set[str]] = {
     "evalsuite.errors": set(),
     "evalsuite.files": set(),
     "evalsuite.progress": {"rich"},
+    "evalsuite.signals": set(),
     "evalsuite.hooks": {"pluggy"},
     **{room: NUMERIC for room in NUMBERS},
 }
 
 # ``evalsuite --help`` must not pay for these rooms' imports: at module level they may import only this.
 QUICK: dict[str, set[str]] = {
-    "evalsuite.cli": {"click", "evalsuite.errors", "evalsuite.hooks", "evalsuite.progress", "rich", "typer"},
+    "evalsuite.cli": {"click", "evalsuite.errors", "evalsuite.files", "evalsuite.hooks", "evalsuite.progress", "rich", "typer"},
     "evalsuite": set(),
 }
 
@@ -103,7 +105,7 @@ APART = ("evalsuite.engines", "evalsuite.tasks", "evalsuite.backbones", "pretrai
 PUBLIC = {
     "evalsuite": {
         *("checkpoints", "data", "errors", "files", "fit", "metrics", "pictures", "probes", "probing", "processes"),
-        *("docs", "poolings", "progress", "protocols", "pyramid", "statistics", "testing", "worlds"),
+        *("docs", "poolings", "progress", "protocols", "pyramid", "signals", "statistics", "testing", "worlds"),
     },
     "pretrain": {"blocks", "testing"},
 }

@@ -27,8 +27,9 @@ from torch import nn
 
 from evalsuite.errors import ResourceError, TrainingError
 from evalsuite.files import atomic
-from evalsuite.fit import Told, mix_seed
+from evalsuite.fit import mix_seed
 from evalsuite.progress import Meter
+from evalsuite.signals import Told
 
 __all__ = ["Rate", "Saving", "Training", "Watching", "apart", "saved_run"]
 

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from evalsuite.backbone import Backbone
 from evalsuite.errors import UsageError
 from evalsuite.files import atomic
-from evalsuite.fit import mix_seed, signals
+from evalsuite.fit import mix_seed
 from evalsuite.poolings import Encoder
 from evalsuite.protocols import AgentProtocol, Arena, Played
+from evalsuite.signals import signals
 from evalsuite.task import Setup
 
 __all__ = ["StableBaselines3"]

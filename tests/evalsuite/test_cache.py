@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import signal
 import subprocess
 import sys
 import time
@@ -518,6 +519,21 @@ def test_a_cut_file_of_an_unfinished_encoding_is_begun_anew(tmp_path, small_shar
     os.truncate(folder / "features.npy", 200)
     assert cache.features(make(), Images(), preprocess=PLAIN).encoded == 10
     assert cache.verify() == {}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_signal_ends_an_encoding_in_order_and_whole_shards_are_kept(tmp_path, small_shards, number, code):
+    class Told(Images):
+        def __getitem__(self, index):
+            if index == 4:
+                os.kill(os.getpid(), number)
+            return super().__getitem__(index)
+
+    cache = Cache(tmp_path)
+    with pytest.raises(SystemExit) as leave:
+        cache.features(make(), Told(), preprocess=PLAIN, batch_size=2)
+    assert leave.value.code == code
+    assert cache.features(make(), Images(), preprocess=PLAIN).encoded == 10 - 4
 
 
 def test_entries_are_listed_by_use_and_the_oldest_go_first(tmp_path):

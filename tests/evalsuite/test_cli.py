@@ -229,6 +229,42 @@ def test_a_backbone_is_pretrained_and_goes_straight_into_an_evaluation(evalsuite
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        "run -b nowhere.pth -t coco --demo --out",
+        "pretrain -m simclr --data folder:nowhere --out",
+        "convert nowhere.pth --to timm",
+        "report nowhere --out",
+        "leaderboard build nowhere --out",
+        "plugins new my-method --kind method --out",
+    ],
+)
+def test_an_out_that_cannot_be_written_is_refused_before_any_work(evalsuite, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken.safetensors").write_text("mine")
+    for out, codes in (("taken.safetensors/x.safetensors", (2,)), ("x" * 300 + "/x.safetensors", (7,))):
+        status, _, err = evalsuite(*command.split(), out)
+        assert status in codes
+        assert three_lines(err), err
+        assert "nowhere" not in err
+    assert (tmp_path / "taken.safetensors").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_quiet_still_says_why_a_cell_failed(evalsuite, monkeypatch, tmp_path):
+    monkeypatch.setenv("EVALSUITE_CACHE", str(tmp_path / "cache"))
+    quick = [*QUICK, "--limit", "2", "--set", "iterations=1", "--set", "lr=1e30", "--set", "clip_gradient=null"]
+    for more in ([], ["--json"]):
+        status, out, err = evalsuite(
+            "run", "-q", "-b", "random:timm:test_resnet", "-t", "voc", "--demo", *quick, "--set", "iterations=4",
+            "--out", str(tmp_path / "out"), *more,
+        )  # fmt: skip
+        assert status == 1
+        assert re.search(r"seed 0: failed\nerror: .+\ncause: .+\nfix: .+\n", err)
+        assert not more or json.loads(out)[0]["status"] == "failed"
+
+
+@pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (["--method", "simclrr"], "did you mean 'simclr'"),

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalsuite.errors import ResourceError
-from evalsuite.files import atomic, forget_partials, room_for, write_text
+from evalsuite.errors import ResourceError, UsageError
+from evalsuite.files import atomic, forget_partials, room_for, writable, writable_file, write_text
 
 
 def test_the_file_takes_its_place_only_when_the_block_ends(tmp_path):
@@ -108,3 +108,65 @@ def test_text_comes_back_as_it_was(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("text") / "café.txt"
     write_text(path, text)
     assert path.read_text(encoding="utf-8") == text
+
+
+def test_a_folder_to_be_is_tried_and_nothing_is_left_behind(tmp_path):
+    (tmp_path / "there").mkdir()
+    for folder in (tmp_path / "there", tmp_path / "a" / "b", tmp_path / "there" / "c"):
+        writable(folder)
+    writable_file(tmp_path / "there" / "x.html")
+    writable_file(tmp_path / "new" / "x.html")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+
+
+@pytest.mark.parametrize("below", ["", "deeper/still"])
+def test_a_folder_cannot_be_where_a_file_is(tmp_path, below):
+    (tmp_path / "out.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"out\.json is a file"):
+        writable(tmp_path / "out.json" / below)
+
+
+def test_neither_where_a_link_leads_nowhere(tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "gone")
+    with pytest.raises(UsageError, match="a link to nothing"):
+        writable(tmp_path / "out")
+
+
+def test_nor_a_file_where_a_folder_is(tmp_path):
+    with pytest.raises(UsageError, match="it is a folder"):
+        writable_file(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["x" * 300, "nul\0", "/proc/new/er"])
+def test_a_path_that_cannot_be_made_is_refused_with_what_the_system_says(tmp_path, folder):
+    for check in (writable, lambda path: writable_file(path / "file")):
+        with pytest.raises(ResourceError, match="the system says: "):
+            check(tmp_path / folder)
+
+
+@pytest.fixture
+def sealed(tmp_path):
+    """A folder nobody may write into: by its mode, or where the tests run as root by what root cannot change."""
+    (tmp_path / "sealed").mkdir()
+    (tmp_path / "sealed").chmod(0o555)
+    if not os.access(tmp_path / "sealed", os.W_OK):
+        yield tmp_path / "sealed"
+    else:
+        yield Path("/proc/self/fdinfo")
+    (tmp_path / "sealed").chmod(0o755)
+
+
+def test_without_the_permission_it_is_refused(sealed):
+    with pytest.raises(ResourceError, match="cannot be written"):
+        writable(sealed)
+    with pytest.raises(ResourceError, match="cannot be written"):
+        writable_file(sealed / "report.html")
+
+
+def test_a_file_whose_folder_is_a_file_is_refused_and_another_error_is_not_taken_for_it(tmp_path):
+    (tmp_path / "results").write_text("")
+    with pytest.raises(ResourceError, match="Not a directory|File exists"):
+        write_text(tmp_path / "results" / "cell.json", "{}")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(IsADirectoryError), atomic(tmp_path / "made" / "cell.json"):
+        (tmp_path / "other").read_text()

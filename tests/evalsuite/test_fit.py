@@ -97,7 +97,10 @@ def test_the_state_of_another_key_is_not_resumed_from(tmp_path):
     assert equal(whole, train(plan(tmp_path / "cut")))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138), (signal.SIGUSR2, 140), (signal.SIGHUP, 129)],
+)
 def test_a_signal_saves_and_leaves_with_its_code(tmp_path, number, code):
     whole = train(plan(tmp_path / "whole"))
 

@@ -164,7 +164,7 @@ def test_a_run_killed_in_mid_epoch_ends_in_the_same_bits(tmp_path):
     assert [line["step"] for line in lines] == list(range(1, 13))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_a_signal_saves_and_leaves_with_its_code(tmp_path, number, code):
     with pytest.raises(SystemExit) as leave:
         doomed(tmp_path / "cut", number)
