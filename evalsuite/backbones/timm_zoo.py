@@ -19,17 +19,22 @@ TOKENS = ["vision_transformer", "deit", "eva", "beit", "vision_transformer_hybri
 WINDOWS = ["swin_transformer", "swin_transformer_v2"]
 
 
-def build(name: str, *, pretrained: bool = False, **options: Any) -> Backbone:
+def build(name: str, *, pretrained: bool = False, norm_eps: float | None = None, **options: Any) -> Backbone:
     """The timm model ``name`` without its classifier; ``options`` go to ``timm.create_model``.
 
-    ``pretrained`` fetches timm's weights (from its cache, else the network). Raises ValueError for a name timm
-    does not know or a model without feature maps.
+    ``pretrained`` fetches timm's weights (from its cache, else the network). ``norm_eps`` is that of every layer
+    normalisation, where a network was trained with another than timm's. Raises ValueError for a name timm does not
+    know or a model without feature maps.
     """
     if not timm.is_model(name):
         raise ValueError(f"timm {timm.__version__} has no model {name!r}")
     net: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **_any_size(name), **options)
     if not hasattr(net, "forward_intermediates"):
         raise ValueError(f"timm's {name} gives no feature maps (no forward_intermediates)")
+    if norm_eps is not None:
+        for norm in (m for m in net.modules() if isinstance(m, nn.LayerNorm)):
+            norm.eps = norm_eps
+        options = {**options, "norm_eps": norm_eps}
     tokens = (
         hasattr(net, "patch_embed") and hasattr(net, "num_prefix_tokens") and not is_model_in_modules(name, WINDOWS)
     )

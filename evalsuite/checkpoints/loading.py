@@ -15,8 +15,9 @@ import torch
 import torchvision
 
 from evalsuite.backbone import HEADER, IMAGENET_MEAN, IMAGENET_STD, Backbone, build, read_header
-from evalsuite.checkpoints import origins, reading
+from evalsuite.checkpoints import configs, folders, origins, reading
 from evalsuite.checkpoints.cifar import SMALL
+from evalsuite.checkpoints.configs import Described
 from evalsuite.checkpoints.layouts import Candidate
 from evalsuite.checkpoints.matching import LoadReport, Match, heads_of, match, prefixes, weights
 from evalsuite.errors import BackboneError, PluginError, Refusal
@@ -29,7 +30,6 @@ __all__ = ["Loaded", "load_backbone"]
 INPUTS = ("mean", "std", "image_size")
 ZOOS = ("timm", "torchvision")
 OURS = "evalsuite.checkpoints.layouts:"
-FILES = (".pth", ".pt", ".tar", ".ckpt", ".th", ".bin", ".safetensors", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def load_backbone(
 ) -> Loaded:
     """The backbone that ``spec`` names, with its weights in place.
 
-    ``spec`` is a path to a checkpoint of any known layout or to a directory with a ``backbone.safetensors``;
+    ``spec`` is a path to a checkpoint of any known layout or to a directory with one (:func:`folders.read`);
     ``timm:NAME`` or ``torchvision:NAME`` for published weights; ``random:ARCH`` for fresh ones drawn from ``seed``; or
     a plugin's backbone. ``arch`` says the architecture where shapes do not tell it. ``options`` are ``mean``, ``std``,
     ``image_size`` and options of the architecture's builder. Parameters that no feature depends on (classifiers) are
@@ -78,13 +78,11 @@ def load_backbone(
     if scheme in registry.names("backbone"):
         return _zoo(text, _published(text, registry, overrides, seed), inputs, "published weights")
     path = Path(spec)
-    if not path.exists() and not rest and path.suffix not in FILES and path.name == text:
+    if not path.exists() and not rest and path.suffix not in reading.ENDINGS and path.name == text:
         raise _neither(text, registry)
-    if path.is_dir() and (path / "backbone.safetensors").is_file():
-        path /= "backbone.safetensors"
-    file = reading.read(path, trust=trust)
+    file = folders.read(path, trust=trust)
     if HEADER in file.header:
-        return _own(path, file, registry, inputs, arch)
+        return _own(file.path, file, registry, inputs, arch)
     found = _find(file, registry, arch, overrides, seed)
     return _finish(file, found, inputs, allow_partial)
 
@@ -198,12 +196,15 @@ class _Found:
     match: Match
     reason: tuple[str, ...] = ()
     rival: str = ""
+    described: Described | None = None
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Best last: whole networks, then third parties' layouts, then the preferred place, then coverage."""
+        """Best last: whole networks, then third parties' layouts, then the preferred place, then those described in
+        words, then coverage."""
         rank, _ = origins.choice(self.state.container, self.candidate.prefix)
-        return self.match.whole, self.theirs, rank, self.match.matched, -len(self.match.leftover)
+        in_words = self.described is not None
+        return self.match.whole, self.theirs, rank, in_words, self.match.matched, -len(self.match.leftover)
 
 
 class _Builder:
@@ -212,6 +213,14 @@ class _Builder:
     def __init__(self, registry: Registry, options: Mapping[str, Any], seed: int) -> None:
         self.registry, self.options, self.seed = registry, options, seed
         self._built: dict[str, tuple[Backbone, frozenset[str]]] = {}
+
+    def outline(self, arch: str, options: Mapping[str, Any]) -> Any:
+        """The network without room for its numbers; None for what cannot be built."""
+        try:
+            with torch.device("meta"):
+                return build(arch, self.registry, **{**options, **self.options}).net
+        except Exception:  # a stranger's options may be wrong in any way
+            return None
 
     def __call__(self, arch: str, options: Mapping[str, Any]) -> tuple[Backbone, frozenset[str]]:
         wanted = {**options, **self.options}
@@ -239,13 +248,38 @@ def _find(file: reading.File, registry: Registry, arch: str | None, options: Map
     builder = _Builder(registry, options, seed)
     read = _candidates(held, registry)
     best = _best(_measure(read, builder))
+    notes: list[str] = []
+    for words in configs.described(file):
+        fitting = _as_described(held, read, words, builder)
+        if fitting is None or not fitting.match.whole:
+            notes.append(f"{words.by} names {words.arch}, which these tensors are not")
+        else:
+            best = fitting if best is None else max(best, fitting, key=lambda b: b.order)
     hinted = file.hint("arch", "model", "model_name", "backbone")
     if (best is None or not best.match.whole) and hinted and (name := _known(hinted)):
         by_hint = _best(_forced(held, read, name, builder, f"the file says {hinted!r}"))
         best = max((b for b in (best, by_hint) if b is not None), key=lambda b: b.order, default=None)
     if best is None:
         raise _unknown(file, held, read)
-    return best
+    return replace(best, reason=(*best.reason, *notes))
+
+
+def _as_described(
+    held: list[reading.State], read: Iterable[Read], words: Described, builder: _Builder
+) -> _Found | None:
+    """The best reading of a file as the architecture that somebody's words name; None where it cannot be that."""
+    largest = max(sum(t.numel() for t in state.tensors.values()) for state in held)
+    net = builder.outline(words.arch, words.options)
+    if net is None or sum(p.numel() for p in net.parameters()) > 1.1 * largest:
+        return None
+    options = dict(words.options)
+    if words.pool and getattr(net, "global_pool", words.pool) != words.pool:
+        options.setdefault("global_pool", words.pool)
+    if options != words.options and builder.outline(words.arch, options) is None:
+        return None
+    why = f"{words.arch.partition(':')[2]} by the word of {words.by}"
+    best = _best(_forced(held, read, words.arch, builder, why, options))
+    return None if best is None else replace(best, described=words)
 
 
 def _find_as(
@@ -310,19 +344,36 @@ def _measure(read: Iterable[Read], builder: _Builder) -> Iterator[_Found]:
 
 
 def _forced(
-    held: list[reading.State], read: Iterable[Read], arch: str, builder: _Builder, why: str
+    held: list[reading.State],
+    read: Iterable[Read],
+    arch: str,
+    builder: _Builder,
+    why: str,
+    words: Mapping[str, Any] | None = None,
 ) -> Iterator[_Found]:
-    """Readings of a file as one given architecture: as layouts read it, and behind whatever prefix fits."""
+    """Readings of a file as one given architecture: as layouts read it, and behind whatever prefix fits.
+
+    ``words`` are options by somebody's word; the size of a table of positions is the tensors' own.
+    """
+    words = words or {}
     for candidate, naming, theirs, state in read:
-        options = candidate.options if candidate.arch == arch else {}
-        given = replace(candidate, arch=arch, options=options)
+        family = arch.partition("_")[0]
+        shown = dict(candidate.options) if (candidate.arch or "").startswith(f"{family}_") else {}
+        if candidate.arch != arch:
+            shown = {k: v for k, v in shown.items() if k == "img_size"}
+        given = replace(candidate, arch=arch, options={**shown, **words})
         for found in _measure([Read(given, naming, theirs, state)], builder):
             yield replace(found, reason=(why, *found.reason))
-    yield from _behind_prefixes(held, arch, *builder(arch, {}), why)
+    yield from _behind_prefixes(held, arch, words, *builder(arch, words), why)
 
 
 def _behind_prefixes(
-    held: list[reading.State], arch: str, backbone: Backbone, heads: frozenset[str], why: str
+    held: list[reading.State],
+    arch: str,
+    options: Mapping[str, Any],
+    backbone: Backbone,
+    heads: frozenset[str],
+    why: str,
 ) -> Iterator[_Found]:
     for state in held:
         for prefix in prefixes(backbone, heads, state.tensors):
@@ -331,7 +382,7 @@ def _behind_prefixes(
             reason = tuple(r for r in (why, chosen) if r)
             fit = match(backbone, heads, tensors)
             yield _Found(
-                Candidate(tensors, arch, {}, prefix),
+                Candidate(tensors, arch, options, prefix),
                 "the architecture's",
                 False,
                 state,
@@ -471,15 +522,31 @@ def _normalisation(file: reading.File, found: _Found, inputs: Mapping[str, Any])
     if scheme in (*ZOOS, "small") and "." not in name:
         values |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
         said_by = "ImageNet's, as nothing says otherwise"
+    written, where = configs.described_input(file, found.described is not None)
+    if hasattr(found.backbone.net, "patch_embed") or scheme == "small":
+        written.pop("image_size", None)  # a table of positions is of one size, and small networks are of small images
+    whose = {"mean": said_by, "std": said_by, "image_size": "the architecture's own"}
     for told, who in (
+        (written, where),
         (_noted(file.header), "the file's header"),
         (_of_layout(candidate), "the layout"),
         (inputs, "given"),
     ):
-        if told:
-            values |= told
-            said_by = who
-    return values, said_by
+        values |= told
+        whose |= dict.fromkeys(told, who)
+    return values, _whose(whose)
+
+
+def _whose(whose: Mapping[str, str]) -> str:
+    """By whose word pixels are normalised; by whose word the size is, where mean or std are by somebody's too."""
+    if whose["mean"] == whose["std"]:
+        same = whose["mean"]
+        return (
+            same
+            if whose["image_size"] in (same, "the architecture's own")
+            else f"{same}; image_size: {whose['image_size']}"
+        )
+    return "; ".join(f"{name}: {who}" for name, who in whose.items())
 
 
 def _of_layout(candidate: Candidate) -> dict[str, Any]:
@@ -524,9 +591,9 @@ def _told(backbone: Backbone, said_by: str) -> dict[str, Any]:
 
 
 def _name(path: Path) -> str:
-    """A file's name without its endings; the directory's for our own fixed file name."""
-    stem = path.resolve().parent.name if path.name == "backbone.safetensors" else path.name
-    while Path(stem).suffix in FILES:
+    """A file's name without its endings; the directory's for a name that all files bear."""
+    stem = folders.title(path)
+    while Path(stem).suffix in reading.ENDINGS:
         stem = Path(stem).stem
     return _slug(stem)
 

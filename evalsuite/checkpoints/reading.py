@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from evalsuite.errors import BackboneError
 
-__all__ = ["NOTE", "File", "State", "read", "states"]
+__all__ = ["ENDINGS", "NOTE", "File", "State", "read", "states"]
 
+ENDINGS = (".pth", ".pt", ".tar", ".ckpt", ".th", ".bin", ".safetensors", ".pkl")
 NOTE = "evalsuite.convert"  # the key of what we note beside the tensors of files that others read
 
 # every torch.save of the old format begins with this pickled number (torch.serialization.MAGIC_NUMBER)
@@ -37,7 +38,7 @@ BROKEN = "copy or download it again, and compare its size or checksum with the s
 @dataclass(frozen=True)
 class File:
     """A checkpoint file as read: its content, the text of a safetensors header (or what this suite notes under ``NOTE``
-    in files of other formats), sha256 of its bytes, how it was read."""
+    in files of other formats), sha256 of its bytes, how it was read, and the JSON files beside it by their names."""
 
     path: Path
     tree: Any
@@ -45,6 +46,7 @@ class File:
     header: Mapping[str, str] = field(default_factory=dict)
     trusted: bool = False
     notes: tuple[str, ...] = ()
+    beside: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def hint(self, *names: str) -> str | None:
         """The first text found under one of ``names`` in the file's top level or in its saved arguments."""
@@ -117,12 +119,6 @@ def _tensor(value: Any) -> Tensor | None:
 
 
 def _first_bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise BackboneError(
-            f"{path} is a directory without a backbone.safetensors",
-            cause="a checkpoint is one file, or a directory in which this suite has written one",
-            fix="name the file in it, for example " + str(next(iter(sorted(path.glob("*.*"))), path / "ckpt.pth")),
-        )
     try:
         with path.open("rb") as file:
             start = file.read(64)
@@ -146,6 +142,11 @@ def _refuse_format(path: Path, start: bytes) -> NoReturn:
         )
     elif text.startswith(b"version https://git-lfs"):
         cause, fix = "it is a Git LFS pointer, not the file itself", "git lfs pull"
+    elif text.startswith(b"{"):
+        cause, fix = (
+            "it is text that describes a network, without its weights",
+            f"name the folder {path.parent}, or the file of weights in it",
+        )
     elif start.startswith(HDF5):
         cause, fix = (
             "it is HDF5 (Keras); its layers have no known torch names",

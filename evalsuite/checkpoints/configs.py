@@ -1,0 +1,124 @@
+"""What is written about a network beside its tensors: typed, bounded, and believed where the tensors allow it.
+
+A stranger's text chooses among the architectures and options that fit the tensors, and says what no shape shows (the
+number of attention heads, the normalisation of pixels). It never names code, a file or an address that is followed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+
+from evalsuite.checkpoints.folders import hub_named
+from evalsuite.checkpoints.reading import File
+
+__all__ = ["Described", "described", "described_input"]
+
+CONFIG = "config.json"
+# of timm's builders: what shapes, pooling and activations follow from; nothing that fetches, and no classifier
+OPTIONS = frozenset({
+    "img_size", "patch_size", "embed_dim", "depth", "depths", "dims", "num_heads", "window_size", "mlp_ratio",
+    "qkv_bias", "qk_norm", "init_values", "class_token", "no_embed_class", "reg_tokens", "pre_norm", "fc_norm",
+    "final_norm", "global_pool", "act_layer", "norm_layer", "norm_eps", "layers", "cardinality", "base_width",
+    "stem_width", "stem_type", "avg_down", "conv_mlp", "ls_init_value", "use_grn",
+})  # fmt: skip
+LARGEST = 1 << 14  # of a width, a depth, a size: what is above is no network that fits a file
+
+
+@dataclass(frozen=True)
+class Described:
+    """An architecture with options of its builder and, where it is said, its pooling; and who says so."""
+
+    arch: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    pool: str = ""
+    by: str = CONFIG
+
+
+def described(file: File) -> Iterator[Described]:
+    """The architectures that the texts beside a file name."""
+    config = file.beside.get(CONFIG, {})
+    name = config.get("architecture")
+    if isinstance(name, str) and (known := registered(name)):
+        pool = str(typed({"global_pool": config.get("global_pool")}).get("global_pool") or "")
+        yield Described(known, typed(config.get("model_args")), pool, f"{CONFIG} beside it")
+
+
+def registered(name: str) -> str | None:
+    """``timm:name`` without the tag of its weights, where timm has such an architecture."""
+    bare = name.partition(".")[0]
+    return f"timm:{bare}" if re.fullmatch(r"\w{1,80}", bare) and timm.is_model(bare) else None
+
+
+def typed(options: Any) -> dict[str, Any]:
+    """Of a stranger's options those that are known, of plain types and of sizes that a network may have."""
+    if not isinstance(options, Mapping):
+        return {}
+    return {k: v for k, v in options.items() if k in OPTIONS and (_scalar(v) or _scalars(v))}
+
+
+def _scalar(value: Any) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(r"\w{0,32}", value) is not None
+    if isinstance(value, int | float):
+        return math.isfinite(value) and abs(value) <= LARGEST
+    return value is None
+
+
+def _scalars(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= 8 and all(isinstance(v, int | float) and _scalar(v) for v in value)
+
+
+def described_input(file: File, fits: bool) -> tuple[dict[str, Any], str]:
+    """mean, std and image_size that the texts beside a file give, and which text.
+
+    ``fits`` says whether the tensors fill the architecture that config.json names. Where they do not, the texts are
+    believed only if the file bears the name that a hub gives to weights and no architecture of ours is named.
+    """
+    config = file.beside.get(CONFIG, {})
+    named = isinstance(config.get("architecture"), str) and registered(config["architecture"]) is not None
+    if fits or (hub_named(file.path) and not named):
+        inner = config.get("pretrained_cfg")
+        values = _input(inner if isinstance(inner, Mapping) else config)  # before timm 0.9 it was all one object
+        if values:
+            return values, f"{CONFIG} beside the file"
+    if hub_named(file.path) and not named:
+        clip = file.beside.get("open_clip_config.json", {}).get("preprocess_cfg")
+        for name, given in (
+            ("preprocessor_config.json", file.beside.get("preprocessor_config.json")),
+            ("open_clip_config.json", clip),
+        ):
+            if isinstance(given, Mapping) and (values := _input(given)):
+                return values, f"{name} beside the file"
+    return {}, ""
+
+
+def _input(given: Mapping[str, Any]) -> dict[str, Any]:
+    """timm's names and transformers'; what makes no sense is left out."""
+    values: dict[str, Any] = {}
+    for name, theirs in (("mean", ("mean", "image_mean")), ("std", ("std", "image_std"))):
+        numbers: Any = next((given[k] for k in theirs if k in given), [])
+        if _scalars(numbers) and len(numbers) == 3 and all((0 if name == "mean" else 1e-6) <= v <= 1 for v in numbers):
+            values[name] = tuple(map(float, numbers))
+    if given.get("do_normalize") is False:
+        values |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    if len(values) < 2:
+        return {}  # one without the other is no normalisation
+    size = next((s for k in ("input_size", "crop_size", "size") if (s := _size(given.get(k)))), None)
+    return values | ({"image_size": size} if size else {})
+
+
+def _size(given: Any) -> tuple[int, int] | None:
+    """(height, width) from [3,H,W], {"height": H, "width": W}, {"shortest_edge": S} or S."""
+    if isinstance(given, Mapping):
+        edge = given.get("shortest_edge")
+        given = [given.get("height", edge), given.get("width", edge)]
+    sides = given[-2:] if isinstance(given, list) else [given, given]
+    if len(sides) == 2 and all(isinstance(s, int) and not isinstance(s, bool) and 0 < s <= LARGEST for s in sides):
+        return sides[0], sides[1]
+    return None
