@@ -8,7 +8,7 @@ STAMP  := $(VENV)/installed.stamp
 DEMO   ?= run --backbone random:timm:resnet18 --task voc --protocol smoke --demo --out runs/demo
 CHECKED = $(foreach d,evalsuite pretrain plugins benchmarks,$(if $(shell find $(d) -name '*.py' 2>/dev/null),$(d)))
 
-.PHONY: demo test lint bench install
+.PHONY: demo test fuzz lint bench install
 
 demo: install
 	$(BIN)/evalsuite $(DEMO)
@@ -16,6 +16,10 @@ demo: install
 # Two workers of one thread each: the tests are many small jobs, and torch threads would only get in their way.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+# Files of strangers, mutated: 10,000 or 2,000 of each kind, new ones every time. `make test` holds a few, always the same.
+fuzz: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz --hypothesis-profile=fuzz --timeout=0 $(ARGS)
 
 lint: install
 	$(BIN)/ruff format --check .

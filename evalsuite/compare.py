@@ -251,6 +251,13 @@ def _evidence(entries: Sequence[_Entry], metric: str, stream: int) -> _Evidence:
     values = [score.value for e in entries if (score := e.result.scores[metric]).value is not None]
     samples = [t[f"samples/{metric}"] for t in tables if f"samples/{metric}" in t]
     replicates = [t[f"replicates/{metric}"] for t in tables if f"replicates/{metric}" in t]
+    for what, rows in (("samples", samples), ("replicates", replicates)):
+        if any(row.ndim != 1 or len(row) != len(rows[0]) for row in rows):
+            raise DataError(
+                f"the seeds of {entries[0].label} have different numbers of {what}",
+                cause=f"{metric}: {', '.join(str(row.shape) for row in rows)}",
+                fix="evaluate all seeds again, on the same data",
+            )
     whole = len(entries)
     return _Evidence(
         float(np.mean(values)),
@@ -285,7 +292,8 @@ def _bounds(replicates: Floats) -> tuple[float | None, float | None]:
 
 
 def _pair(first: str, second: str, a: _Evidence, b: _Evidence, better: bool) -> Pair:
-    if a.ids is not None and b.ids is not None and not np.array_equal(a.ids, b.ids):
+    lengths = {len(e.samples) for e in (a, b) if e.samples is not None}
+    if (a.ids is not None and b.ids is not None and not np.array_equal(a.ids, b.ids)) or len(lengths) > 1:
         raise DataError(
             f"{first} and {second} were scored on other samples",
             cause="their fingerprints are equal, but the ids stored with their scores are not",

@@ -3,21 +3,80 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from evalsuite.errors import DataError
 from evalsuite.files import write_text
 
-__all__ = ["SCHEMA", "BackboneRecord", "ProtocolRecord", "Result", "Score", "arrays", "cell_path", "read", "read_all"]
+__all__ = [
+    "SCHEMA",
+    "BackboneRecord",
+    "ProtocolRecord",
+    "Result",
+    "Score",
+    "arrays",
+    "cell_files",
+    "cell_path",
+    "read",
+    "read_all",
+    "read_arrays",
+    "validated",
+]
 
 SCHEMA = "1.0"
+LARGEST = 64 << 20  # bytes of a result file
+UNPACKED = 512 << 20  # bytes of the arrays in one file
+LONGEST = 1_000_000  # characters of a text
+DEEPEST = 30  # levels of lists and objects
+
+
+def _text(value: str) -> str:
+    """Text that can be written to a file: a lone surrogate cannot."""
+    if len(value) > LONGEST:
+        raise ValueError(f"text of {len(value)} characters; {LONGEST} are taken")
+    if any("\ud800" <= c <= "\udfff" for c in value):
+        raise ValueError("text with a lone surrogate, which no file can hold")
+    return value
+
+
+def _whole(value: int) -> int:
+    if abs(value) >= 2**63:
+        raise ValueError("a whole number of more than 64 bits")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Any JSON, of finite numbers, text that can be written, and so many levels."""
+    left = [(value, 1)]
+    while left:
+        inner, depth = left.pop()
+        if depth > DEEPEST:
+            raise ValueError(f"nested more than {DEEPEST} levels deep")
+        if isinstance(inner, str):
+            _text(inner)
+        elif isinstance(inner, int):
+            _whole(inner)
+        elif isinstance(inner, float) and not math.isfinite(inner):
+            raise ValueError(f"{inner} is no number")
+        elif isinstance(inner, dict):
+            left += [(part, depth + 1) for pair in inner.items() for part in pair]
+        elif isinstance(inner, list | tuple):
+            left += [(part, depth + 1) for part in inner]
+    return value
+
+
+Text = Annotated[str, AfterValidator(_text)]
+Whole = Annotated[int, AfterValidator(_whole)]
+Json = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
 class _Record(BaseModel):
@@ -30,7 +89,7 @@ class Score(_Record):
     value: float | None
     low: float | None = None
     high: float | None = None
-    level: float = 0.95
+    level: float = Field(default=0.95, gt=0, lt=1)
     higher_is_better: bool = True
 
 
@@ -41,14 +100,14 @@ class BackboneRecord(_Record):
     that came with the file; ``flops`` are of one image.
     """
 
-    name: str
-    request: str
-    identity: str
-    spec: dict[str, Any]
-    parameters: int
-    flops: int | None = None
-    load: dict[str, Any] = Field(default_factory=dict)
-    provenance: dict[str, Any] = Field(default_factory=dict)
+    name: Text
+    request: Text
+    identity: Text
+    spec: Json
+    parameters: Annotated[Whole, Field(ge=0)]
+    flops: Annotated[Whole, Field(ge=0)] | None = None
+    load: Json = Field(default_factory=dict)
+    provenance: Json = Field(default_factory=dict)
 
 
 class ProtocolRecord(_Record):
@@ -57,12 +116,12 @@ class ProtocolRecord(_Record):
     ``ranked``: whether results by it may be ranked at all; those of a smoke test may not.
     """
 
-    id: str
-    version: int
-    hash: str
-    modified: tuple[str, ...] = ()
+    id: Text
+    version: Whole
+    hash: Text
+    modified: tuple[Text, ...] = ()
     ranked: bool = True
-    fields: dict[str, Any] = Field(default_factory=dict)
+    fields: Json = Field(default_factory=dict)
 
 
 class Result(_Record):
@@ -73,33 +132,33 @@ class Result(_Record):
     ``files`` are names of files beside the cell (figures, predictions, replicates).
     """
 
-    schema_version: str = SCHEMA
+    schema_version: Text = SCHEMA
     status: Literal["ok", "failed"]
     backbone: BackboneRecord
-    task: str
-    task_version: int
+    task: Text
+    task_version: Whole
     protocol: ProtocolRecord
-    engine: str | None = None
-    engine_version: str | None = None
-    seed: int
-    primary: str
-    scores: dict[str, Score] = Field(default_factory=dict)
-    selected: dict[str, Any] = Field(default_factory=dict)
-    details: dict[str, Any] = Field(default_factory=dict)
-    data: dict[str, Any] = Field(default_factory=dict)
-    files: dict[str, str] = Field(default_factory=dict)
-    limited: int | None = None
+    engine: Text | None = None
+    engine_version: Text | None = None
+    seed: Whole
+    primary: Text
+    scores: dict[Text, Score] = Field(default_factory=dict)
+    selected: Json = Field(default_factory=dict)
+    details: Json = Field(default_factory=dict)
+    data: Json = Field(default_factory=dict)
+    files: dict[Text, Text] = Field(default_factory=dict)
+    limited: Whole | None = None
     demo: bool = False
     trusted: bool = False
     partial: bool = False
-    warnings: tuple[str, ...] = ()
-    error: str | None = None
-    error_code: int = 0
-    timings: dict[str, float] = Field(default_factory=dict)
-    peak_memory_mb: dict[str, float] = Field(default_factory=dict)
-    environment: dict[str, Any] = Field(default_factory=dict)
-    command: str = ""
-    created: str
+    warnings: tuple[Text, ...] = ()
+    error: Text | None = None
+    error_code: Whole = 0
+    timings: dict[Text, float] = Field(default_factory=dict)
+    peak_memory_mb: dict[Text, float] = Field(default_factory=dict)
+    environment: Json = Field(default_factory=dict)
+    command: Text = ""
+    created: Text
 
     @property
     def ranked(self) -> bool:
@@ -141,16 +200,26 @@ def _safe(name: str) -> str:
     return re.sub(r"[^\w.@+=-]+", "-", name).strip("-.") or "unnamed"
 
 
+def validated(content: Any) -> Result:
+    """A result of what a JSON file holds. Raises :class:`ValueError` for anything else, and for another schema."""
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version is None:
+        raise ValueError("no schema version")
+    if not isinstance(version, str) or version.partition(".")[0] != SCHEMA.partition(".")[0]:
+        raise ValueError(f"schema version {str(version)[:20]!r}; this version reads {SCHEMA}")
+    return Result.model_validate(content)
+
+
 def read(path: str | Path) -> Result:
     """Read a cell back. Raises :class:`DataError` for anything that is not one."""
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        major = str(content.get("schema_version", "")).partition(".")[0] if isinstance(content, dict) else ""
-        if major != SCHEMA.partition(".")[0]:
-            raise ValueError(f"schema version {content.get('schema_version')!r}" if major else "no schema version")
-        return Result.model_validate(content)
-    except (OSError, ValueError, ValidationError) as error:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"{path.stat().st_size >> 20} MiB; {LARGEST >> 20} MiB are taken")
+        return validated(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
         first = str(error).splitlines()
         raise DataError(
             f"{path} is not a result of this suite",
@@ -159,27 +228,43 @@ def read(path: str | Path) -> Result:
         ) from error
 
 
+def cell_files(out: str | Path) -> list[Path]:
+    """The files of all cells below a folder, sorted."""
+    return sorted(Path(out).rglob("seed-*.json"))
+
+
 def read_all(out: str | Path) -> Iterator[tuple[Path, Result]]:
-    """Every cell under a folder, sorted by path."""
-    for path in sorted(Path(out).rglob("seed-*.json")):
+    """Every cell below a folder, sorted by path. Raises as :func:`read` at the first that is none."""
+    for path in cell_files(out):
         yield path, read(path)
 
 
 def arrays(path: Path, result: Result, name: str) -> dict[str, npt.NDArray[Any]]:
     """The arrays in the file ``name`` ("samples", "predictions") beside the cell at ``path``; none where it has none.
 
-    Raises :class:`DataError` where they are damaged.
+    Raises :class:`DataError` where they are damaged, or unpack to more than 512 MiB.
     """
     file = result.files.get(name)
     if file is None:
         return {}
     where = path.with_name(Path(file).name)  # beside the cell, whatever the name says
     try:
-        with where.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
+        return read_arrays(where)
     except Exception as error:  # a broken archive raises nearly anything
         raise DataError(
             f"{where} cannot be read",
             cause=f"{type(error).__name__}: {error}",
             fix=f"remove {path} and evaluate again",
         ) from error
+
+
+def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of an ``.npz`` file, nothing in it unpickled. Raises :class:`ValueError`, or what numpy does."""
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > UNPACKED:
+        raise ValueError(f"{size / 2**20:.0f} MiB unpacked; {UNPACKED >> 20} MiB are taken")
+    with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}

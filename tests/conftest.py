@@ -27,6 +27,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The same examples in every run, and no deadline, which a busy machine would miss;
 # pytest --hypothesis-profile=default searches for others.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("fuzz", max_examples=10_000, deadline=None, print_blob=True)  # make fuzz
 hypothesis.settings.load_profile("fixed")
 
 

@@ -52,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evalsuite.worlds": TOLD,
     **{room: LOWER for room in OUTER},
     "evalsuite.compare": {*TOLD, *NUMBERS},
+    "evalsuite.board": {*LOWER, "evalsuite.compare"},
     "evalsuite.runner": LOWER,
     "evalsuite.testing": {*LOWER, "evalsuite.runner"},
     "evalsuite.doctor": {*LOWER, "evalsuite.runner"},

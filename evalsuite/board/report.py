@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import json
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,13 @@ __all__ = ["report"]
 
 WIDEST = 1200  # pixels of a picture
 HEAVIEST = 600_000  # bytes of a picture in the page
+KINDS = {".png": "PNG", ".gif": "GIF"}  # suffixes of pictures, each with the one decoder that may read it
+LARGEST = 64 << 20  # bytes of a picture's file
+PIXELS = 50_000_000  # of a picture, decoded
 CLASSES = 40  # a confusion matrix has at most
 CURVES = 6  # precision-recall curves in one plot
 Arrays = Mapping[str, npt.NDArray[Any]]
+Drawn = TypeVar("Drawn")
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class _Cell:
     notes: list[str]
     plots: list[Markup]
     by_class: list[tuple[str, Markup]]
-    matrix: Markup | None
+    matrix: Markup
     pictures: list[_Picture]
 
 
@@ -81,18 +85,32 @@ def report(folder: str | Path, out: str | Path | None = None) -> Path:
 def _cell(number: int, path: Path, result: Result) -> _Cell:
     main = result.scores.get(result.primary)
     main = main if main is not None and main.value is not None else None
-    predictions = arrays(path, result, "predictions")
+    notes = [*_marks(result), *result.warnings]
+    predictions: Arrays = dict(_drawn("the predictions", lambda: arrays(path, result, "predictions").items(), notes))
     return _Cell(
         result=result,
         anchor=f"result-{number}",
         main=main,
         bar=Markup("") if main is None or main.value is None else whisker(main.value, main.low, main.high, (0.0, 1.0)),
-        notes=[*_marks(result), *result.warnings],
-        plots=[plot for plot in _plots(result, predictions) if plot],
-        by_class=list(_by_class(result)),
-        matrix=_confusion(predictions),
-        pictures=list(_pictures(path, result)),
+        plots=[
+            *_drawn("the validation scores", lambda: _sweep(result), notes),
+            *_drawn("the curves", lambda: _curves(result), notes),
+            *_drawn("precision over recall", lambda: _precision_recall(predictions), notes),
+        ],
+        by_class=_drawn("the scores by class", lambda: _by_class(result), notes),
+        matrix=Markup("").join(_drawn("the confusion matrix", lambda: _confusion(predictions), notes)),
+        pictures=[_picture(path, name, file) for name, file in result.files.items() if Path(file).suffix in KINDS],
+        notes=notes,
     )
+
+
+def _drawn(what: str, draw: Callable[[], Iterable[Drawn]], notes: list[str]) -> list[Drawn]:
+    """Details have a form of their own only where they are ours: what cannot be drawn costs itself, and a note."""
+    try:
+        return list(draw())
+    except Exception as error:
+        notes.append(f"{what} cannot be shown: {type(error).__name__}: {error}"[:500])
+        return []
 
 
 def _marks(result: Result) -> Iterator[str]:
@@ -112,9 +130,8 @@ def _marks(result: Result) -> Iterator[str]:
 # --- plots ------------------------------------------------------------------------------------------------------
 
 
-def _plots(result: Result, predictions: Arrays) -> Iterator[Markup]:
+def _curves(result: Result) -> Iterator[Markup]:
     details = result.details
-    yield from _sweep(result)
     if isinstance(log := details.get("log"), list):
         names = sorted({name for row in log for name in row if "loss" in name})
         series = {n: [(row["step"], row[n]) for row in log if n in row and "step" in row] for n in names}
@@ -125,7 +142,6 @@ def _plots(result: Result, predictions: Arrays) -> Iterator[Markup]:
         if isinstance(found := details.get(name), dict):
             series = {f"IoU {iou}": [(0.01 * i, y) for i, y in enumerate(ys)] for iou, ys in found.items()}
             yield lines(f"{'masks' if name.startswith('mask') else 'boxes'}: precision over recall", "recall", series)
-    yield _precision_recall(predictions)
 
 
 def _sweep(result: Result) -> Iterator[Markup]:
@@ -150,10 +166,10 @@ def _sweep(result: Result) -> Iterator[Markup]:
         )  # fmt: skip
 
 
-def _precision_recall(predictions: Arrays) -> Markup:
+def _precision_recall(predictions: Arrays) -> Iterator[Markup]:
     """Of several labels, or of two classes: those with the most positives."""
     if not {"labels", "scores", "classes", "names"} <= set(predictions):
-        return Markup("")
+        return
     labels, scores, names = predictions["labels"], predictions["scores"], predictions["names"]
     if labels.ndim == 1 and scores.shape[1] == 2 and len(names) == 2:
         positive = np.take_along_axis(scores, np.argsort(predictions["classes"], axis=1), axis=1)[:, 1]
@@ -162,14 +178,14 @@ def _precision_recall(predictions: Arrays) -> Markup:
         order = np.argsort(-(labels == 1).sum(axis=0), kind="stable")[:CURVES]
         known = {str(names[c]): (labels[labels[:, c] >= 0, c] == 1, scores[labels[:, c] >= 0, c]) for c in order}
     else:
-        return Markup("")
+        return
     series = {}
     for name, (truth, score) in known.items():
         if truth.any() and np.isfinite(score).all():
             precision, recall, _ = precision_recall_curve(truth, score)
             keep = np.unique(np.linspace(0, len(recall) - 1, 200).astype(int))
             series[name] = [(float(recall[i]), float(precision[i])) for i in keep]
-    return lines("precision over recall", "recall", series)
+    yield lines("precision over recall", "recall", series)
 
 
 def _by_class(result: Result) -> Iterator[tuple[str, Markup]]:
@@ -180,41 +196,43 @@ def _by_class(result: Result) -> Iterator[tuple[str, Markup]]:
                 yield name.replace("_", " "), bars(shares)
 
 
-def _confusion(predictions: Arrays) -> Markup | None:
+def _confusion(predictions: Arrays) -> Iterator[Markup]:
     if not {"labels", "classes", "names"} <= set(predictions) or predictions["labels"].ndim != 1:
-        return None
+        return
     names = [str(name) for name in predictions["names"]]
     if len(names) > CLASSES:
-        return None
+        return
     counts = np.zeros((len(names), len(names)), dtype=np.int64)
     np.add.at(counts, (predictions["labels"], predictions["classes"][:, 0]), 1)
-    return matrix(counts, names)
+    yield matrix(counts, names)
 
 
 # --- files beside a cell ----------------------------------------------------------------------------------------
 
 
-def _pictures(path: Path, result: Result) -> Iterator[_Picture]:
-    for name, file in result.files.items():
-        suffix = Path(file).suffix
-        if suffix not in (".png", ".gif"):
-            continue
-        where = path.with_name(Path(file).name)
-        try:
-            content = where.read_bytes() if suffix == ".gif" else _small(where)
-        except OSError as error:
-            yield _Picture(name, "", f"{where.name} cannot be shown: {error}")
-            continue
-        if len(content) > HEAVIEST:
-            yield _Picture(name, "", f"{where.name} is too large to be shown here ({len(content) / 1e6:.1f} MB)")
-            continue
-        kind = "gif" if suffix == ".gif" else "jpeg" if content[:2] == b"\xff\xd8" else "png"
-        yield _Picture(name, f"data:image/{kind};base64,{b64encode(content).decode()}", "")
+def _picture(path: Path, name: str, file: str) -> _Picture:
+    """A picture beside a cell as part of the page; of one that is not what its suffix says, or too large, a note."""
+    where = path.with_name(Path(file).name)
+    try:
+        kind, content = _content(where)
+    except Exception as error:  # on a broken file decoders raise nearly anything
+        return _Picture(name, "", f"{where.name} cannot be shown: {error}"[:500])
+    if len(content) > HEAVIEST:
+        return _Picture(name, "", f"{where.name} is too large to be shown here ({len(content) / 1e6:.1f} MB)")
+    return _Picture(name, f"data:image/{kind};base64,{b64encode(content).decode()}", "")
 
 
-def _small(path: Path) -> bytes:
-    """The picture as PNG if that is light enough, else as JPEG, at most so wide."""
-    with Image.open(path) as picture:
+def _content(path: Path) -> tuple[str, bytes]:
+    """Format and bytes: a GIF as it is, a PNG as it is light enough, at most so wide. Raises what decoders do."""
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"it has {path.stat().st_size >> 20} MiB; {LARGEST >> 20} are shown")
+    with Image.open(path, formats=[KINDS[path.suffix]]) as picture:
+        if picture.width * picture.height > PIXELS:
+            raise ValueError(f"it has {picture.width}x{picture.height} pixels; {PIXELS:,} are shown")
+        if path.suffix == ".gif":
+            return "gif", path.read_bytes()
         whole = picture.convert("RGB")
     whole.thumbnail((WIDEST, 4 * WIDEST))
     for kind, options in (("PNG", {"optimize": True}), ("JPEG", {"quality": 85}), ("JPEG", {"quality": 60})):
@@ -222,4 +240,4 @@ def _small(path: Path) -> bytes:
         whole.save(out, kind, **options)
         if out.tell() <= HEAVIEST:
             break
-    return out.getvalue()
+    return kind.lower(), out.getvalue()

@@ -71,14 +71,25 @@ def build(board: Board, out: str | Path, title: str = "Leaderboard") -> Path:
 
 
 def serve(out: str | Path, port: int = 8000) -> http.server.ThreadingHTTPServer:
-    """A server of the site for this machine alone, not running yet. Raises :class:`ResourceError` for a taken port."""
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(out))
+    """A server of the site for this machine alone, not running yet. Raises :class:`ResourceError` for a taken port.
+
+    What a link in the site leads out of it to is not there.
+    """
+    handler = partial(_Files, directory=str(Path(out).resolve()))
     try:
         return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
     except OSError as error:
         raise ResourceError(
             f"port {port} cannot be used", cause=str(error), fix="--port with another number, or 0 for any free one"
         ) from error
+
+
+class _Files(http.server.SimpleHTTPRequestHandler):
+    """Files of one folder; those that a link leads out of it to are not found."""
+
+    def translate_path(self, path: str) -> str:
+        there = Path(super().translate_path(path))
+        return str(there if there.resolve().is_relative_to(self.directory) else Path(self.directory, "no-such-file"))
 
 
 # --- pages ------------------------------------------------------------------------------------------------------

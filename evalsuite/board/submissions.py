@@ -12,8 +12,9 @@ import math
 import os
 import re
 import stat
+import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -24,9 +25,11 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from evalsuite import statistics
+from evalsuite.board import report, site, table
+from evalsuite.compare import compare
 from evalsuite.errors import DataError, Refusal, SubmissionError
 from evalsuite.hooks import Registry
-from evalsuite.results import Result, cell_path
+from evalsuite.results import DEEPEST, Result, cell_path, read_arrays, validated
 from evalsuite.task import Metric, Protocol, Task
 
 __all__ = ["CARD", "Card", "Fault", "check", "refuse_faults"]
@@ -34,9 +37,7 @@ __all__ = ["CARD", "Card", "Fault", "check", "refuse_faults"]
 CARD = "submission.json"
 LARGEST = {".json": 4 << 20, ".npz": 64 << 20, ".png": 8 << 20, ".gif": 8 << 20}  # bytes, by suffix
 WHOLE = 512 << 20
-UNPACKED = 512 << 20  # bytes of an archive's arrays
 MANY = 20_000  # files
-DEEP = 30  # levels of lists and objects in JSON
 CLOSE = 1e-4  # how far a score may be from what its samples say: files hold 32 bits
 NAME = re.compile(r"[\w .+:/@()=,#%~-]{1,200}")  # of backbones and requests: nothing that means something in HTML
 Arrays = dict[str, npt.NDArray[Any]]
@@ -70,6 +71,7 @@ def check(folder: str | Path, registry: Registry) -> list[Fault]:
     """Every fault of a submission, sorted; none: it can be taken.
 
     A submission is ``submission.json`` (:class:`Card`) and cells as ``evalsuite run`` writes them below ``results/``.
+    One without a fault is made into a leaderboard, a report and comparisons besides, for others are built with it.
     Raises :class:`DataError` where there is no such folder.
     """
     root = Path(folder)
@@ -99,7 +101,8 @@ def check(folder: str | Path, registry: Registry) -> list[Fault]:
     broken = {path for path in files if path.match("seed-*.json")} - set(cells)
     for path in sorted(set(files) - owned - broken):
         faults.append(Fault(_name(path, root), "no result refers to this file"))
-    return sorted({*faults, *_duplicates(cells, root)})
+    faults += _duplicates(cells, root)
+    return sorted(set(faults or _tried(root, cells)))
 
 
 def refuse_faults(faults: list[Fault], folder: str | Path) -> None:
@@ -190,7 +193,7 @@ def _json(path: Path) -> Any:
         return f"not JSON: {error}"
     if not isinstance(content, dict):
         return "not JSON of one object"
-    return content if _depth(content) <= DEEP else f"nested more than {DEEP} levels deep"
+    return content if _depth(content) <= DEEPEST else f"nested more than {DEEPEST} levels deep"
 
 
 def _depth(value: Any) -> int:
@@ -210,9 +213,11 @@ def _read(path: Path) -> Result | list[str]:
     if strange := sorted(set(content) - set(Result.model_fields)):
         return [f"unknown field {name}" for name in strange]
     try:
-        return Result.model_validate(content)
+        return validated(content)
     except ValidationError as error:
         return [_told(fault) for fault in error.errors()[:5]]
+    except ValueError as error:
+        return [str(error)]
 
 
 # --- one cell ---------------------------------------------------------------------------------------------------
@@ -240,6 +245,8 @@ def _problems(path: Path, result: Result, root: Path, files: set[Path], registry
             yield f"file name {name!r} leads out of its folder"
         elif path.with_name(name) not in files:
             yield f"file {name} is missing, or is not taken"
+        elif name.endswith(".npz") and isinstance(reason := _arrays(path.with_name(name)), str):
+            yield f"file {name}: {reason}"
     samples = result.files.get("samples", "")
     if _plain(samples) and path.with_name(samples) in files:
         yield from _of_samples(path.with_name(samples), result)
@@ -254,11 +261,12 @@ def _of_words(result: Result) -> Iterator[str]:
             yield f"{what} {text[:60]!r} has characters that are not taken"
     if not re.fullmatch(r"[0-9a-f]{64}", result.backbone.identity):
         yield "backbone identity is no sha256"
-    if result.backbone.parameters < 0 or not result.backbone.spec.get("arch"):
+    if not isinstance(result.backbone.spec.get("arch"), str) or not result.backbone.spec["arch"]:
         yield "backbone spec is incomplete: no arch"
     if not result.command:
         yield "command is empty"
-    if "evalsuite" not in result.environment.get("packages", {}):
+    packages = result.environment.get("packages")
+    if not isinstance(packages, dict) or "evalsuite" not in packages:
         yield "environment does not say which version of evalsuite it was"
     if not isinstance(result.data.get("fingerprint"), str) or not result.data["fingerprint"]:
         yield "data have no fingerprint"
@@ -323,8 +331,7 @@ def _of_samples(path: Path, result: Result) -> Iterator[str]:
     """The claimed numbers must follow from the stored ones: scores from samples, intervals from replicates."""
     arrays = _arrays(path)
     if isinstance(arrays, str):
-        yield f"file {path.name}: {arrays}"
-        return
+        return  # told already
     for name, score in result.scores.items():
         samples, replicates = arrays.get(f"samples/{name}"), arrays.get(f"replicates/{name}")
         if samples is not None and (score.value is None or abs(float(samples.mean()) - score.value) > CLOSE):
@@ -348,31 +355,48 @@ def _arrays(path: Path) -> Arrays | str:
     """Finite arrays of numbers or text, read without unpickling; or in words why there are none."""
     try:
         with zipfile.ZipFile(path) as archive:
-            whole = sum(member.file_size for member in archive.infolist())
-            odd = [
-                m.filename
-                for m in archive.infolist()
-                if ".." in PurePosixPath(m.filename).parts or m.filename[:1] == "/"
-            ]
-        if whole > UNPACKED:
-            return f"{whole / 2**20:.0f} MiB unpacked; {UNPACKED >> 20} MiB are taken"
+            names = archive.namelist()
+        odd = [name for name in names if ".." in PurePosixPath(name).parts or name[:1] == "/"]
         if odd:
             return f"member {odd[0]!r} leads out of the archive"
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_arrays(path)
     except ValueError as error:
         pickled = "pickle" in str(error)
         return "it holds pickled objects, which are never opened" if pickled else f"cannot be read: {error}"
     except Exception as error:  # a broken archive raises nearly anything
         return f"cannot be read: {type(error).__name__}: {error}"
+    ids = arrays.get("ids")
+    if ids is not None and (ids.ndim != 1 or ids.dtype.kind not in "US"):
+        return "ids are no row of names"
     for name, array in arrays.items():
-        if name.startswith("samples/") and not (array.dtype.kind in "fiub" and len(array) and np.isfinite(array).all()):
-            return f"{name} holds what is no finite number"
+        if name.startswith("samples/"):
+            if array.dtype.kind not in "fiub" or array.ndim != 1 or not array.size or not np.isfinite(array).all():
+                return f"{name} is no row of finite numbers"
+            if ids is not None and len(array) != len(ids):
+                return f"{name} has {len(array)} values, and there are {len(ids)} ids"
         if name.startswith("replicates/") and (
-            array.dtype.kind not in "fiu" or array.ndim != 1 or np.isinf(array).any()
+            array.dtype.kind not in "fiu" or array.ndim != 1 or np.isinf(array).any() or np.isnan(array).all()
         ):
             return f"{name} is no row of numbers"
     return arrays
+
+
+def _tried(root: Path, cells: dict[Path, Result]) -> Iterator[Fault]:
+    """What goes wrong when this submission alone is made into a board, a report, and comparisons with itself."""
+    folders = sorted({path.parent.parent for path in cells})
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch)
+        attempts: dict[str, Callable[[], object]] = {
+            "leaderboard": lambda: site.build(table.collect([root]), out / "site"),
+            "report": lambda: report.report(root, out / "report.html"),
+            "comparison": lambda: [compare([each, each / ".." / each.name]) for each in folders],
+        }
+        for name, attempt in attempts.items():
+            try:
+                attempt()
+            except Exception as error:  # whatever it is, it would end everybody's
+                cause = error.problem if isinstance(error, Refusal) else f"{type(error).__name__}: {error}"
+                yield Fault(".", f"no {name} can be made of it: {cause}")
 
 
 def _duplicates(cells: dict[Path, Result], root: Path) -> Iterator[Fault]:

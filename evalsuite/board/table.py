@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from evalsuite.errors import DataError
-from evalsuite.results import Result, read_all
+from evalsuite.results import Result, cell_files, read
 
 __all__ = ["Board", "Column", "Contender", "Standing", "collect"]
 
@@ -120,7 +120,7 @@ class Board:
 
 
 def collect(folders: Iterable[str | Path], references: Sequence[Mapping[str, Any]] = ()) -> Board:
-    """Read all cells below the folders and rank them.
+    """Read all cells below the folders and rank them. What is no result is named among the unranked.
 
     Raises :class:`DataError` for a folder that is not there, and where nothing below them can be ranked.
     """
@@ -133,17 +133,22 @@ def collect(folders: Iterable[str | Path], references: Sequence[Mapping[str, Any
             raise DataError(
                 f"{folder} is no folder", cause="there is nothing to read", fix="give --out of evalsuite run"
             )
-        for path, result in read_all(folder):
-            reason = _why_not(result)
-            if reason:
-                unranked.append(f"{path.relative_to(folder).as_posix()}: {reason}")
+        for path in cell_files(folder):
+            name = path.relative_to(folder).as_posix()
+            try:
+                result = read(path)
+            except DataError as error:  # one file of a stranger's does not end everybody's board
+                unranked.append(f"{name}: it cannot be read: {error.cause}")
+                continue
+            if reason := _why_not(result):
+                unranked.append(f"{name}: {reason}")
                 continue
             column = _column(result)
             columns[column.key] = column
             identity = result.backbone.identity
             backbones.setdefault(identity, result)
             if result.seed in cells[column.key][identity]:
-                unranked.append(f"{path.relative_to(folder).as_posix()}: the same cell is there twice")
+                unranked.append(f"{name}: the same cell is there twice")
                 continue
             cells[column.key][identity][result.seed] = result
     if not columns:
@@ -206,11 +211,16 @@ def _titled(columns: Iterable[Column]) -> list[Column]:
 
 
 def _labels(backbones: Mapping[str, Result]) -> dict[str, str]:
-    names = Counter(result.backbone.name for result in backbones.values())
-    return {
-        identity: r.backbone.name if names[r.backbone.name] == 1 else f"{r.backbone.name} {identity[:8]}"
-        for identity, r in backbones.items()
-    }
+    """Names; with as much of the identity, in brackets that no name of a submission has, as tells two apart."""
+    labels = {identity: result.backbone.name for identity, result in backbones.items()}
+    for digits in (8, 64):
+        counts = Counter(labels.values())
+        labels |= {
+            identity: f"{backbones[identity].backbone.name} [{identity[:digits]}]"
+            for identity, label in labels.items()
+            if counts[label] > 1
+        }
+    return labels
 
 
 def _contender(label: str, result: Result) -> Contender:
@@ -239,10 +249,11 @@ def _standing(runs: Sequence[Result]) -> Standing:
         skew = statistics.fmean((s.high + s.low) / 2 - s.value for s in scores if None not in (s.low, s.high, s.value))  # type: ignore[operator]
         low, high = mean + skew - half, mean + skew + half
     environment = first.environment
-    encoded = int(first.details.get("encoded") or 0)
+    encoded = first.details.get("encoded")
+    images = encoded if isinstance(encoded, int) and "encode" in first.timings else 0
     return Standing(
         value=mean, low=low, high=high, seeds=len(values),
-        encode_ms=1000 * first.timings["encode"] / encoded if encoded and "encode" in first.timings else None,
+        encode_ms=1000 * first.timings["encode"] / images if images > 0 else None,
         device=str(environment.get("gpu") or environment.get("device") or ""),
         command=first.command, created=first.created,
     )  # fmt: skip

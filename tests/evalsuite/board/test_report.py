@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import struct
+import zlib
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -94,11 +97,72 @@ def test_marks_say_what_keeps_a_result_from_being_compared(write: Write, tmp_pat
     assert "Limited to 7 images" in text
 
 
-def test_damaged_arrays_are_told(write: Write, tmp_path: Path):
+def test_damaged_arrays_cost_what_is_drawn_of_them(write: Write, tmp_path: Path):
     path = write(tmp_path, "a", 0.5, files={"predictions": "predictions.npz"})
     path.with_name("predictions.npz").write_bytes(b"PK\x03\x04 nothing")
-    with pytest.raises(DataError, match="cannot be read"):
-        report(tmp_path)
+    text = report(tmp_path).read_text()
+    assert "the predictions cannot be shown" in text
+    assert "0.5000" in text
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {"log": [1, 2]}, {"log": [{"step": "a", "loss": 1}, {"step": 2, "loss": 2}]}, {"curve": [{}]}, {"curve": [3]},
+        {"precision_by_recall": {"0.5": 3}}, {"precision_by_recall": {"0.5": ["a", "b"]}}, {"validation": [3]},
+        {"validation": [{"k": 1, "score": "a"}, {"k": 2, "score": "b"}]},
+    ],
+)  # fmt: skip
+def test_odd_details_cost_what_is_drawn_of_them(write: Write, tmp_path: Path, details: dict):
+    write(tmp_path, "a", 0.5, details=details | {"accuracy_by_class": {"cat": 0.5}})
+    text = report(tmp_path).read_text()
+    assert "cannot be shown" in text
+    assert "accuracy by class" in text
+
+
+def _claims(side: int) -> Callable[[Path], object]:
+    """A PNG of one pixel whose header says that it has ``side`` times ``side``."""
+
+    def make(path: Path) -> None:
+        Image.new("L", (1, 1)).save(path, "PNG")
+        content = bytearray(path.read_bytes())
+        content[16:24] = struct.pack(">II", side, side)
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+        path.write_bytes(content)
+
+    return make
+
+
+def _hole(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+
+
+def _postscript(path: Path) -> None:
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "reason"),
+    [
+        ("large.png", _claims(8000), "it has 8000x8000 pixels"), ("bomb.png", _claims(40_000), "exceeds limit"),
+        ("hole.png", _hole, "it has 1024 MiB"), ("eps.png", _postscript, "cannot identify image file"),
+        ("tiff.png", lambda p: Image.new("L", (9, 9)).save(p, "TIFF"), "cannot identify image file"),
+        ("png.gif", lambda p: Image.new("L", (9, 9)).save(p, "PNG"), "cannot identify image file"),
+        ("cut.png", lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(9)), "cannot be shown"),
+        ("pipe.png", os.mkfifo, "there is no such file"),
+    ],
+)  # fmt: skip
+def test_a_picture_that_is_none_costs_itself_alone(
+    write: Write, tmp_path: Path, name: str, make: Callable[[Path], object], reason: str
+):
+    path = write(tmp_path, "a", 0.5, files={"bad": name, "good": "good.png"})
+    make(path.with_name(name))
+    Image.new("L", (9, 9)).save(path.with_name("good.png"))
+    text = report(tmp_path).read_text()
+    assert f"{name} cannot be shown" in text
+    assert reason in text
+    assert text.count("data:image/png") == 1
 
 
 def test_files_outside_the_folder_are_not_read(write: Write, tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from html import unescape
@@ -114,6 +115,24 @@ def test_the_server_is_for_this_machine(board: Board, tmp_path: Path):
             serve(index.parent, port)
         server.shutdown()
         thread.join()
+
+
+def test_a_link_leads_nobody_out_of_the_site(board: Board, tmp_path: Path):
+    index = build(board, tmp_path / "site")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("secret")
+    (index.parent / "key").symlink_to(tmp_path / "secret" / "key")
+    (index.parent / "folder").symlink_to(tmp_path / "secret")
+    (index.parent / "again.html").symlink_to(index)
+    with serve(index.parent, 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        at = f"http://127.0.0.1:{server.server_address[1]}"
+        for path in ("key", "folder/key", "folder/", "../secret/key", "%2e%2e/secret/key"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(f"{at}/{path}")
+        with urllib.request.urlopen(f"{at}/again.html") as answer:
+            assert b"Leaderboard" in answer.read()
+        server.shutdown()
 
 
 def test_the_command_line_builds_and_checks(board: Board, write: Write, tmp_path: Path):

@@ -168,6 +168,27 @@ def _nothing(root: Path, path: Path) -> None:
         file.unlink()
 
 
+def _overflowing(root: Path, path: Path) -> None:
+    path.write_text(path.read_text().replace('"arch": "timm:resnet18"', '"arch": "timm:resnet18", "width": 1e400', 1))
+
+
+def arrays(**changed: Any) -> Change:
+    """Replace arrays of the cell of seed 0, and its score by what they say."""
+
+    def change(root: Path, path: Path) -> None:
+        file = path.with_name("seed-0.samples.npz")
+        with np.load(file) as archive:
+            content = dict(archive)
+        if "ids" in changed:
+            content["replicates/top1"] = bootstrap_mean(changed["samples/top1"])
+            low, high = interval(content["replicates/top1"])
+            score = {"value": float(changed["samples/top1"].mean()), "low": low, "high": high}
+            edit("scores", "top1", value=score)(root, path)
+        np.savez_compressed(file, **{**content, **changed})
+
+    return change
+
+
 HOSTILE: dict[str, tuple[Change, str]] = {
     "script in a name": (edit("backbone", "name", value="<script>alert(1)</script>"), "backbone name '<script>"),
     "a path in a file name": (edit("files", "samples", value="../../../etc/passwd"), "leads out of its folder"),
@@ -206,12 +227,27 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "nothing": (_nothing, "there is no result"),
     "other version": (edit("protocol", "version", value=9), "protocol knn is of version 1 now, this is of 9"),
     "other primary": (edit("primary", value="ece"), "the metric that counts is top1, not ece"),
+    "no packages": (edit("environment", "packages", value=None), "which version of evalsuite"),
+    "other schema": (edit("schema_version", value="2.0"), "schema version '2.0'; this version reads 1.0"),
+    "a number without end": (edit("backbone", "parameters", value=10**400), "backbone.parameters"),
+    "a number without end in details": (edit("details", value={"x": [10**30]}), "more than 64 bits"),
+    "infinity": (_overflowing, "backbone.spec: Value error, inf is no number"),
+    "half a character": (edit("backbone", "provenance", value={"recipe": "\ud800"}), "lone surrogate"),
+    "arch of another type": (edit("backbone", "spec", value={"arch": {"a": 1}}), "spec is incomplete"),
+    "empty replicates": (arrays(**{"replicates/top1": np.zeros(0)}), "replicates/top1 is no row of numbers"),
+    "replicates that are no numbers": (arrays(**{"replicates/top1": np.full(9, np.nan)}), "is no row of numbers"),
+    "samples in a table": (arrays(**{"samples/top1": np.ones((500, 2))}), "is no row of finite numbers"),
+    "more samples than ids": (arrays(**{"samples/top1": np.ones(501)}), "has 501 values, and there are 500 ids"),
+    "seeds on other samples": (
+        arrays(**{"samples/top1": np.array([1.0] * 7 + [0.0] * 3), "ids": np.arange(10).astype(str)}),
+        "no comparison can be made of it: the seeds of runs-a.safetensors",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_each_fault_has_a_line_of_its_own(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("evalsuite.board.submissions.UNPACKED", 4 << 20)
+    monkeypatch.setattr("evalsuite.results.UNPACKED", 4 << 20)
     change, line = HOSTILE[name]
     root = submission(tmp_path / "s")
     change(root, cell(root))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,7 +93,35 @@ def test_what_may_not_be_ranked_is_named(write: Write, tmp_path: Path, change: d
 def test_two_backbones_of_one_name_are_told_apart(write: Write, tmp_path: Path):
     write(tmp_path, "model", 0.9, identity="a" * 64)
     write(tmp_path, "model", 0.8, identity="b" * 64)
-    assert set(only(collect([tmp_path]))) == {"model aaaaaaaa", "model bbbbbbbb"}
+    assert set(only(collect([tmp_path]))) == {"model [aaaaaaaa]", "model [bbbbbbbb]"}
+
+
+def test_names_that_end_alike_are_told_apart_too(write: Write, tmp_path: Path):
+    identities = ["ab" * 32, "ab" * 31 + "cd", "ab" * 4 + "ef" * 28]
+    for place, identity in enumerate(identities):
+        write(tmp_path, "model", 0.5 + place / 10, identity=identity)
+    found = only(collect([tmp_path]))
+    assert len(found) == 3
+    assert all(label.startswith("model [abababab") for label in found)
+
+
+def test_a_file_that_is_no_result_costs_itself_alone(write: Write, tmp_path: Path):
+    write(tmp_path, "a", 0.9)
+    (tmp_path / "seed-9.json").write_text('{"schema_version": "2.0"}')
+    os.mkfifo(tmp_path / "seed-8.json")
+    board = collect([tmp_path])
+    assert list(only(board)) == ["a"]
+    assert board.unranked == (
+        "seed-8.json: it cannot be read: it is no regular file",
+        "seed-9.json: it cannot be read: schema version '2.0'; this version reads 1.0",
+    )
+
+
+@pytest.mark.parametrize("encoded", ["many", -5, 0, [3], None, {"a": 1}, True])
+def test_an_odd_count_of_encoded_images_gives_no_time(write: Write, tmp_path: Path, encoded: object):
+    write(tmp_path, "a", 0.9, details={"encoded": encoded}, timings={"encode": 1.0} if encoded is not True else {})
+    board = collect([tmp_path])
+    assert board.standings[board.columns[0].key]["a"].encode_ms is None
 
 
 def test_a_cell_that_is_there_twice_counts_once(write: Write, tmp_path: Path):
