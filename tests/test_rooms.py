@@ -95,7 +95,15 @@ OUTSIDE: dict[str, set[str]] = {
 
 # ``evalsuite --help`` must not pay for these rooms' imports: at module level they may import only this.
 QUICK: dict[str, set[str]] = {
-    "evalsuite.cli": {"click", "evalsuite.errors", "evalsuite.files", "evalsuite.hooks", "evalsuite.progress", "rich", "typer"},
+    "evalsuite.cli": {
+        "click",
+        "evalsuite.errors",
+        "evalsuite.files",
+        "evalsuite.hooks",
+        "evalsuite.progress",
+        "rich",
+        "typer",
+    },
     "evalsuite": set(),
 }
 

@@ -334,7 +334,10 @@ def run_loop(made: Trainable, protocol: SegmentationProtocol, setup: Setup, key:
     start = resumed["meta"]["iter"] if resumed is not None else 0
     steps = Steps(made.sample, made.length, protocol.batch_size, setup.seed)
     loader = DataLoader(
-        _Batches(steps, start), batch_size=None, sampler=range(protocol.iterations), num_workers=setup.workers,
+        _Batches(steps, start),
+        batch_size=None,
+        sampler=range(protocol.iterations),
+        num_workers=setup.workers,
         worker_init_fn=ignore_signals,
     )
     clip = {"max_norm": protocol.clip_gradient} if protocol.clip_gradient is not None else None
