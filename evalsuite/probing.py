@@ -48,6 +48,9 @@ from evalsuite.statistics import over_seeds, weight_blocks
 from evalsuite.task import Metric, Outcome, Protocol, Setup, Task
 
 __all__ = [
+    "AUROC",
+    "ECE",
+    "NO_LABEL",
     "Criterion",
     "FewShotProtocol",
     "Fitted",
@@ -65,6 +68,10 @@ __all__ = [
 ]
 
 REPLICATES = 1000
+TOP5 = Metric("top5", undefined="there are no more than five classes")
+ECE = Metric("ece", higher_is_better=False, undefined="the scores of this protocol are no probabilities")
+NO_LABEL = "no label has both positives and negatives among the test images"
+AUROC = Metric("auroc", undefined="it takes two classes, both among the test images")
 Floats = npt.NDArray[Any]
 Scale = Literal["logits", "probabilities", "margins"]
 Measure = Callable[[Floats], dict[str, Floats]]
@@ -373,7 +380,8 @@ class Probing(Task):
         if not isinstance(protocol, FewShotProtocol):
             return self.metrics
         (primary,) = (metric for metric in self.metrics if metric.name == self.primary)
-        return primary, *(dataclasses.replace(primary, name=f"{primary.name}_k{k}") for k in protocol.shots)
+        few = dataclasses.replace(primary, undefined="some class has fewer images than that to learn from")
+        return primary, *(dataclasses.replace(few, name=f"{primary.name}_k{k}") for k in protocol.shots)
 
     def sets(self, setup: Setup) -> tuple[ClassificationSet, ClassificationSet]:
         """What to learn from and what to score on, rows without a label left out."""
@@ -482,9 +490,7 @@ class Probing(Task):
 class OneClass(Probing):
     """Scores of one class an image."""
 
-    metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("top1"), Metric("top5"), Metric("balanced_accuracy"), Metric("ece", higher_is_better=False),
-    )  # fmt: skip
+    metrics: ClassVar[tuple[Metric, ...]] = (Metric("top1"), TOP5, Metric("balanced_accuracy"), ECE)
     primary = "top1"
     one_against_rest: ClassVar[bool] = False  # whether AUROC is taken of more than two classes
 
@@ -537,7 +543,7 @@ class Multilabel(Probing):
     (:func:`evalsuite.metrics.ranking.average_precision`). ``map`` is the area under the step curve.
     """
 
-    metrics: ClassVar[tuple[Metric, ...]] = (Metric("auroc"), Metric("map"))
+    metrics: ClassVar[tuple[Metric, ...]] = tuple(Metric(name, undefined=NO_LABEL) for name in ("auroc", "map"))
     primary = "auroc"
     kinds: ClassVar[Mapping[str, Literal["auroc", "step", "envelope", "11point"]]] = {"auroc": "auroc", "map": "step"}
 

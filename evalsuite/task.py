@@ -18,7 +18,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from evalsuite.backbone import Backbone
-from evalsuite.errors import BackboneError, PluginError, UsageError
+from evalsuite.errors import BackboneError, DataError, PluginError, UsageError
 from evalsuite.hooks import unknown
 
 if TYPE_CHECKING:
@@ -30,12 +30,14 @@ __all__ = ["Metric", "Outcome", "Protocol", "Setup", "Task", "evaluate"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A number a task promises, which way is better, and between what it lies."""
+    """A number a task promises, which way is better, and between what it lies. ``undefined`` says why it has no value
+    where it has none, in words that follow ``it has no value: ``."""
 
     name: str
     higher_is_better: bool = True
     low: float = 0.0
     high: float = 1.0
+    undefined: str = "the test data hold nothing that it measures"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +138,9 @@ class Outcome:
     """What an evaluation found.
 
     ``scores`` are the promised metrics (None: undefined on these data, for example AP of small objects where there
-    are none). ``replicates`` are bootstrap replicates of scores, {metric: (R,)}, drawn with resampling weights that
-    depend only on ``units`` and the data fingerprint, so two backbones' replicates are paired.
+    are none; the leading one must have a value). ``replicates`` are bootstrap replicates of scores, {metric: (R,)},
+    drawn with resampling weights that depend only on ``units`` and the data fingerprint, so two backbones' replicates
+    are paired.
     ``samples`` are per-sample scores {name: (N,)} with their ids in ``ids`` for paired tests; those that
     bear a metric's name have it as their mean. ``figures`` are PNG files
     by name. ``selected`` are hyper-parameters chosen on validation data. ``data`` describes what was read and must
@@ -233,7 +236,8 @@ def evaluate(task: Task, backbone: Backbone, setup: Setup) -> Outcome:
     """Run one task on one backbone and hold the outcome to what the task promises.
 
     The backbone comes back as it was: same weights, same mode. Raises :class:`BackboneError` before any work if
-    the backbone lacks what the task needs, :class:`PluginError` if the outcome breaks the promise.
+    the backbone lacks what the task needs, :class:`PluginError` if the outcome breaks the promise, :class:`DataError`
+    if the metric that counts has no value; every other one without a value is a warning that says why.
     """
     task.refuse(backbone, setup.protocol)
     was_training = backbone.training
@@ -264,4 +268,22 @@ def evaluate(task: Task, backbone: Backbone, setup: Setup) -> Outcome:
                 cause="samples named as a metric are what it is the mean of; leaderboards check it",
                 fix="name them otherwise, or return their mean",
             )
-    return outcome
+    return _valued(task, outcome, setup.protocol)
+
+
+def _valued(task: Task, outcome: Outcome, protocol: Protocol) -> Outcome:
+    """The outcome with a warning of every metric that has no value; refuses one whose leading metric has none."""
+    reasons: dict[str, list[str]] = {}
+    for metric in task.promises(protocol):
+        if outcome.scores[metric.name] is None:
+            if metric.name == task.leading(protocol):
+                raise DataError(
+                    f"{task.name} cannot be scored: {metric.name} has no value",
+                    cause=metric.undefined,
+                    fix="check the labels of the test split: evalsuite data verify",
+                )
+            reasons.setdefault(metric.undefined, []).append(metric.name)
+    undefined = [
+        f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} no value: {why}" for why, names in reasons.items()
+    ]
+    return dataclasses.replace(outcome, warnings=(*outcome.warnings, *undefined))

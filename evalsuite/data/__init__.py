@@ -7,7 +7,8 @@ writes a small demo world in the same layout.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
@@ -18,7 +19,7 @@ from evalsuite.hooks import Registry, hookimpl
 if TYPE_CHECKING:
     from evalsuite.progress import Progress
 
-__all__ = ["Report", "Source", "parse", "source"]
+__all__ = ["Report", "Source", "as_fault", "parse", "source"]
 
 Data = TypeVar("Data", covariant=True)
 
@@ -74,6 +75,19 @@ class Report:
     @property
     def ok(self) -> bool:
         return not self.faults
+
+    @contextmanager
+    def examining(self) -> Iterator[None]:
+        """What is refused inside is a fault, in the words of the refusal."""
+        try:
+            yield
+        except DataError as error:
+            self.faults.append(as_fault(error))
+
+
+def as_fault(error: DataError) -> str:
+    """A refusal in the one line of a fault."""
+    return f"{error.problem}: {error.cause} (fix: {error.fix})"
 
 
 class Source(ABC, Generic[Data]):

@@ -8,20 +8,19 @@ from __future__ import annotations
 import codecs
 import gc
 import hashlib
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pydantic_core
 from numpy.typing import NDArray
 
 from evalsuite.data import Report, Source
-from evalsuite.data.detection import Boxes, DetectionSet, Image, agree, assemble, survey
-from evalsuite.data.images import fingerprint
+from evalsuite.data.detection import DRAWN, Boxes, DetectionSet, Image, assemble, check_roles, survey
+from evalsuite.data.images import fingerprint, not_utf8, relative_name
 from evalsuite.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,14 +29,28 @@ if TYPE_CHECKING:
 __all__ = ["Coco", "read"]
 
 _PREFIX = "instances_"
+_ROBOFLOW = "_annotations.coco.json"
+_WHOLE = ("annotations.json", "instances.json", "labels.json", "result.json", _ROBOFLOW)  # as tools export them
 _LARGEST_SIDE = 65_535  # what a JPEG can have; masks are allocated by what the file says
-_ESCAPES = re.compile(r"(^|/)\.\.(/|$)|^/|\\|^[A-Za-z]:|\0")
+_LARGEST_ID = 2**53  # up to which a float is every whole number
+_NO_MASK = "no segmentation"
 _FIX = "give a COCO instances file: https://cocodataset.org/#format-data"
+
+
+class _Part(NamedTuple):
+    """A split on disk: its annotation file, and where its images may lie, the likeliest folder first."""
+
+    file: Path
+    folders: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
 class Coco(Source[DetectionSet]):
-    """COCO detection. ``official``: its splits are train2017 and val2017; else those that are there."""
+    """COCO detection. ``official``: its splits are train2017 and val2017; else those that are there, in COCO's own
+    tree, in Roboflow's (``train/_annotations.coco.json`` beside the images) or CVAT's (``annotations`` and ``images``).
+
+    A single annotation file that names no split is of all images: one in five is tested on, by the hash of its name.
+    """
 
     name = "coco"
     tree = (
@@ -57,13 +70,13 @@ class Coco(Source[DetectionSet]):
 
     def locate(self, root: Path | None) -> Path:
         for path in () if root is None else (root / "coco", root):
-            if any((path / "annotations").glob(f"{_PREFIX}*.json")):
+            if any((path / "annotations").glob(f"{_PREFIX}*.json")) or (not self.official and _parts(path)):
                 return path
         raise self.missing(root)
 
     def splits(self, path: Path) -> tuple[str, ...]:
-        files = (path / "annotations").glob(f"{_PREFIX}*.json")
-        return tuple(sorted(file.stem.removeprefix(_PREFIX) for file in files))
+        parts = _parts(path)
+        return DRAWN if _whole(parts) else tuple(sorted(parts))
 
     def roles(self, path: Path) -> Mapping[str, str]:
         if self.official:
@@ -71,7 +84,7 @@ class Coco(Source[DetectionSet]):
         found = self.splits(path)
         roles = {}
         for role in ("train", "val", "test"):
-            fitting = [name for name in found if name.startswith(role)]
+            fitting = [name for name in found if _is_of(name, role)]
             if len(fitting) > 1:
                 raise DataError(
                     f"which split of {path} is {role}?",
@@ -91,69 +104,114 @@ class Coco(Source[DetectionSet]):
         return roles
 
     def load(self, path: Path, split: str) -> DetectionSet:
-        return read(*self._files(path, split), split)
+        return self._read(path, split)
 
     def verify(self, path: Path, progress: Progress | None = None, workers: int | None = None) -> Report:
         report = Report(self.name, path)
         sets: dict[str, DetectionSet] = {}
-        try:
-            for split in dict.fromkeys(self.roles(path).values()):
-                try:
-                    sets[split] = read(*self._files(path, split), split, report.faults)
-                except DataError as error:
-                    report.faults.append(f"{error.problem}: {error.cause}")
-            if sets:
-                agree(*sets.values())
-        except DataError as error:
-            report.faults.append(f"{error.problem}: {error.cause}")
-        return survey(report, sets, lambda one, other: one != other, progress, workers)
+        with report.examining():
+            roles = self.roles(path)
+            for split in dict.fromkeys(roles.values()):
+                with report.examining():
+                    sets[split] = self._read(path, split, report.faults)
+            check_roles(roles, sets, masks=self.official)
+        report.faults[:] = dict.fromkeys(report.faults)  # two splits of one file tell the same
+        return survey(report, sets, lambda one, other: one != other, progress, workers, masks=self.official)
 
     def demo(self, root: Path, seed: int = 0, images: int = 64) -> Path:
         from evalsuite.data.demo import write_coco
 
         return write_coco(root / "coco", seed, images)
 
-    def _files(self, path: Path, split: str) -> tuple[Path, Path]:
-        """The annotation file of a split and the folder of its images."""
-        found = self.splits(path)
-        file = path / "annotations" / f"{_PREFIX}{split}.json"
-        if split not in found:
+    def _read(self, path: Path, split: str, faults: list[str] | None = None) -> DetectionSet:
+        parts = _parts(path)
+        whole = _whole(parts)
+        part = whole if whole and split in DRAWN else parts.get(split)
+        if part is None:
             raise DataError(
                 f"COCO split {split!r} is missing",
-                cause=f"{file} is not there; found: {', '.join(found) or 'none'}",
+                cause=f"there is no annotation file of it in {path}; found: {', '.join(self.splits(path)) or 'none'}",
                 fix=f"complete the tree: {', '.join(self.tree.split())}",
             )
-        for folder in (path / split, path / "images" / split):
-            if folder.is_dir():
-                return file, folder
-        raise DataError(
-            f"the images of COCO split {split!r} are missing",
-            cause=f"{path / split} is not a folder",
-            fix=f"complete the tree: {', '.join(self.tree.split())}",
-        )
+        folders = [folder for folder in part.folders if folder.is_dir()]
+        if not folders:
+            raise DataError(
+                f"the images of COCO split {split!r} are missing",
+                cause=f"{part.folders[0]} is not a folder",
+                fix=f"complete the tree: {', '.join(self.tree.split())}",
+            )
+        found = read(part.file, folders, split, faults, lambda: _used([each.file for each in parts.values()]))
+        return found.drawn(split) if part is whole else found
 
 
-def read(annotation: Path, folder: Path, name: str, faults: list[str] | None = None) -> DetectionSet:
-    """Read a COCO instances file whose ``file_name`` are relative to ``folder``.
+def _parts(path: Path) -> dict[str, _Part]:
+    """The splits in COCO's tree, else in Roboflow's; else whatever annotation files there are, by name."""
+    inner = path / "annotations"
+    found = {
+        name: _Part(file, (path / name, path / "images" / name, path / "images"))
+        for file in sorted(inner.glob(f"{_PREFIX}*.json"))
+        for name in [file.stem.removeprefix(_PREFIX)]
+    }
+    if not found:
+        found = {f.parent.name: _Part(f, (f.parent,)) for f in sorted(path.glob(f"*/{_ROBOFLOW}"))}
+    if not found:
+        files = [*sorted(inner.glob("*.json")), *(path / name for name in _WHOLE if (path / name).is_file())]
+        places = (path / "images", path / "data", path / "JPEGImages", path)
+        found = {f.stem: _Part(f, (path / f.stem, path / "images" / f.stem, *places)) for f in files}
+    return found
 
-    Classes are in the order of their ids, as in COCO's own tools. ``iscrowd`` and ``area`` may be missing:
-    0, and the box's. Masks are there if every annotation has a segmentation. Raises :class:`DataError`
-    naming the file and the reason; images that are not there go to ``faults`` where that is given, and are
-    left out.
+
+def _whole(parts: Mapping[str, _Part]) -> _Part | None:
+    """The only annotation file, where its name says no split."""
+    (name,) = parts if len(parts) == 1 else ("",)
+    return parts[name] if name and not any(_is_of(name, role) for role in ("train", "val", "test")) else None
+
+
+def _is_of(name: str, role: str) -> bool:
+    """Whether a split of that name is ``train``, ``val`` or ``test``: train2017, Train, valid, test-dev."""
+    return name.lower().startswith(role)
+
+
+def _used(files: Iterable[Path]) -> frozenset[int]:
+    """The ids of the categories that some annotation of these files has."""
+    entries = (entry for file in files for entry in _parse(file)[0]["annotations"])
+    return frozenset(int(i) for entry in entries if isinstance(i := entry.get("category_id"), int | float))
+
+
+def read(
+    annotation: Path,
+    folder: Path | Sequence[Path],
+    name: str,
+    faults: list[str] | None = None,
+    used: Callable[[], Collection[int]] | None = None,
+) -> DetectionSet:
+    """Read a COCO instances file whose ``file_name`` are relative to ``folder``, or to the first of several that holds
+    the first image.
+
+    Classes are in the order of their ids, as in COCO's own tools. A category that groups others and that no annotation
+    has is none: ``used`` gives the ids that annotations have, those of this file by default. ``iscrowd`` and ``area``
+    may be missing: 0, and the box's. Masks are there if every annotation has a segmentation that can be one. Raises
+    :class:`DataError` naming the file and the reason; images that are not there go to ``faults`` where that is given,
+    and are left out.
     """
     document, content = _parse(annotation)
     with _explained(annotation):
-        category_ids, classes = _categories(document)
-        ids, images, lengths = _images(document, folder)
-        columns, notes = _columns(document["annotations"], ids, images, category_ids)
+        if not document["images"]:
+            raise _Odd("it has no images")
+        category_ids, classes, notes = _categories(document, used or (lambda: _used([annotation])))
+        names, slashes = _file_names(document["images"])
+        folders = [folder] if isinstance(folder, Path) else folder
+        below = next((each for each in folders if _length(each / names[0]) >= 0), folders[0])
+        ids, images, lengths = _images(document, below, names)
+        columns, odd = _columns(document["annotations"], ids, images, category_ids)
     absent = [image.path for image, length in zip(images, lengths, strict=True) if length < 0]
-    if absent and faults is None:
+    if absent and (faults is None or len(absent) == len(images)):
         raise DataError(
             f"image {absent[0]} is missing",
             cause=f"{annotation} names {len(images)} images, {len(absent)} of which are not there",
             fix="restore them, or evalsuite data verify to list them all",
         )
-    files = [(image.path.relative_to(folder).as_posix(), n) for image, n in zip(images, lengths, strict=True)]
+    files = [(image.path.relative_to(below).as_posix(), n) for image, n in zip(images, lengths, strict=True)]
     found = assemble(
         images,
         columns,
@@ -161,7 +219,7 @@ def read(annotation: Path, folder: Path, name: str, faults: list[str] | None = N
         classes=classes,
         category_ids=category_ids,
         fingerprint=fingerprint([content], files),
-        notes=tuple(f"{name}: {note}" for note in notes),
+        notes=tuple(f"{name}: {note}" for note in (*notes, *slashes, *odd)),
     )
     if absent and faults is not None:
         faults += [f"{name}: image {path} is missing" for path in absent]
@@ -171,7 +229,11 @@ def read(annotation: Path, folder: Path, name: str, faults: list[str] | None = N
 
 
 class _Odd(ValueError):
-    """What is wrong with a file, in words that follow its name."""
+    """What is wrong with a file, in words that follow its name, and what to do about it."""
+
+    def __init__(self, cause: str, fix: str = _FIX) -> None:
+        super().__init__(cause)
+        self.fix = fix
 
 
 @contextmanager
@@ -179,7 +241,7 @@ def _explained(annotation: Path) -> Iterator[None]:
     try:
         yield
     except _Odd as error:
-        raise DataError(f"{annotation} is not valid COCO JSON", cause=str(error), fix=_FIX) from error
+        raise DataError(f"{annotation} is not valid COCO JSON", cause=str(error), fix=error.fix) from error
 
 
 def _parse(annotation: Path) -> tuple[dict[str, Any], str]:
@@ -190,6 +252,8 @@ def _parse(annotation: Path) -> tuple[dict[str, Any], str]:
     """
     text = annotation.read_bytes()
     content = hashlib.sha256(text).hexdigest()
+    if encoding := not_utf8(text):
+        raise DataError(f"{annotation} cannot be read", cause=encoding.cause, fix=encoding.fix)
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -227,23 +291,28 @@ def _column(
     entries: Sequence[dict[str, Any]], key: str, kind: str, what: str, default: float | None = None
 ) -> NDArray[Any]:
     """One field of all entries as an array. Refuses a missing or mistyped field, naming the entry."""
-    kinds = {"an integer": "ib", "a number": "iufb"}[kind]
+    found = [entry.get(key) for entry in entries]
+    if default is not None:
+        found = [default if value is None else value for value in found]
+    whole = kind == "an integer"
     try:
-        if default is None:
-            values = np.array([entry[key] for entry in entries] or [0])
-        else:
-            values = np.array([entry.get(key, default) for entry in entries] or [0])
-        if values.ndim == 1 and values.dtype.kind in kinds:
-            return values[: len(entries)].astype(np.int64 if kind == "an integer" else np.float64)
-    except (KeyError, ValueError, OverflowError):
+        values = np.array(found or [0])
+        if values.ndim == 1 and values.dtype.kind in ("ib" if whole else "iufb"):
+            return values[: len(found)].astype(np.int64 if whole else np.float64)
+        if whole and all(map(_is_whole, found)):  # 3.0, as pandas writes ids
+            return np.array([int(value) for value in found], np.int64)
+    except (ValueError, OverflowError):
         pass
-    types = (int,) if kind == "an integer" else (int, float)
-    for place, entry in enumerate(entries):
-        value = entry.get(key, default)
-        if not isinstance(value, types) or (kind == "an integer" and abs(value) >= 2**63):
+    for place, (entry, value) in enumerate(zip(entries, found, strict=True)):
+        good = _is_whole(value) if whole else isinstance(value, int | float)
+        if not good or (isinstance(value, int) and abs(value) >= 2**63):
             told = f"has no {key!r}" if key not in entry else f"has {key!r} {_short(value)}, not {kind}"
-            raise _Odd(f"{what} {entry.get('id', f'number {place}')} {told}")
-    raise _Odd(f"some {what} has a {key!r} that is not {kind}")
+            raise _Odd(f"{what} {entry.get('id', f'number {place}')} {told}", f"write {key!r} as {kind}")
+    raise _Odd(f"some {what} has a {key!r} that is not {kind}", f"write {key!r} as {kind}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) or (isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST_ID)
 
 
 def _short(value: Any) -> str:
@@ -251,7 +320,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _categories(document: dict[str, Any]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _categories(
+    document: dict[str, Any], used: Callable[[], Collection[int]]
+) -> tuple[tuple[int, ...], tuple[str, ...], list[str]]:
+    """Ids and names, and a note on those that are left out: the groups of others, which no annotation has."""
     entries = document["categories"]
     if not entries:
         raise _Odd("it has no categories")
@@ -259,19 +331,44 @@ def _categories(document: dict[str, Any]) -> tuple[tuple[int, ...], tuple[str, .
     for entry in entries:
         if not isinstance(entry.get("name"), str) or not entry["name"]:
             raise _Odd(f"category {entry['id']} has no name")
-    names = [entry["name"] for entry in entries]
-    for what, values in (("id", ids), ("name", names)):
-        if twice := _twice(values):
-            raise _Odd(f"category {what} {twice[0]!r} is there twice")
-    pairs = sorted(zip(ids, names, strict=True))
-    return tuple(i for i, _ in pairs), tuple(n for _, n in pairs)
+    if twice := _twice(ids):
+        raise _Odd(f"category id {twice[0]!r} is there twice")
+    kept, groups = dict(zip(ids, (entry["name"] for entry in entries), strict=True)), {}
+    grouping = [i for i, name in kept.items() if any(e.get("supercategory") == name and e["id"] != i for e in entries)]
+    if grouping:
+        taken = used()
+        groups = {i: kept.pop(i) for i in grouping if i not in taken}
+    if twice := _twice(list(kept.values())):
+        raise _Odd(f"category name {twice[0]!r} is there twice")
+    if not kept:
+        raise _Odd("its categories are groups of others, and no annotation has any")
+    notes = [f"category {name!r} (id {i}) groups others and has no annotation: left out" for i, name in groups.items()]
+    return (*sorted(kept),), tuple(kept[i] for i in sorted(kept)), notes
 
 
-def _images(document: dict[str, Any], folder: Path) -> tuple[NDArray[np.int64], list[Image], list[int]]:
+def _file_names(entries: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """The images' names below their folder, and a note where they are written as Windows does."""
+    names = []
+    for place, entry in enumerate(entries):
+        file, image = entry.get("file_name"), entry.get("id", f"number {place}")
+        if not isinstance(file, str) or not file:
+            raise _Odd(f"image {image} has no file_name")
+        name = relative_name(file)
+        if name is None:
+            raise _Odd(
+                f"image {image} has the file_name {file!r}, which leads out of the image folder",
+                "write file names that count from the image folder, without '..'",
+            )
+        names.append(name)
+    slashes = sum(entry["file_name"] != name for entry, name in zip(entries, names, strict=True))
+    return names, [f"{slashes} file names are written with \\, and read with /"] if slashes else []
+
+
+def _images(
+    document: dict[str, Any], folder: Path, names: Sequence[str]
+) -> tuple[NDArray[np.int64], list[Image], list[int]]:
     """Ids, images, and the files' lengths in bytes, -1 where a file is not there."""
     entries = document["images"]
-    if not entries:
-        raise _Odd("it has no images")
     ids, heights, widths = (_column(entries, key, "an integer", "image") for key in ("id", "height", "width"))
     if twice := _twice(ids.tolist()):
         raise _Odd(f"image id {twice[0]} is there twice")
@@ -279,17 +376,9 @@ def _images(document: dict[str, Any], folder: Path) -> tuple[NDArray[np.int64], 
     if wrong.any():
         first = int(wrong.argmax())
         raise _Odd(f"image {ids[first]} is said to have {widths[first]}x{heights[first]} pixels")
-    images, lengths = [], []
-    columns = zip(ids.tolist(), heights.tolist(), widths.tolist(), entries, strict=True)
-    for image_id, height, width, entry in columns:
-        file = entry.get("file_name")
-        if not isinstance(file, str) or not file:
-            raise _Odd(f"image {image_id} has no file_name")
-        if _ESCAPES.search(file):
-            raise _Odd(f"image {image_id} has the file_name {file!r}, which leads out of the image folder")
-        images.append(Image(image_id, folder / file, height, width))
-        lengths.append(_length(images[-1].path))
-    return ids, images, lengths
+    columns = zip(ids.tolist(), names, heights.tolist(), widths.tolist(), strict=True)
+    images = [Image(image_id, folder / name, height, width) for image_id, name, height, width in columns]
+    return ids, images, [_length(image.path) for image in images]
 
 
 def _length(path: Path) -> int:
@@ -311,13 +400,22 @@ def _columns(
     area = _column(entries, "area", "a number", "annotation", default=float("nan"))
     if np.isinf(area).any():
         raise _Odd(f"annotation {entries[int(np.isinf(area).argmax())].get('id')} has an infinite area")
-    present = [_has_mask(entry, images[i]) for entry, i in zip(entries, owner.tolist(), strict=True)]
-    notes = []
-    if any(present) and not all(present):
-        lacking = f"{present.count(False)} of {len(present)} annotations have no segmentation"
-        notes.append(f"{lacking}: masks are not used")
+    faults = [_mask_fault(entry, images[i]) for entry, i in zip(entries, owner.tolist(), strict=True)]
+    present = [fault is None for fault in faults]
     masks = [entry["segmentation"] for entry in entries] if all(present) and present else None
-    return Boxes(owner, boxes, labels, crowd, np.zeros_like(crowd), area, masks), notes
+    return Boxes(owner, boxes, labels, crowd, np.zeros_like(crowd), area, masks), _maskless(entries, faults)
+
+
+def _maskless(entries: list[dict[str, Any]], faults: list[str | None]) -> list[str]:
+    """A note on annotations without a mask, where others have one, and on masks that are none."""
+    lacking, odd = faults.count(_NO_MASK), [i for i, fault in enumerate(faults) if fault not in (None, _NO_MASK)]
+    notes = []
+    if 0 < lacking < len(faults):
+        notes.append(f"{lacking} of {len(faults)} annotations have no segmentation: masks are not used")
+    if odd:
+        first = f"annotation {entries[odd[0]].get('id', f'number {odd[0]}')} has {faults[odd[0]]}"
+        notes.append(f"{len(odd)} of {len(faults)} segmentations are no masks ({first}): masks are not used")
+    return notes
 
 
 def _boxes(entries: list[dict[str, Any]]) -> NDArray[np.float64]:
@@ -346,28 +444,27 @@ def _position(values: NDArray[Any], known: NDArray[np.int64], entries: list[dict
         first = int(odd.argmax())
         name = entries[first].get("id", f"number {first}")
         such = f" ({int(odd.sum())} such)"
-        raise _Odd(f"annotation {name} names {what} {values[first]}, which is not there{such}")
+        raise _Odd(
+            f"annotation {name} names {what} {values[first]}, which is not there{such}",
+            f"take such annotations out, or list the {what} they name",
+        )
     return found
 
 
-def _has_mask(entry: dict[str, Any], image: Image) -> bool:
-    """Whether an annotation has a segmentation; refuses one that is not COCO."""
+def _mask_fault(entry: dict[str, Any], image: Image) -> str | None:
+    """Why an annotation has no mask: :data:`_NO_MASK`, or what its segmentation is instead; None where it has one."""
     mask = entry.get("segmentation")
     if not mask:
-        return False
+        return _NO_MASK
     if isinstance(mask, list):
         good = all(isinstance(p, np.ndarray) and len(p) >= 6 and len(p) % 2 == 0 for p in mask)
-        told = "a polygon that is not a list of at least three points"
-    elif isinstance(mask, dict):
-        counts = mask.get("counts")
-        good = isinstance(counts, str) or _runs(counts, image.height * image.width)
-        good = good and mask.get("size") == [image.height, image.width]
-        told = f"an RLE that is not of its image, {image.height}x{image.width}"
-    else:
-        good, told = False, "a segmentation that is neither polygons nor RLE"
-    if not good:
-        raise _Odd(f"annotation {entry.get('id')} has {told}")
-    return True
+        return None if good else "a polygon that is not a list of at least three points"
+    if not isinstance(mask, dict):
+        return "a segmentation that is neither polygons nor RLE"
+    counts = mask.get("counts")
+    good = isinstance(counts, str) or _runs(counts, image.height * image.width)
+    good = good and mask.get("size") == [image.height, image.width]
+    return None if good else f"an RLE that is not of its image, {image.height}x{image.width}"
 
 
 def _runs(counts: Any, pixels: int) -> bool:

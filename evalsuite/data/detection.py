@@ -16,17 +16,31 @@ import torch
 from faster_coco_eval import mask as mask_api
 from numpy.typing import NDArray
 
-from evalsuite.data import Report
-from evalsuite.data.images import digest, duplicates, fingerprint, read_rgb
+from evalsuite.data import Report, as_fault
+from evalsuite.data.images import digest, duplicates, fingerprint, hashed, read_rgb
 from evalsuite.errors import DataError
 from evalsuite.progress import Progress
 
-__all__ = ["Boxes", "DetectionSet", "Image", "Record", "agree", "assemble", "survey", "union"]
+__all__ = [
+    "DRAWN",
+    "Boxes",
+    "DetectionSet",
+    "Image",
+    "Record",
+    "agree",
+    "assemble",
+    "check",
+    "check_roles",
+    "survey",
+    "union",
+]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
+DRAWN = ("train", "test")
+"""The splits of data that have none, see :meth:`DetectionSet.drawn`."""
 # COCO rounds x and width to two decimals each, so a box may end this far outside without being wrong.
 _ROUNDING = 0.02
 
@@ -100,6 +114,14 @@ class DetectionSet:
             return self
         mark = hashlib.sha256(f"{self.fingerprint} limit {count}".encode()).hexdigest()
         return dataclasses.replace(self, records=self.records[:count], fingerprint=mark)
+
+    def drawn(self, split: str) -> DetectionSet:
+        """``train`` or ``test`` of data without splits: one image in five is tested on, by the hash of its name."""
+        names = [record.path.name for record in self.records]
+        tested = hashed(names)
+        kept = tuple(r for r, test in zip(self.records, tested, strict=True) if test == (split == "test"))
+        mark = hashlib.sha256(f"{self.fingerprint} {split}".encode()).hexdigest()
+        return dataclasses.replace(self, name=split, records=kept, fingerprint=mark)
 
     def decode(self, record: Record) -> torch.Tensor:
         """The image as (3, H, W) uint8 RGB, as large as annotated.
@@ -192,16 +214,50 @@ def assemble(images: Sequence[Image], columns: Boxes, **about: Any) -> Detection
 
 
 def agree(*sets: DetectionSet) -> None:
-    """Raise :class:`DataError` unless all sets have the same classes in the same order."""
-    first = sets[0]
+    """Raise :class:`DataError` unless all sets have the same classes in the same order, by the same ids."""
     for other in sets[1:]:
-        if (other.classes, other.category_ids) != (first.classes, first.category_ids):
-            odd = sorted(set(first.classes) ^ set(other.classes)) or ["order or ids of the same names"]
+        if (other.classes, other.category_ids) != (sets[0].classes, sets[0].category_ids):
+            raise _differ(sets[0], other)
+
+
+def _differ(first: DetectionSet, other: DetectionSet) -> DataError:
+    odd = sorted(set(first.classes) ^ set(other.classes)) or ["order or ids of the same names"]
+    return DataError(
+        f"{first.name} and {other.name} do not have the same classes",
+        cause=f"they differ in {', '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}",
+        fix="write the same categories into both",
+    )
+
+
+def check(train: DetectionSet, test: DetectionSet, masks: bool = False) -> None:
+    """Raise :class:`DataError` unless a detector can learn from ``train`` and be scored on ``test``, of ``masks`` too."""
+    if train.classes != test.classes:
+        raise _differ(train, test)
+    for part, what, ignored in (
+        (train, "learn from", [r.crowd for r in train.records]),
+        (test, "score on", [r.crowd | r.difficult for r in test.records]),
+    ):
+        if all(each.all() for each in ignored):
+            count = sum(map(len, ignored))
             raise DataError(
-                f"{first.name} and {other.name} do not have the same classes",
-                cause=f"they differ in {', '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}",
-                fix="write the same categories into both",
+                f"{part.name} has no object to {what}",
+                cause=f"its {len(ignored)} images have "
+                + (f"{count} objects, all of them crowds or difficult" if count else "no annotation"),
+                fix="annotate objects in it, or give another split; with --limit, raise it",
             )
+        if masks and not part.has_masks:
+            raise DataError(
+                f"{part.name} has no masks",
+                cause="; ".join(part.notes) or "its objects have boxes but no segmentation",
+                fix="train boxes alone: --set masks=false",
+            )
+
+
+def check_roles(roles: Mapping[str, str], sets: Mapping[str, DetectionSet], masks: bool = False) -> None:
+    """:func:`check` of the splits that a task takes, where both could be read."""
+    train, test = roles["train"], roles.get("test", roles["val"])
+    if train in sets and test in sets:
+        check(sets[train], sets[test], masks)
 
 
 def union(name: str, sets: Sequence[DetectionSet]) -> DetectionSet:
@@ -233,10 +289,12 @@ def survey(
     leaks: Callable[[str, str], bool],
     progress: Progress | None = None,
     workers: int | None = None,
+    masks: bool = True,
 ) -> Report:
     """Decode every image and draw every mask of ``sets``; add counts, faults and notes to ``report``.
 
-    The same file in two splits is a fault if ``leaks(split, other)`` says so. Decoding releases the
+    The same file in two splits is a fault if ``leaks(split, other)`` says so, a mask that cannot be drawn if ``masks``
+    are wanted. Decoding releases the
     interpreter lock, so threads keep all cores busy.
     """
     for split, part in sets.items():
@@ -249,8 +307,9 @@ def survey(
     progress = progress or Progress(quiet=True)
     with ThreadPoolExecutor(workers) as pool, progress.track("decode", len(unique)) as meter:
         examined = pool.map(_examine, unique.values())
-        for done, (path, (found, faults)) in enumerate(zip(unique, examined, strict=True), 1):
-            report.faults += faults
+        for done, (path, (found, faults, undrawn)) in enumerate(zip(unique, examined, strict=True), 1):
+            report.faults += faults + (undrawn if masks else [])
+            report.notes += [] if masks else undrawn
             if found:
                 digests[path] = found
             meter.update(done)
@@ -259,22 +318,21 @@ def survey(
     return report
 
 
-def _examine(item: tuple[DetectionSet, Record]) -> tuple[str, list[str]]:
-    """The file's digest ("" where it cannot be read) and what is wrong with the image and its masks."""
+def _examine(item: tuple[DetectionSet, Record]) -> tuple[str, list[str], list[str]]:
+    """The file's digest ("" where it cannot be read), and what is wrong with the image and with its masks."""
     part, record = item
-    faults = []
-    found = ""
+    found, faults, undrawn = "", [], []
     try:
-        read_rgb(record.path, expect=(record.height, record.width))
+        part.decode(record)
         found = digest(record.path)
     except DataError as error:
-        faults.append(f"{error.problem}: {error.cause}")
+        faults.append(as_fault(error))
     try:
         if record.masks is not None:
             part.rles(record)
     except DataError as error:
-        faults.append(f"{error.problem}: {error.cause}")
-    return found, faults
+        undrawn.append(as_fault(error))
+    return found, faults, undrawn
 
 
 def _rle(mask: Any, record: Record) -> dict[str, Any]:

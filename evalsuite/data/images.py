@@ -9,6 +9,7 @@ is an image with an annotated size that only the pixels as stored have: it was a
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import re
@@ -35,14 +36,17 @@ __all__ = [
     "digest",
     "duplicates",
     "fingerprint",
+    "hashed",
     "images_by_name",
     "leads_out",
     "list_images",
+    "not_utf8",
     "orientation",
     "read_labels",
     "read_lines",
     "read_list",
     "read_rgb",
+    "relative_name",
     "size",
     "turned",
     "unfitting",
@@ -57,6 +61,10 @@ DECODING = 2  # raised when the same file decodes to other pixels than before: f
 
 # Only formats whose decoders are plain libraries: EPS, for one, would start a PostScript interpreter.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
+}  # fmt: skip
 _ESCAPES = re.compile(r"(^|/)\.\.(/|$)|^/|\\|^[A-Za-z]:|\0")
 # What file managers, storage servers and archivers leave beside people's files: thumbnails, copies, bins.
 _CLUTTER = {
@@ -312,9 +320,46 @@ def read_list(file: Path) -> list[str]:
     return names
 
 
+def relative_name(name: str) -> str | None:
+    """A file's name in a stranger's list, with / for the \\ of Windows; None where it may lead out of the folder it
+    counts from."""
+    name = name.replace("\\", "/")
+    return None if leads_out(name) else name
+
+
 def leads_out(name: str) -> bool:
     """Whether a file's name in a stranger's list may lead out of the folder it counts from."""
     return _ESCAPES.search(name) is not None
+
+
+class Encoding(NamedTuple):
+    """Why bytes are no UTF-8 text, and what to do."""
+
+    cause: str
+    fix: str
+
+
+def not_utf8(data: bytes) -> Encoding | None:
+    """What other encoding a text has; None where it is UTF-8, with a byte order mark or without."""
+    kind = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
+    if kind is None:
+        try:
+            data.decode()
+        except UnicodeDecodeError as error:
+            line, kind = data.count(b"\n", 0, error.start) + 1, "CP1252"
+            cause = f"line {line} has the byte 0x{data[error.start]:02x}, which is no UTF-8 but may be Windows' CP1252"
+        else:
+            return None
+    else:
+        cause = f"it is {kind}, not UTF-8"
+    return Encoding(cause, f"save it as UTF-8, or: iconv -f {kind} -t UTF-8 FILE > NEW")
+
+
+def hashed(names: Sequence[str]) -> list[bool]:
+    """Which of several names are to be tested on, one in five and one at least: the same ones always, by their hashes."""
+    order = sorted(range(len(names)), key=lambda i: (hashlib.sha256(names[i].encode()).digest(), i))
+    tested = set(order[: -(-len(names) // 5)])
+    return [i in tested for i in range(len(names))]
 
 
 def _no_list(file: Path, reason: str) -> DataError:

@@ -9,7 +9,17 @@ from evalsuite import heads
 from evalsuite.data import parse, source
 from evalsuite.data.classification import ClassificationSource
 from evalsuite.errors import UsageError
-from evalsuite.probing import FewShotProtocol, Multilabel, Named, OneClass, ProbeProtocol, Probing, recipes
+from evalsuite.probing import (
+    AUROC,
+    NO_LABEL,
+    FewShotProtocol,
+    Multilabel,
+    Named,
+    OneClass,
+    ProbeProtocol,
+    Probing,
+    recipes,
+)
 from evalsuite.task import Metric, Setup
 
 __all__ = [
@@ -106,7 +116,7 @@ class Voc07Classification(Named, Multilabel):
     """
 
     name = "voc07-cls"
-    metrics = (Metric("map"), Metric("map_11point"))
+    metrics = tuple(Metric(name, undefined=NO_LABEL) for name in ("map", "map_11point"))
     primary = "map"
     kinds: ClassVar = {"map": "envelope", "map_11point": "11point"}
     protocols = (
@@ -149,7 +159,7 @@ class Classify(_AnyData, OneClass):
 
     name = "classify"
     world = "folder"
-    metrics = (*OneClass.metrics, Metric("auroc"))
+    metrics = (*OneClass.metrics, AUROC)
     protocols = (*recipes("crop"), *heads.recipes("imagenet"))
 
 
@@ -173,7 +183,7 @@ class MedMnist(_AnyData, OneClass):
     """
 
     name = "medmnist"
-    metrics = (*OneClass.metrics, Metric("auroc"))
+    metrics = (*OneClass.metrics, AUROC)
     primary = "auroc"
     protocols = (*recipes("squash"), *heads.recipes("small"))
     one_against_rest = True

@@ -14,9 +14,9 @@ import numpy as np
 from evalsuite.backbone import Backbone
 from evalsuite.data import Source, parse, source
 from evalsuite.data.classification import ClassificationSource
-from evalsuite.data.detection import DetectionSet
+from evalsuite.data.detection import DetectionSet, check
 from evalsuite.data.segmentation import SegmentationSource
-from evalsuite.errors import DataError, UsageError
+from evalsuite.errors import UsageError
 from evalsuite.metrics.detection import (
     COCO_METRICS,
     Detections,
@@ -47,6 +47,12 @@ FROZEN: dict[str, Any] = {
     "test_min_size": 480, "test_max_size": 800, "pyramid_width": 128, "box_head_width": 512,
     "mask_head_width": 128, "roi_batch": 256,
 }  # fmt: skip
+_SIDES = {"s": "of less than 32x32 pixels", "m": "between 32x32 and 96x96 pixels", "l": "of more than 96x96 pixels"}
+
+
+def _coco_metric(name: str) -> Metric:
+    size = _SIDES.get(name[-1])
+    return Metric(name, undefined=f"no object of the test images is {size}") if size else Metric(name)
 
 
 class _Detection(Task):
@@ -70,12 +76,6 @@ class _Detection(Task):
     def run(self, backbone: Backbone, setup: Setup) -> Outcome:
         protocol = _protocol(setup)
         train, test = self.sets(setup)
-        if protocol.masks and not (train.has_masks and test.has_masks):
-            raise DataError(
-                f"{protocol.id} trains masks, and {train.name if not train.has_masks else test.name} has none",
-                cause="at least one object has a box but no segmentation",
-                fix="--set masks=false",
-            )
         engine = setup.registry.get("engine", setup.engine or self.engines[0])()
         found: Detected = engine.detect(backbone, protocol, train, test, setup)
         began = monotonic()
@@ -105,9 +105,9 @@ class _Detection(Task):
     ) -> tuple[dict[str, float | None], dict[str, np.ndarray], dict[str, Any]]:
         """Scores, bootstrap replicates of them over images, and AP by class."""
         scores, replicates, details = self._family(test, found, "bbox")
-        if any(metric.name.startswith("mask_") for metric in self.metrics):
-            mask, again, of_masks = self._family(test, found, "segm") if protocol.masks else ({}, {}, {})
-            scores |= {f"mask_{name}": mask.get(name) for name in COCO_METRICS}
+        if any(metric.name.startswith("mask_") for metric in self.promises(protocol)):
+            mask, again, of_masks = self._family(test, found, "segm")
+            scores |= {f"mask_{name}": mask[name] for name in COCO_METRICS}
             replicates |= {f"mask_{name}": values for name, values in again.items()}
             details |= {f"mask_{name}": values for name, values in of_masks.items()}
         return scores, replicates, details
@@ -120,17 +120,6 @@ class _Detection(Task):
         replicates = bootstrap_ap(test.records, found, test.classes, kind, replicates=REPLICATES, seed=0)
         details = {"AP_by_class": dict(scored.per_class), "precision_by_recall": dict(scored.curves)}
         return dict(scored.scores), replicates, details
-
-
-def _limited(sets: tuple[DetectionSet, DetectionSet], limit: int | None) -> tuple[DetectionSet, DetectionSet]:
-    train, test = sets
-    if train.classes != test.classes:
-        raise DataError(
-            f"{train.name} and {test.name} do not have the same classes",
-            cause=f"only in one of them: {', '.join(sorted(set(train.classes) ^ set(test.classes))) or 'the order'}",
-            fix="list the same categories in both",
-        )
-    return train.limit(limit), test.limit(limit)
 
 
 def _write_predictions(path: Path, found: list[Detections]) -> None:
@@ -160,7 +149,7 @@ class Coco(_Detection):
     """
 
     name = "coco"
-    metrics = tuple(Metric(name) for name in (*COCO_METRICS, *(f"mask_{name}" for name in COCO_METRICS)))
+    metrics = tuple(map(_coco_metric, (*COCO_METRICS, *(f"mask_{name}" for name in COCO_METRICS))))
     _splits: ClassVar[dict[str, Any]] = {
         "train_split": "train2017",
         "test_split": "val2017",
@@ -183,6 +172,10 @@ class Coco(_Detection):
         DetectionProtocol(id="frozen-fpn", version=1, **{**_splits, **FROZEN}),
         DetectionProtocol(id="smoke", version=1, ranked=False, **{**_splits, **SMALL}),
     )  # fmt: skip
+
+    def promises(self, protocol: Protocol) -> tuple[Metric, ...]:
+        masks = isinstance(protocol, DetectionProtocol) and protocol.masks
+        return tuple(metric for metric in self.metrics if masks or not metric.name.startswith("mask_"))
 
     def sets(self, setup: Setup) -> tuple[DetectionSet, DetectionSet]:
         return _of_root(setup, "coco")
@@ -250,7 +243,7 @@ class Detect(_Detection):
 
     name = "detect"
     generic = True
-    metrics = tuple(Metric(name) for name in COCO_METRICS)
+    metrics = tuple(map(_coco_metric, COCO_METRICS))
     _own: ClassVar[dict[str, Any]] = {"train_split": "train", "test_split": "test|val"}
     protocols = (
         DetectionProtocol(
@@ -277,7 +270,7 @@ class Detect(_Detection):
             )
         roles = layout.roles(path)
         protocol = _protocol(setup)
-        return _load(layout, path, _role(roles, protocol.train_split), _role(roles, protocol.test_split), setup.limit)
+        return _load(layout, path, _role(roles, protocol.train_split), _role(roles, protocol.test_split), setup)
 
 
 def _protocol(setup: Setup) -> DetectionProtocol:
@@ -293,18 +286,21 @@ def _role(roles: Mapping[str, str], wanted: str) -> str:
 def _of_root(setup: Setup, name: str) -> tuple[DetectionSet, DetectionSet]:
     layout = source(setup.registry, name)
     protocol = _protocol(setup)
-    return _load(layout, layout.locate(setup.data_root), protocol.train_split, protocol.test_split, setup.limit)
+    return _load(layout, layout.locate(setup.data_root), protocol.train_split, protocol.test_split, setup)
 
 
 _LOADED: dict[tuple[Any, ...], tuple[DetectionSet, DetectionSet]] = {}
 
 
 def _load(
-    layout: Source[DetectionSet], path: Path, train: str, test: str, limit: int | None
+    layout: Source[DetectionSet], path: Path, train: str, test: str, setup: Setup
 ) -> tuple[DetectionSet, DetectionSet]:
     """Both splits; the last pair is kept, since fingerprint, run and every seed ask for the same one."""
-    key = (layout, path.resolve(), train, test, limit)
+    masks = _protocol(setup).masks
+    key = (layout, path.resolve(), train, test, setup.limit, masks)
     if key not in _LOADED:
         _LOADED.clear()
-        _LOADED[key] = _limited((layout.load(path, train), layout.load(path, test)), limit)
+        found = layout.load(path, train).limit(setup.limit), layout.load(path, test).limit(setup.limit)
+        check(*found, masks)
+        _LOADED[key] = found
     return _LOADED[key]

@@ -20,14 +20,25 @@ from evalsuite.data.classification import ClassificationSet
 from evalsuite.data.mura import study_of
 from evalsuite.errors import DataError
 from evalsuite.metrics.ranking import macro, per_label
-from evalsuite.probing import Floats, ImageProtocol, Measure, Multilabel, Named, OneClass, ProbeProtocol, Scale, recipes
+from evalsuite.probing import (
+    AUROC,
+    ECE,
+    NO_LABEL,
+    Floats,
+    ImageProtocol,
+    Measure,
+    Multilabel,
+    Named,
+    OneClass,
+    ProbeProtocol,
+    Scale,
+    recipes,
+)
 from evalsuite.task import Metric, Protocol
 
 __all__ = ["Chexpert", "ChexpertProtocol", "Covidx", "Mura", "Rsna"]
 
-_ONE_CLASS = (
-    Metric("auroc"), Metric("top1"), Metric("balanced_accuracy"), Metric("ece", higher_is_better=False),
-)  # fmt: skip
+_ONE_CLASS = (AUROC, Metric("top1"), Metric("balanced_accuracy"), ECE)
 
 
 def _whole(**fields: Any) -> tuple[ImageProtocol, ...]:
@@ -76,8 +87,9 @@ class Chexpert(Named, Multilabel):
 
     name = "chexpert"
     metrics = (
-        *Multilabel.metrics, *(Metric(f"auroc_{name.lower().replace(' ', '_')}") for name in COMPETITION),
-    )  # fmt: skip
+        *Multilabel.metrics,
+        *(Metric(f"auroc_{name.lower().replace(' ', '_')}", undefined=NO_LABEL) for name in COMPETITION),
+    )
     protocols = tuple(_chexpert(protocol) for protocol in _whole() if type(protocol) is ProbeProtocol)
 
     def prepared(self, data: ClassificationSet, protocol: Protocol) -> ClassificationSet:
@@ -119,7 +131,7 @@ class Covidx(Named, OneClass):
     """
 
     name = "covidx"
-    metrics = (Metric("top1"), Metric("balanced_accuracy"), Metric("auroc"), Metric("ece", higher_is_better=False))
+    metrics = (Metric("top1"), Metric("balanced_accuracy"), AUROC, ECE)
     protocols = _whole(train_split="train 9A", test_split="test 9A")
     one_against_rest: ClassVar[bool] = True
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from evalsuite.backbone import Backbone, BackboneSpec, Features
-from evalsuite.errors import BackboneError, PluginError, UsageError
+from evalsuite.errors import BackboneError, DataError, PluginError, UsageError
 from evalsuite.hooks import Registry
 from evalsuite.progress import Progress
 from evalsuite.protocols import DetectionProtocol
@@ -170,7 +170,19 @@ def test_a_task_is_held_to_its_promise(backbone, setup, answer):
         evaluate(task, backbone, setup)
 
 
-def test_an_undefined_score_is_none(backbone, setup):
+def test_a_result_without_the_score_that_counts_is_refused(backbone, setup):
     task = Mean()
     task.answer = {"mean": None}
-    assert evaluate(task, backbone, setup).scores == {"mean": None}
+    with pytest.raises(DataError, match="mean cannot be scored: mean has no value") as told:
+        evaluate(task, backbone, setup)
+    assert "data verify" in told.value.fix
+
+
+def test_a_metric_without_a_value_is_a_warning_that_says_why(backbone, setup):
+    task = Mean()
+    small = "no image is small"
+    task.metrics = (Metric("mean"), Metric("a", undefined=small), Metric("b"), Metric("c", undefined=small))
+    task.answer = {"mean": 0.5, "a": None, "b": 1.0, "c": None}
+    outcome = evaluate(task, backbone, setup)
+    assert outcome.scores == task.answer
+    assert outcome.warnings == (f"a, c have no value: {small}",)

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from evalsuite.data import as_fault
 from evalsuite.data.coco import Coco, read
+from evalsuite.data.detection import check
 from evalsuite.errors import DataError
 
 Tree = Callable[..., Path]
@@ -158,17 +160,6 @@ WRONG: list[tuple[Callable[[Document], None], str]] = [
     (set_("annotations", 1, "bbox", to="abcd"), "annotation 2 has the bbox 'abcd'"),
     (set_("annotations", 1, "area", to="big"), "annotation 2 has 'area' 'big', not a number"),
     (set_("annotations", 1, "iscrowd", to="no"), "annotation 2 has 'iscrowd' 'no'"),
-    (set_("annotations", 0, "segmentation", to=[[1, 2, 3, 4]]), "annotation 1 has a polygon"),
-    (set_("annotations", 0, "segmentation", to=[[1, 2, 3, 4, 5, 6, 7]]), "annotation 1 has a polygon"),
-    (set_("annotations", 0, "segmentation", to=[[1, 2, 3, 4, 5, "6"]]), "annotation 1 has a polygon"),
-    (set_("annotations", 0, "segmentation", to=[1, 2, 3, 4, 5, 6]), "annotation 1 has a polygon"),
-    (set_("annotations", 0, "segmentation", to="x"), "neither polygons nor RLE"),
-    (set_("annotations", 1, "segmentation", "counts", to=[1, 2]), "annotation 2 has an RLE"),
-    (set_("annotations", 1, "segmentation", "counts", to=[-1, 1201]), "annotation 2 has an RLE"),
-    (
-        set_("annotations", 1, "segmentation", "size", to=[40, 30]),
-        "annotation 2 has an RLE that is not of its image",
-    ),
 ]
 
 
@@ -187,6 +178,47 @@ def test_what_is_wrong_is_named(
     assert told.value.problem == f"{file} is not valid COCO JSON"
     assert cause in told.value.cause
     assert len(str(told.value).splitlines()) == 3
+
+
+NO_MASKS: list[tuple[Callable[[Document], None], str]] = [
+    (set_("annotations", 0, "segmentation", to=[[1, 2, 3, 4]]), "annotation 1 has a polygon"),
+    (set_("annotations", 0, "segmentation", to=[[1, 2, 3, 4, 5, 6, 7]]), "annotation 1 has a polygon"),
+    (set_("annotations", 0, "segmentation", to=[[1, 2, 3, 4, 5, "6"]]), "annotation 1 has a polygon"),
+    (set_("annotations", 0, "segmentation", to=[1, 2, 3, 4, 5, 6]), "annotation 1 has a polygon"),
+    (set_("annotations", 0, "segmentation", to="x"), "neither polygons nor RLE"),
+    (set_("annotations", 1, "segmentation", "counts", to=[1, 2]), "annotation 2 has an RLE"),
+    (set_("annotations", 1, "segmentation", "counts", to=[-1, 1201]), "annotation 2 has an RLE"),
+    (
+        set_("annotations", 1, "segmentation", "size", to=[40, 30]),
+        "annotation 2 has an RLE that is not of its image",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "cause"), NO_MASKS)
+def test_a_segmentation_that_is_no_mask_counts_as_none(
+    coco_tree: Tree, coco_document: Document, change: Callable[[Document], None], cause: str
+) -> None:
+    change(coco_document)
+    path = coco_tree(train2017=coco_document, val2017=coco_document)
+    found = Coco().load(path, "val2017")
+    assert not found.has_masks
+    assert sum(map(len, found.records)) == 3
+    (note,) = found.notes
+    assert note.startswith("val2017: 1 of 3 segmentations are no masks (annotation ")
+    assert cause in note
+    with pytest.raises(DataError, match="train2017 has no masks") as told:
+        check(*(Coco().load(path, split) for split in ("train2017", "val2017")), masks=True)
+    assert cause in told.value.cause
+    assert any(told.value.fix in fault for fault in Coco().verify(path).faults)
+
+
+def test_a_mask_that_cannot_be_drawn_is_no_fault_of_boxes(coco_tree: Tree, coco_document: Document) -> None:
+    coco_document["annotations"][0]["segmentation"] = [[0, 0, 1e9, 0, 1, 1]]
+    path = coco_tree(train=coco_document, val=coco_document)
+    report = Coco().generic().verify(path)
+    assert report.faults == []
+    assert sum("cannot be drawn" in note for note in report.notes) == 2
 
 
 @pytest.mark.parametrize(
@@ -317,6 +349,144 @@ def test_verify_finds_other_categories_and_missing_splits(coco_tree: Tree, coco_
     other["categories"].append({"id": 91, "name": "hat"})
     coco_tree(train2017=other)
     assert any("they differ in hat" in fault for fault in Coco().verify(path).faults)
+
+
+def test_ids_may_be_floats_that_are_whole(coco_tree: Tree, coco_document: Document) -> None:
+    expected = Coco().load(coco_tree(val2017=coco_document), "val2017")
+    for entry in coco_document["annotations"]:
+        entry |= {"image_id": float(entry["image_id"]), "category_id": float(entry["category_id"]), "area": None}
+    coco_document["images"][0] |= {"id": 7.0, "height": 30.0}
+    found = Coco().load(coco_tree(val2017=coco_document), "val2017")
+    assert [r.image_id for r in found.records] == [7, 3]
+    assert [r.labels.tolist() for r in found.records] == [r.labels.tolist() for r in expected.records]
+    coco_document["annotations"][0]["image_id"] = 3.5
+    with pytest.raises(DataError) as told:
+        Coco().load(coco_tree(val2017=coco_document), "val2017")
+    assert told.value.cause == "annotation 1 has 'image_id' 3.5, not an integer"
+    assert told.value.fix == "write 'image_id' as an integer"
+
+
+def test_names_written_on_windows(coco_tree: Tree, coco_document: Document) -> None:
+    coco_document["images"][0]["file_name"] = "deep/er/a.jpg"
+    path = coco_tree(val2017=coco_document)
+    coco_document["images"][0]["file_name"] = "deep\\er\\a.jpg"
+    (path / "annotations" / "instances_val2017.json").write_text(json.dumps(coco_document))
+    found = Coco().load(path, "val2017")
+    assert found.decode(found.records[0]).shape == (3, 30, 40)
+    assert found.notes == ("val2017: 1 file names are written with \\, and read with /",)
+
+
+def roboflow(document: Document, root: str = "fruit") -> Document:
+    """With a category that groups the others, which no annotation has."""
+    grouped = [entry | {"supercategory": root} for entry in document["categories"]]
+    return document | {"categories": [{"id": 0, "name": root, "supercategory": "none"}, *grouped]}
+
+
+@pytest.mark.parametrize("root", ["fruit", "bicycle"])
+def test_a_category_that_groups_others_is_no_class(coco_tree: Tree, coco_document: Document, root: str) -> None:
+    path = coco_tree(train=roboflow(coco_document, root), val=roboflow(coco_document, root))
+    found = Coco().generic().load(path, "train")
+    assert found.classes == ("bicycle", "toothbrush")
+    assert found.notes == (f"train: category {root!r} (id 0) groups others and has no annotation: left out",)
+    assert Coco().generic().verify(path).ok
+
+
+def test_a_group_that_some_split_annotates_is_a_class_of_all(coco_tree: Tree, coco_document: Document) -> None:
+    train, val = (roboflow(copy.deepcopy(coco_document)) for _ in range(2))
+    val["annotations"][0]["category_id"] = 0
+    path = coco_tree(train=train, val=val)
+    for split in ("train", "val"):
+        assert Coco().generic().load(path, split).classes == ("fruit", "bicycle", "toothbrush")
+
+
+def test_the_tree_of_roboflow(coco_tree: Tree, coco_document: Document) -> None:
+    path = coco_tree(train=coco_document, valid=coco_document)
+    for split in ("train", "valid"):
+        (path / "annotations" / f"instances_{split}.json").rename(path / split / "_annotations.coco.json")
+    layout = Coco().generic()
+    assert layout.locate(path) == path
+    assert layout.roles(path) == {"train": "train", "val": "valid"}
+    assert len(layout.load(path, "valid")) == 2
+    with pytest.raises(DataError):
+        Coco().locate(path)  # it is not COCO 2017
+
+
+@pytest.mark.parametrize(
+    ("file", "folder"),
+    [
+        ("annotations/instances_default.json", "images"),
+        ("annotations/instances_default.json", "images/default"),
+        ("annotations/all.json", "images"),
+        ("result.json", "images"),
+        ("labels.json", "data"),
+        ("_annotations.coco.json", ""),
+    ],
+)
+def test_one_file_of_all_images_is_split_by_hash(
+    tmp_path: Path, coco_tree: Tree, coco_document: Document, file: str, folder: str
+) -> None:
+    names = [f"{i}.jpg" for i in range(11)]
+    coco_document["images"] = [{"id": i, "file_name": name, "height": 4, "width": 4} for i, name in enumerate(names)]
+    coco_document["annotations"] = [
+        {"image_id": i, "category_id": 90, "bbox": [0, 0, 2, 2]} for i, _ in enumerate(names)
+    ]
+    tree = coco_tree(images=coco_document)
+    path = tmp_path / "own"
+    (path / file).parent.mkdir(parents=True)
+    (tree / "annotations" / "instances_images.json").rename(path / file)
+    for image in (tree / "images").iterdir():
+        (path / folder).mkdir(parents=True, exist_ok=True)
+        image.rename(path / folder / image.name)
+    layout = Coco().generic()
+    assert layout.locate(path) == path
+    assert layout.roles(path) == {"train": "train", "test": "test", "val": "test"}
+    train, test = (layout.load(path, split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (8, 3)
+    assert sorted(r.path.name for r in (*train.records, *test.records)) == sorted(names)
+    assert train.fingerprint != test.fingerprint
+    report = layout.verify(path)
+    assert report.ok
+    assert report.counts["test"]["images"] == 3
+
+
+@pytest.mark.parametrize(
+    ("role", "change", "problem"),
+    [
+        ("val", set_("annotations", to=[]), "val has no object to score on"),
+        ("train", set_("annotations", to=[]), "train has no object to learn from"),
+        ("val", lambda d: [a.update(iscrowd=1) for a in d["annotations"]], "val has no object to score on"),
+    ],
+)
+def test_verify_refuses_data_without_objects_as_a_run_does(
+    coco_tree: Tree, coco_document: Document, role: str, change: Callable[[Document], None], problem: str
+) -> None:
+    other = copy.deepcopy(coco_document)
+    change(other)
+    path = coco_tree(**{"train": coco_document, "val": coco_document, role: other})
+    layout = Coco().generic()
+    with pytest.raises(DataError, match=problem) as told:
+        check(layout.load(path, "train"), layout.load(path, "val"))
+    assert as_fault(told.value) in layout.verify(path).faults
+
+
+@pytest.mark.parametrize(
+    ("encoding", "cause", "kind"),
+    [
+        ("utf-16", "it is UTF-16, not UTF-8", "UTF-16"),
+        ("cp1252", "line 1 has the byte 0xe9, which is no UTF-8 but may be Windows' CP1252", "CP1252"),
+    ],
+)
+def test_another_encoding_is_named(
+    coco_tree: Tree, coco_document: Document, encoding: str, cause: str, kind: str
+) -> None:
+    coco_document["categories"][0]["name"] = "café"
+    path = coco_tree(val2017=coco_document)
+    text = json.dumps(coco_document, ensure_ascii=False)
+    (path / "annotations" / "instances_val2017.json").write_bytes(text.encode(encoding))
+    with pytest.raises(DataError) as told:
+        Coco().load(path, "val2017")
+    assert told.value.cause == cause
+    assert f"iconv -f {kind} -t UTF-8" in told.value.fix
 
 
 def test_twins_in_a_split_are_noted(coco_tree: Tree, coco_document: Document) -> None:
