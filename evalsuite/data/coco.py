@@ -291,7 +291,7 @@ def _column(
     entries: Sequence[dict[str, Any]], key: str, kind: str, what: str, default: float | None = None
 ) -> NDArray[Any]:
     """One field of all entries as an array. Refuses a missing or mistyped field, naming the entry."""
-    found = [entry.get(key) for entry in entries]
+    found: list[Any] = [entry.get(key) for entry in entries]
     if default is not None:
         found = [default if value is None else value for value in found]
     whole = kind == "an integer"

@@ -230,7 +230,7 @@ def _differ(first: DetectionSet, other: DetectionSet) -> DataError:
 
 
 def check(train: DetectionSet, test: DetectionSet, masks: bool = False) -> None:
-    """Raise :class:`DataError` unless a detector can learn from ``train`` and be scored on ``test``, of ``masks`` too."""
+    """Raise :class:`DataError` unless a detector (and its ``masks``) can learn from one and be scored on the other."""
     if train.classes != test.classes:
         raise _differ(train, test)
     for part, what, ignored in (

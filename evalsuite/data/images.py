@@ -301,22 +301,28 @@ def digest(path: Path) -> str:
 def read_lines(file: Path) -> list[str]:
     """The lines of a text file that are not empty. Raises :class:`DataError` naming a file without any, or no text."""
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        data = file.read_bytes()
     except FileNotFoundError as error:
         raise _no_list(file, "there is no such file") from error
-    except (OSError, ValueError) as error:
-        raise _no_list(file, f"it is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise _no_list(file, str(error)) from error
+    if encoding := not_utf8(data):
+        raise DataError(f"{file} cannot be read", cause=encoding.cause, fix=encoding.fix)
+    lines = [line.strip() for line in data.decode("utf-8-sig").splitlines() if line.strip()]
     if not lines:
         raise _no_list(file, "it lists no image")
     return lines
 
 
 def read_list(file: Path) -> list[str]:
-    """:func:`read_lines` that name files below some folder; a name that leads elsewhere is refused too."""
-    names = read_lines(file)
-    for name in names:
-        if leads_out(name):
-            raise _no_list(file, f"{name!r} leads out of the image folder")
+    """:func:`read_lines` that name files below some folder, with / for the \\ of Windows; a name that leads elsewhere
+    is refused too."""
+    names = []
+    for line in read_lines(file):
+        name = relative_name(line)
+        if name is None:
+            raise _no_list(file, f"{line!r} leads out of the image folder")
+        names.append(name)
     return names
 
 
@@ -356,7 +362,7 @@ def not_utf8(data: bytes) -> Encoding | None:
 
 
 def hashed(names: Sequence[str]) -> list[bool]:
-    """Which of several names are to be tested on, one in five and one at least: the same ones always, by their hashes."""
+    """Which names are to be tested on: one in five and one at least, those whose hashes come first."""
     order = sorted(range(len(names)), key=lambda i: (hashlib.sha256(names[i].encode()).digest(), i))
     tested = set(order[: -(-len(names) // 5)])
     return [i in tested for i in range(len(names))]

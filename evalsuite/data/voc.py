@@ -13,15 +13,27 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
 
-from evalsuite.data import Report, Source
-from evalsuite.data.detection import Boxes, DetectionSet, Image, assemble, survey, union
-from evalsuite.data.images import fingerprint, images_by_name, read_list, size
+from evalsuite.data import Report, Source, as_fault
+from evalsuite.data.detection import DRAWN, Boxes, DetectionSet, Image, assemble, check_roles, survey, union
+from evalsuite.data.images import (
+    SUFFIXES,
+    clutter,
+    fingerprint,
+    hashed,
+    images_by_name,
+    not_utf8,
+    read_lines,
+    read_list,
+    size,
+)
 from evalsuite.errors import DataError
 
 if TYPE_CHECKING:
@@ -37,8 +49,11 @@ CLASSES = (
 _SPLITS = ("train", "val", "trainval", "test")
 _ROLES = {"train": ("train", "trainval"), "val": ("val", "test"), "test": ("test",)}
 _LISTS = Path("ImageSets", "Main")
+_IMAGES, _ANNOTATIONS = ("JPEGImages", "images"), ("Annotations", "annotations")
 _LARGEST = 16 * 2**20
 _DECLARED = re.compile(rb"""^<\?xml[^>]{0,100}encoding=["']([A-Za-z0-9._-]{1,40})["']""")
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_FLAGS = {"0": False, "false": False, "": False, "unspecified": False, "1": True, "true": True}
 
 
 @dataclass(frozen=True)
@@ -46,7 +61,9 @@ class Voc(Source[DetectionSet]):
     """PASCAL VOC detection. ``official``: its classes are the twenty of the challenge; else the data tell.
 
     A split is a name (``train``) in the folder of one year, ``year:name`` in a development kit, or a union of
-    several, ``2007:trainval+2012:trainval``. Classes from the data are the names in all splits, sorted.
+    several, ``2007:trainval+2012:trainval``. Classes from the data are the names in all splits, sorted. Anybody's data
+    may be a folder of images and one of annotations without lists: folders ``train``, ``val`` and ``test`` in them are
+    splits, else one image in five is tested on, by the hash of its name.
     """
 
     name = "voc"
@@ -72,14 +89,12 @@ class Voc(Source[DetectionSet]):
             inner = [path for path in root.iterdir() if (path / _LISTS).is_dir()]
             if len(inner) == 1:
                 return inner[0]
+            if not self.official and _Year(root).annotations:
+                return root
         raise self.missing(root)
 
     def splits(self, path: Path) -> tuple[str, ...]:
-        found = []
-        for year, folder in _folders(path).items():
-            names = [name for name in _SPLITS if (folder / _LISTS / f"{name}.txt").is_file()]
-            found += [f"{year}:{name}" if year else name for name in names]
-        return tuple(found)
+        return tuple(f"{y}:{name}" if y else name for y, year in _found(path).items() for name in year.splits)
 
     def roles(self, path: Path) -> Mapping[str, str]:
         """All years together, but for splits without annotations.
@@ -87,15 +102,14 @@ class Voc(Source[DetectionSet]):
         For want of a train split trainval stands in, for want of a val split test.
         """
         found: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-        for year, folder in _folders(path).items():
+        for y, year in _found(path).items():
             for role, choices in _ROLES.items():
-                there = [n for n in choices if (folder / _LISTS / f"{n}.txt").is_file()]
-                names = [f"{year}:{n}" if year else n for n in there]
-                found[role] += [name for name in names if not _withheld(path, name)][:1]
+                names = [name for name in choices if name in year.splits and not year.withheld(name)]
+                found[role] += [f"{y}:{name}" if y else name for name in names[:1]]
         if not (found["train"] and found["val"]):
             raise DataError(
                 f"{path} has nothing to learn from or nothing to score on",
-                cause=f"its splits are {', '.join(self.splits(path)) or 'none'}",
+                cause=f"its splits with annotations are {', '.join(chain.from_iterable(found.values())) or 'none'}",
                 fix="list images in ImageSets/Main/train.txt and ImageSets/Main/val.txt",
             )
         return {role: "+".join(names) for role, names in found.items() if names}
@@ -108,19 +122,19 @@ class Voc(Source[DetectionSet]):
     def verify(self, path: Path, progress: Progress | None = None, workers: int | None = None) -> Report:
         report = Report(self.name, path)
         sets: dict[str, DetectionSet] = {}
-        splits = self.splits(path)
         classes: tuple[str, ...] = CLASSES if self.official else ()
-        if not splits:
-            report.faults.append(f"{path} has no split")
-        for split in splits:
-            try:
-                if _withheld(path, split):
+        for split in self.splits(path):
+            with report.examining():
+                year, stem = _place(path, split)
+                if year.withheld(stem):
                     report.notes.append(f"{split} has no annotations")
                 else:
                     classes = classes or self._classes(path, report.faults)
                     sets[split] = self._read(path, split, classes, report.faults)
-            except DataError as error:
-                report.faults.append(f"{error.problem}: {error.cause}")
+        with report.examining():
+            roles = self.roles(path)
+            joined = {role: [sets[part] for part in roles[role].split("+") if part in sets] for role in roles}
+            check_roles(roles, {roles[role]: union(roles[role], parts) for role, parts in joined.items() if parts})
         report.faults[:] = dict.fromkeys(report.faults)  # trainval repeats what train and val told
         survey(report, sets, _leaks, progress, workers)
         report.notes[:] = dict.fromkeys(report.notes)
@@ -134,42 +148,43 @@ class Voc(Source[DetectionSet]):
     def _classes(self, path: Path, faults: list[str] | None = None) -> tuple[str, ...]:
         """All names in all splits' annotations, so that every split numbers them alike."""
         files = {
-            folder / "Annotations" / f"{name}.xml"
-            for split in self.splits(path)
-            for folder, stem in [_place(path, split)]
-            for name in _listed(folder, stem)
+            year.annotations[name]
+            for year in _found(path).values()
+            for split in year.splits
+            for name in year.names(split)
+            if name in year.annotations
         }
         names: set[str] = set()
+        broken = None
         for file in sorted(files):
-            if file.is_file():
-                try:
-                    names.update(_annotation(file).names)
-                except DataError:
-                    if faults is None:
-                        raise
+            try:
+                names.update(_annotation(file).names)
+            except DataError as error:
+                if faults is None:
+                    raise
+                broken = broken or error
         if not names:
             told = "no annotation of any split holds an object"
-            raise DataError(f"{path} has no objects", cause=told, fix="check Annotations/*.xml")
+            raise broken or DataError(f"{path} has no objects", cause=told, fix="check Annotations/*.xml")
         return tuple(sorted(names))
 
     def _read(self, path: Path, split: str, classes: tuple[str, ...], faults: list[str] | None = None) -> DetectionSet:
         """One split of one year. What is wrong with a file is raised, or goes to ``faults`` if given."""
-        folder, stem = _place(path, split)
+        year, stem = _place(path, split)
         label = {name: i for i, name in enumerate(classes)}
-        photos = images_by_name(folder / "JPEGImages")
         images: list[Image] = []
         files, contents, owner, names, numbers, difficult = [], [], [], [], [], []
-        for name in _listed(folder, stem):
+        for name in year.names(stem):
             try:
-                image, length = _image(folder, photos, name)
-                file = folder / "Annotations" / f"{name}.xml"
+                image, length = year.image(name)
+                file = year.annotation(name)
                 found = _annotation(file)
                 _check_names(file, found.names, label)
                 height, width = found.size or size(image)
             except DataError as error:
                 if faults is None:
                     raise
-                faults.append(f"{error.problem}: {error.cause}")
+                faults.append(as_fault(error))
                 continue
             owner += [len(images)] * len(found.names)
             images.append(Image(len(images) + 1, image, height, width))
@@ -198,6 +213,112 @@ class Voc(Source[DetectionSet]):
             classes=classes,
             category_ids=tuple(range(1, len(classes) + 1)),
             fingerprint=fingerprint(contents, files),
+            notes=tuple(f"{split}: {note}" for note in year.notes(stem)),
+        )
+
+
+@dataclass(frozen=True)
+class _Year:
+    """A folder with images, annotations and, mostly, lists of splits. What was looked up is kept as long as this is."""
+
+    folder: Path
+
+    @cached_property
+    def images(self) -> dict[str, list[Path]]:
+        return images_by_name(_first(self.folder, _IMAGES))
+
+    @cached_property
+    def annotations(self) -> dict[str, Path]:
+        return {
+            name: paths[0]
+            for name, paths in images_by_name(_first(self.folder, _ANNOTATIONS), suffixes=(".xml",)).items()
+        }
+
+    @cached_property
+    def lists(self) -> dict[str, Path]:
+        return {file.stem: file for file in sorted((self.folder / _LISTS).glob("*.txt")) if not clutter(file.name)}
+
+    @cached_property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(name for name in _SPLITS if name in self.lists) or tuple(self._unlisted)
+
+    @cached_property
+    def _unlisted(self) -> dict[str, list[str]]:
+        """The names of each split where no list says them: by folders, else by hash. A single list of another name, as
+        CVAT's default.txt, says what there is."""
+        pool = sorted(self.annotations.keys() & self.images.keys())
+        if self.lists:
+            pool = self._entries(next(iter(self.lists))) if len(self.lists) == 1 else []
+        folders = {name.partition("/")[0] for name in pool}
+        if pool and folders <= set(_SPLITS):
+            return {
+                split: [name for name in pool if name.startswith(f"{split}/")] for split in _SPLITS if split in folders
+            }
+        tested = hashed(pool)
+        halves = {
+            split: [n for n, test in zip(pool, tested, strict=True) if test == (split == "test")] for split in DRAWN
+        }
+        return halves if all(halves.values()) else {}
+
+    def names(self, split: str) -> list[str]:
+        """The names of a split's images."""
+        if split in self.lists:
+            return self._entries(split)
+        if split not in self.splits:
+            raise DataError(
+                f"VOC split {split!r} is missing",
+                cause=f"{self.folder / _LISTS / split}.txt is not there; found: {', '.join(self.splits) or 'none'}",
+                fix="list the split's images in that file, one name without suffix a line",
+            )
+        return self._unlisted[split]
+
+    def _entries(self, split: str) -> list[str]:
+        return [self._known(line) for line in read_list(self.lists[split])]
+
+    def _known(self, line: str) -> str:
+        """The name that a line of a list means: with or without a folder, a suffix, and the 1, 0 or -1 that the lists
+        of one class have."""
+        for name in (line, line.removeprefix("./"), re.sub(r"\s+-?[01]$", "", line)):
+            for each in (name, _stem(name), _stem(name).rpartition("/")[2]):
+                if each in self.images or each in self.annotations:
+                    return each
+        return line
+
+    def notes(self, split: str) -> list[str]:
+        """What a reader of scores must know of how a split was found."""
+        if split in self.lists:
+            changed = sum(a != b for a, b in zip(self._entries(split), read_lines(self.lists[split]), strict=True))
+            return [f"{changed} names in {split}.txt are not as those of the files: read without suffix"] * (
+                changed > 0
+            )
+        if self.lists:
+            return []
+        lone = len(self.annotations.keys() ^ self.images.keys())
+        return [f"{lone} images or annotations without the other are left out"] if lone else []
+
+    def withheld(self, split: str) -> bool:
+        """Whether a split has images without a single annotation, as the test images of VOC2012 are."""
+        names = self.names(split)
+        return not any(name in self.annotations for name in names) and any(name in self.images for name in names)
+
+    def image(self, name: str) -> tuple[Path, int]:
+        """An image's file and its length in bytes."""
+        if name in self.images:
+            return self.images[name][0], self.images[name][0].stat().st_size
+        raise DataError(
+            f"image {_first(self.folder, _IMAGES) / name}.jpg is missing",
+            cause="a split in ImageSets/Main lists it",
+            fix="restore it, or take its name off the split",
+        )
+
+    def annotation(self, name: str) -> Path:
+        """An image's annotation file."""
+        if name in self.annotations:
+            return self.annotations[name]
+        raise DataError(
+            f"annotation {_first(self.folder, _ANNOTATIONS) / name}.xml is missing",
+            cause="a split in ImageSets/Main lists its image",
+            fix="restore it, or take its name off the split (no objects is a file without <object>)",
         )
 
 
@@ -211,74 +332,53 @@ class _Annotation(NamedTuple):
     digest: str
 
 
+def _first(folder: Path, names: Sequence[str]) -> Path:
+    """The folder of one of these names, in any letter case, or of the first where none is there."""
+    there = {each.name.lower(): each for each in folder.iterdir() if each.is_dir()} if folder.is_dir() else {}
+    return next((there[name.lower()] for name in names if name.lower() in there), folder / names[0])
+
+
+def _stem(name: str) -> str:
+    """A file's name without the suffix of an image or annotation."""
+    stem, dot, suffix = name.rpartition(".")
+    return stem if stem and f"{dot}{suffix}".lower() in (*SUFFIXES, ".xml") else name
+
+
 def _years(path: Path) -> dict[str, Path]:
     found = sorted(path.glob("VOC[0-9][0-9][0-9][0-9]"))
     return {folder.name[3:]: folder for folder in found if (folder / _LISTS).is_dir()}
 
 
-def _folders(path: Path) -> dict[str, Path]:
+def _found(path: Path) -> dict[str, _Year]:
     """The folders with a year's layout, by year; "" for a folder that is one itself."""
-    return {"": path} if (path / _LISTS).is_dir() else _years(path)
+    years = {} if (path / _LISTS).is_dir() else _years(path)
+    return {year: _Year(folder) for year, folder in years.items()} or {"": _Year(path)}
 
 
-def _place(path: Path, split: str) -> tuple[Path, str]:
+def _place(path: Path, split: str) -> tuple[_Year, str]:
     """The year's folder and the split's name there."""
-    year, colon, stem = split.rpartition(":")
-    folders = _folders(path)
-    if not colon and len(folders) == 1:
-        year = next(iter(folders))
-    elif "" in folders and path.name == f"VOC{year}":
-        year = ""
-    if year not in folders or not re.fullmatch(r"[\w-]+", stem):
+    y, colon, stem = split.rpartition(":")
+    years = _found(path)
+    if not colon and len(years) == 1:
+        y = next(iter(years))
+    elif "" in years and path.name == f"VOC{y}":
+        y = ""
+    if y not in years or not re.fullmatch(r"[\w-]+", stem):
         raise DataError(
             f"VOC split {split!r} is missing",
-            cause=f"{path} holds {', '.join(folder.name for folder in folders.values()) or 'no VOC year'}",
+            cause=f"{path} holds {', '.join(year.folder.name for year in years.values())}",
             fix="name splits as year:name, for example 2007:trainval+2012:trainval",
         )
-    return folders[year], stem
-
-
-def _listed(folder: Path, stem: str) -> list[str]:
-    """The image names of a split."""
-    file = folder / _LISTS / f"{stem}.txt"
-    if not file.is_file():
-        known = sorted(p.stem for p in file.parent.glob("*.txt") if p.stem in _SPLITS)
-        raise DataError(
-            f"VOC split {stem!r} is missing",
-            cause=f"{file} is not there; found: {', '.join(known) or 'none'}",
-            fix="list the split's images in that file, one name without suffix a line",
-        )
-    return read_list(file)
-
-
-def _withheld(path: Path, split: str) -> bool:
-    """Whether a split is listed without a single annotation, as the test images of VOC2012 are."""
-    folder, stem = _place(path, split)
-    return not any((folder / "Annotations" / f"{name}.xml").is_file() for name in _listed(folder, stem))
-
-
-def _image(folder: Path, photos: Mapping[str, Sequence[Path]], name: str) -> tuple[Path, int]:
-    """An image's file and its length in bytes."""
-    if name in photos:
-        return photos[name][0], photos[name][0].stat().st_size
-    raise DataError(
-        f"image {folder / 'JPEGImages' / name}.jpg is missing",
-        cause="a split in ImageSets/Main lists it",
-        fix="restore it, or take its name off the split",
-    )
+    return years[y], stem
 
 
 def _annotation(file: Path) -> _Annotation:
     """Read one annotation. Raises :class:`DataError` naming the file and the reason."""
-    if not file.is_file():
-        raise DataError(
-            f"annotation {file} is missing",
-            cause="a split in ImageSets/Main lists its image",
-            fix="restore it, or take its name off the split (no objects is a file without <object>)",
-        )
     if file.stat().st_size > _LARGEST:
         raise _broken(file, f"it is larger than {_LARGEST >> 20} MiB")
     data = file.read_bytes()
+    if not (data.startswith(_UTF16) or _DECLARED.match(data)) and (encoding := not_utf8(data)):
+        raise DataError(f"{file} cannot be read", cause=encoding.cause, fix=encoding.fix)
     try:
         root = ElementTree.fromstring(_text(data))
         if root.tag != "annotation":
@@ -299,7 +399,7 @@ def _text(data: bytes) -> str:
     """The file's text, refusing document types: they are how XML reads other files and explodes in memory."""
     if not data.strip():
         raise ValueError("it is empty")
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if data.startswith(_UTF16):
         text = data.decode("utf-16")
     else:
         declared = _DECLARED.match(data)
@@ -343,10 +443,11 @@ def _number(entry: ElementTree.Element, path: str) -> float:
 
 
 def _flag(entry: ElementTree.Element, key: str) -> bool:
-    text = (entry.findtext(key) or "0").strip()
-    if text not in ("0", "1"):
+    """Whether it is 1; what is left open (``Unspecified``, as labelling tools write) is 0."""
+    text = (entry.findtext(key) or "").strip()
+    if text.lower() not in _FLAGS:
         raise ValueError(f"<{key}> is {text[:60]!r}, not 0 or 1")
-    return text == "1"
+    return _FLAGS[text.lower()]
 
 
 def _check_names(file: Path, names: list[str], known: Mapping[str, int]) -> None:

@@ -12,11 +12,16 @@ import pytest
 from PIL import Image
 
 
-def noise(path: Path, width: int = 40, height: int = 30, seed: int = 0) -> None:
+def _noise(path: Path, width: int = 40, height: int = 30, seed: int = 0) -> None:
     """An image that has no copy unless the seed is the same."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def noise() -> Callable[..., None]:
+    return _noise
 
 
 @pytest.fixture
@@ -73,7 +78,7 @@ def coco_tree(tmp_path: Path) -> Callable[..., Path]:
             file.write_text(document if isinstance(document, str) else json.dumps(document))
             for entry in [] if isinstance(document, str) else document["images"]:
                 seed += 1
-                noise(tmp_path / "coco" / split / entry["file_name"], entry["width"], entry["height"], seed)
+                _noise(tmp_path / "coco" / split / entry["file_name"], entry["width"], entry["height"], seed)
         return tmp_path / "coco"
 
     return write
@@ -108,7 +113,7 @@ def voc_year(tmp_path: Path) -> Callable[..., Path]:
             (year / part).mkdir(parents=True, exist_ok=True)
         for seed, (name, text) in enumerate(annotations.items()):
             (year / "Annotations" / f"{name}.xml").write_text(text)
-            noise(year / "JPEGImages" / f"{name}.jpg", seed=100 * len(folder) + seed)
+            _noise(year / "JPEGImages" / f"{name}.jpg", seed=100 * len(folder) + seed)
         for split, names in splits.items():
             (year / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{n}\n" for n in names))
         return year

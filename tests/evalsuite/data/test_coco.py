@@ -352,16 +352,20 @@ def test_verify_finds_other_categories_and_missing_splits(coco_tree: Tree, coco_
 
 
 def test_ids_may_be_floats_that_are_whole(coco_tree: Tree, coco_document: Document) -> None:
-    expected = Coco().load(coco_tree(val2017=coco_document), "val2017")
+    path = coco_tree(val2017=coco_document)
+    expected = Coco().load(path, "val2017")
     for entry in coco_document["annotations"]:
         entry |= {"image_id": float(entry["image_id"]), "category_id": float(entry["category_id"]), "area": None}
     coco_document["images"][0] |= {"id": 7.0, "height": 30.0}
-    found = Coco().load(coco_tree(val2017=coco_document), "val2017")
+    file = path / "annotations" / "instances_val2017.json"
+    file.write_text(json.dumps(coco_document))
+    found = Coco().load(path, "val2017")
     assert [r.image_id for r in found.records] == [7, 3]
     assert [r.labels.tolist() for r in found.records] == [r.labels.tolist() for r in expected.records]
     coco_document["annotations"][0]["image_id"] = 3.5
+    file.write_text(json.dumps(coco_document))
     with pytest.raises(DataError) as told:
-        Coco().load(coco_tree(val2017=coco_document), "val2017")
+        Coco().load(path, "val2017")
     assert told.value.cause == "annotation 1 has 'image_id' 3.5, not an integer"
     assert told.value.fix == "write 'image_id' as an integer"
 

@@ -87,11 +87,16 @@ def test_classes_of_anybodys_data_are_the_same_in_every_split(voc_year: Year, xm
 
 
 def test_splits_without_annotations_have_no_role(voc_year: Year, xml: Xml) -> None:
-    path = voc_year({"a": xml([DOG]), "b": xml([DOG])}, folder="own", train=["a"], val=["b"], test=["c"])
+    texts = dict.fromkeys("abc", xml([DOG]))
+    path = voc_year(texts, folder="own", train=["a"], val=["b"], test=["c"])
+    (path / "Annotations" / "c.xml").unlink()
     assert Voc().roles(path) == {"train": "train", "val": "val"}
     report = Voc().verify(path)
     assert report.ok
     assert report.notes == ["test has no annotations"]
+    (path / "JPEGImages" / "c.jpg").unlink()  # then it is a list of nothing, not a test split that is withheld
+    assert Voc().roles(path)["test"] == "test"
+    assert any("c.jpg is missing" in fault for fault in Voc().verify(path).faults)
 
 
 def test_roles_need_both(voc_year: Year, xml: Xml) -> None:
@@ -162,7 +167,8 @@ WRONG = [
 
 @pytest.mark.parametrize(("text", "cause"), WRONG, ids=[cause for _, cause in WRONG])
 def test_what_is_wrong_is_named(voc_year: Year, xml: Xml, text: str, cause: str) -> None:
-    path = voc_year({"good": xml([DOG]), "bad": text}, train=["good", "bad"]).parent
+    texts = {"good": xml([DOG]), "bad": text, "other": xml([DOG])}
+    path = voc_year(texts, train=["good", "bad"], val=["other"]).parent
     with pytest.raises(DataError, match=r"bad\.xml cannot be read") as told:
         Voc().load(path, "2012:train")
     assert told.value.code == 3
@@ -245,7 +251,7 @@ def test_the_size_told_must_be_the_images(voc_year: Year, xml: Xml) -> None:
 
 def test_slips_and_overhang(voc_year: Year, xml: Xml) -> None:
     boxes = [(5, 5, 5, 5), (9, 5, 3, 8), (5, 5, 6, 6), (30, 20, 60, 25)]
-    path = voc_year({"a": xml([("dog", box, 0) for box in boxes])}, train=["a"])
+    path = voc_year({"a": xml([("dog", box, 0) for box in boxes]), "b": xml([DOG])}, train=["a"], val=["b"])
     found = Voc().load(path, "train")
     assert found.records[0].boxes.tolist() == [[4, 4, 6, 6], [29, 19, 40, 25]]
     assert found.degenerate == ("a.jpg", "a.jpg")
@@ -281,6 +287,103 @@ def test_fingerprint_sees_annotations_names_and_sizes(voc_year: Year, xml: Xml) 
     (path / "ImageSets" / "Main" / "train.txt").write_text("a\nb\n")
     prints.append(Voc().load(path, "train").fingerprint)
     assert len(set(prints)) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "difficult"), [("Unspecified", False), ("", False), ("true", True), ("False", False), ("1", True)]
+)
+def test_difficult_as_tools_write_it(voc_year: Year, xml: Xml, text: str, difficult: bool) -> None:
+    path = voc_year({"a": xml([DOG]).replace("<difficult>0<", f"<difficult>{text}<")}, train=["a"])
+    assert Voc().load(path, "train").records[0].difficult.tolist() == [difficult]
+
+
+def test_a_cause_that_all_files_have_is_told(voc_year: Year, xml: Xml) -> None:
+    broken = xml([DOG]).replace("<difficult>0<", "<difficult>perhaps<")
+    report = Voc().generic().verify(voc_year({"a": broken, "b": broken}, train=["a"], val=["b"]))
+    assert any("<difficult> is 'perhaps', not 0 or 1" in fault for fault in report.faults)
+
+
+@pytest.mark.parametrize(
+    ("line", "note"),
+    [
+        ("a b", False),
+        ("a b.jpg", True),
+        ("JPEGImages/a b.JPG", True),
+        ("JPEGImages\\a b.jpg", True),
+        ("a b.xml", True),
+        ("a b  1", True),
+        ("a b -1", True),
+    ],
+)
+def test_how_lists_name_images(voc_year: Year, xml: Xml, line: str, note: bool) -> None:
+    path = voc_year({"a b": xml([DOG]), "c": xml([CAT])}, train=[line], val=["c"])
+    found = Voc().load(path, "train")
+    assert found.records[0].path.name == "a b.jpg"
+    assert bool(found.notes) == note
+    assert any(found.notes) == any("train.txt" in n for n in Voc().verify(path).notes)
+
+
+@pytest.mark.parametrize(("images", "annotations"), [("images", "annotations"), ("JPEGImages", "Annotations")])
+def test_images_and_annotations_without_lists_are_split_by_hash(
+    voc_year: Year, xml: Xml, images: str, annotations: str
+) -> None:
+    names = [f"{i}" for i in range(7)]
+    path = voc_year({name: xml([DOG]) for name in [*names, "lone"]}, folder="own")
+    (path / "ImageSets" / "Main").rmdir()
+    (path / "Annotations" / "lone.xml").unlink()
+    (path / "Annotations").rename(path / annotations)
+    (path / "JPEGImages").rename(path / images)
+    layout = Voc().generic()
+    assert layout.locate(path) == path
+    assert layout.roles(path) == {"train": "train", "val": "test", "test": "test"}
+    train, test = (layout.load(path, split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (5, 2)
+    assert sorted(r.path.stem for r in (*train.records, *test.records)) == names
+    assert "train: 1 images or annotations without the other are left out" in train.warnings
+    assert layout.verify(path).ok
+    with pytest.raises(DataError):
+        Voc().locate(path)
+
+
+def test_folders_of_splits_without_lists(voc_year: Year, xml: Xml, noise: Callable[..., None]) -> None:
+    path = voc_year({}, folder="own")
+    (path / "ImageSets" / "Main").rmdir()
+    for seed, (split, name) in enumerate((("train", "a"), ("train", "b"), ("val", "c"))):
+        for part, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml")):
+            (path / part / split).mkdir(exist_ok=True)
+            file = path / part / split / f"{name}.{suffix}"
+            file.write_text(xml([DOG])) if suffix == "xml" else noise(file, seed=seed)
+    layout = Voc().generic()
+    assert layout.splits(path) == ("train", "val")
+    assert len(layout.load(path, "train")) == 2
+    assert layout.verify(path).ok
+
+
+def test_one_list_of_another_name_is_of_all_images(voc_year: Year, xml: Xml) -> None:
+    path = voc_year({str(i): xml([DOG]) for i in range(6)}, folder="own", default=list("01234"))
+    layout = Voc().generic()
+    assert [len(layout.load(path, split)) for split in layout.splits(path)] == [4, 1]
+
+
+def test_verify_refuses_data_without_objects_as_a_run_does(voc_year: Year, xml: Xml) -> None:
+    path = voc_year({"a": xml([DOG]), "b": xml([CAT])}, folder="own", train=["a"], val=["b"])  # a cat that is difficult
+    faults = Voc().generic().verify(path).faults
+    assert len(faults) == 1
+    assert faults[0].startswith("val has no object to score on")
+    alone = voc_year({"a": xml([DOG])}, folder="alone", train=["a"])
+    assert any("nothing to score on" in fault for fault in Voc().generic().verify(alone).faults)
+
+
+def test_text_that_is_no_utf8_is_named(voc_year: Year, xml: Xml) -> None:
+    path = voc_year({"a": ""}, train=["a"])
+    (path / "Annotations" / "a.xml").write_bytes(xml([("hérisson", (1, 1, 5, 5), 0)]).encode("cp1252"))
+    with pytest.raises(DataError) as told:
+        Voc().load(path, "train")
+    assert "line 1 has the byte 0xe9" in told.value.cause
+    (path / "ImageSets" / "Main" / "train.txt").write_text("a\n", encoding="utf-16")
+    with pytest.raises(DataError) as told:
+        Voc().load(path, "train")
+    assert told.value.cause == "it is UTF-16, not UTF-8"
 
 
 def test_real_voc(realdata: Path) -> None:
