@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import signal
-import signal
 import subprocess
 import sys
 import time

@@ -165,7 +165,7 @@ def test_without_the_permission_it_is_refused(sealed):
 
 def test_a_file_whose_folder_is_a_file_is_refused_and_another_error_is_not_taken_for_it(tmp_path):
     (tmp_path / "results").write_text("")
-    with pytest.raises(ResourceError, match="Not a directory|File exists"):
+    with pytest.raises(ResourceError, match=r"Not a directory|File exists"):
         write_text(tmp_path / "results" / "cell.json", "{}")
     (tmp_path / "other").mkdir()
     with pytest.raises(IsADirectoryError), atomic(tmp_path / "made" / "cell.json"):
