@@ -30,7 +30,7 @@ from evalsuite.probes import Logistic, Part, Rows, Site, neighbours
 __all__ = ["run"]
 
 SAMPLES, WIDTH, CLASSES, TEST = 20_000, 512, 10, 2_000
-COSTS = tuple(float(cost) for cost in np.logspace(-6, 5, 45))
+COSTS = Logistic().costs
 BANK, POINTS, NEAR = 50_000, 10_000, 20
 
 Array = npt.NDArray[Any]

@@ -5,8 +5,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +115,7 @@ class Backbone(nn.Module):
         self.spec = spec
         self.heads = heads
         self._look, self._split, self._dilate, self._read = look, split, dilate, read
+        self._drawn: tuple[str, str] | None = None  # the digest of fresh weights, and their identity
         self._normaliser(spec)
 
     def _normaliser(self, spec: BackboneSpec) -> None:
@@ -200,9 +205,31 @@ class Backbone(nn.Module):
         return self
 
     @property
-    def identity(self) -> str:
-        """sha256 over the names, types, shapes and bytes of all tensors: the same weights, the same identity."""
+    def digest(self) -> str:
+        """sha256 over the names, types, shapes and bytes of all tensors."""
         return identity_of(self.net.state_dict())
+
+    @property
+    def identity(self) -> str:
+        """What tells these weights from others, a sha256: of the tensors (:attr:`digest`), or, while they are what
+        :meth:`drawn` saw, of how they were drawn. The same weights, the same identity."""
+        digest = self.digest
+        return self._drawn[1] if self._drawn is not None and self._drawn[0] == digest else digest
+
+    def drawn(self, seed: int) -> Backbone:
+        """Note, in place, that the weights are fresh ones drawn from ``seed``.
+
+        Initialisers do not give the same last digits on every processor (a normal distribution is drawn in another
+        order with AVX2 than without), so fresh weights are known by what decides them: architecture, options, seed,
+        and the code that draws.
+        """
+        recipe = {
+            "arch": self.spec.arch, "options": self.spec.to_json()["options"], "seed": seed,
+            "tensors": {k: f"{v.dtype} {tuple(v.shape)}" for k, v in self.net.state_dict().items()},
+            "code": _initialisers(self.net),
+        }  # fmt: skip
+        self._drawn = self.digest, hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+        return self
 
     def flops(self) -> int | None:
         """Floating-point operations of one image of the spec's size, a multiply-add counted as two.
@@ -279,6 +306,32 @@ def identity_of(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _initialisers(net: nn.Module) -> dict[str, str]:
+    """What draws the weights of a network: versions of the libraries, and a digest of all other source."""
+    names = {type(module).__module__ for module in net.modules()}
+    tops = {name: name.partition(".")[0] for name in names}
+    versions = {top: metadata.version(top).partition("+")[0] for top in {"torch", *tops.values()} & _LIBRARIES}
+    return versions | {"other": source_digest(name for name, top in tops.items() if top not in _LIBRARIES)}
+
+
+_LIBRARIES = {"torch", "torchvision", "timm"}
+
+
+def source_digest(modules: Iterable[str]) -> str:
+    """sha256 over the names and source files of modules that are loaded."""
+    digest = hashlib.sha256()
+    for name in sorted(modules):
+        path = getattr(sys.modules.get(name), "__file__", None)
+        digest.update(f"{name} {_file_digest(path, os.stat(path).st_mtime_ns) if path else ''}\n".encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _file_digest(path: str, mtime: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def build(arch: str, registry: Registry, **options: Any) -> Backbone:

@@ -25,12 +25,10 @@ import math
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
@@ -43,7 +41,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as image_ops
 
-from evalsuite.backbone import Backbone, BackboneSpec, Features
+from evalsuite.backbone import Backbone, BackboneSpec, Features, source_digest
 from evalsuite.errors import BackboneError, DataError, ResourceError, UsageError
 from evalsuite.files import atomic, write_text
 from evalsuite.progress import Progress
@@ -822,17 +820,7 @@ def _code(backbone: Backbone) -> str:
     names = {type(module).__module__ for module in backbone.modules()}
     for function in (backbone._look, backbone.forward):
         names.add(getattr(function, "__module__", None) or type(function).__module__)
-    digest = hashlib.sha256()
-    for name in sorted(name for name in names if name.partition(".")[0] != "torch"):
-        path = getattr(sys.modules.get(name), "__file__", None)
-        digest.update(f"{name} {_file_digest(path, os.stat(path).st_mtime_ns) if path else ''}\n".encode())
-    return digest.hexdigest()
-
-
-@lru_cache(maxsize=1024)
-def _file_digest(path: str, mtime: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return source_digest(name for name in names if name.partition(".")[0] != "torch")
 
 
 def _complete(folder: Path) -> bool:

@@ -692,7 +692,7 @@ def _linear_moco() -> HeadProtocol:
 
     Departs: the last weights are judged; the code reports the best test accuracy of all epochs.
     """
-    return HeadProtocol(id="linear-moco", version=1, lrs=(30.0,), milestones=(60, 80))
+    return HeadProtocol(id="linear-moco", version=2, lrs=(30.0,), milestones=(60, 80))
 
 
 def _linear_pixpro() -> HeadProtocol:
@@ -703,7 +703,7 @@ def _linear_pixpro() -> HeadProtocol:
     last weights are judged.
     """
     return HeadProtocol(
-        id="linear-pixpro", version=1, lrs=(30.0,), backbone_norm="train", schedule="cosine", per="step",
+        id="linear-pixpro", version=2, lrs=(30.0,), backbone_norm="train", schedule="cosine", per="step",
         warmup_epochs=5, warmup_factor=0.01, final_factor=1e-6 / 30,
     )  # fmt: skip
 
@@ -714,7 +714,7 @@ def _linear_swav() -> HeadProtocol:
     Departs: images are normalised as the backbone says; the code has 0.228 for 0.229 as the deviation of red, in
     pre-training too. The last weights are judged.
     """
-    return HeadProtocol(id="linear-swav", version=1, lrs=(0.3,), weight_decay=1e-6, schedule="cosine")
+    return HeadProtocol(id="linear-swav", version=2, lrs=(0.3,), weight_decay=1e-6, schedule="cosine")
 
 
 def _linear_simsiam() -> HeadProtocol:
@@ -723,7 +723,7 @@ def _linear_simsiam() -> HeadProtocol:
     LARS is apex's LARC, trust 0.001, not clipped, on weight and bias. Departs: the last weights are judged.
     """
     return HeadProtocol(
-        id="linear-simsiam", version=1, lrs=(1.6,), optimizer="lars", batch_size=4096, epochs=90, schedule="cosine"
+        id="linear-simsiam", version=2, lrs=(1.6,), optimizer="lars", batch_size=4096, epochs=90, schedule="cosine"
     )
 
 
@@ -733,7 +733,7 @@ def _linear_simclr() -> HeadProtocol:
     Departs: crops are drawn as torchvision does, not TensorFlow.
     """
     return HeadProtocol(
-        id="linear-simclr", version=1, lrs=(1.6,), nesterov=True, weight_decay=1e-6, batch_size=4096, epochs=90,
+        id="linear-simclr", version=2, lrs=(1.6,), nesterov=True, weight_decay=1e-6, batch_size=4096, epochs=90,
         schedule="cosine", per="step", init="zero", interpolation="bicubic",
     )  # fmt: skip
 
@@ -743,13 +743,13 @@ def _linear_moco_small() -> HeadProtocol:
 
     Learning rate 10, batch 512. Departs: the last weights are judged, the code reports the best of all epochs.
     """
-    return HeadProtocol(id="linear-moco", version=1, lrs=(10.0,), batch_size=512, milestones=(60, 80), rule="squash")
+    return HeadProtocol(id="linear-moco", version=2, lrs=(10.0,), batch_size=512, milestones=(60, 80), rule="squash")
 
 
 def _linear_simclr_small() -> HeadProtocol:
     """SimCLR on CIFAR-10 (google-research/simclr, README): batch 512, learning rate 0.1 B / 256, no weight decay."""
     return HeadProtocol(
-        id="linear-simclr", version=1, lrs=(0.2,), nesterov=True, batch_size=512, schedule="cosine", per="step",
+        id="linear-simclr", version=2, lrs=(0.2,), nesterov=True, batch_size=512, schedule="cosine", per="step",
         init="zero", interpolation="bicubic", rule="squash",
     )  # fmt: skip
 
@@ -765,7 +765,7 @@ def _online() -> HeadProtocol:
     afterwards, as its authors say.
     """
     return HeadProtocol(
-        id="online", version=1, lrs=(0.1,), optimizer="lars", trust=0.02, trust_clip=True, unscaled="vectors",
+        id="online", version=2, lrs=(0.1,), optimizer="lars", trust=0.02, trust_clip=True, unscaled="vectors",
         batch_size=512, schedule="cosine", per="step", warmup_epochs=1, warmup_factor=3e-4, init="torch",
         jitter=(0.8, 0.8, 0.8, 0.2), grey=0.2, blur=0.5, interpolation="bicubic", rule="squash",
     )  # fmt: skip
@@ -779,7 +779,7 @@ def _rotnet_linear() -> HeadProtocol:
     """
     grids = (12, 7, 5, 6, 6)
     return HeadProtocol(
-        id="rotnet-linear", version=1, outputs=("maps/max",), width=9216, norm="plain", init="fan-out",
+        id="rotnet-linear", version=2, outputs=("maps/max",), width=9216, norm="plain", init="fan-out",
         layers=tuple(f"layer:conv{i}/max{grid}" for i, grid in enumerate(grids, 1)), view="cut", lrs=(0.01,),
         nesterov=True, weight_decay=5e-4, batch_size=192, epochs=35, milestones=(5, 15, 25), gamma=0.2,
     )  # fmt: skip
@@ -791,7 +791,7 @@ def _rotnet_nonlinear() -> HeadProtocol:
     As ``rotnet-linear`` but for the head, AlexNet from there on, and 40 epochs.
     """
     return HeadProtocol(
-        id="rotnet-nonlinear", version=1, outputs=("map16", "map32"), layers=("layer:conv4", "layer:conv5"),
+        id="rotnet-nonlinear", version=2, outputs=("map16", "map32"), layers=("layer:conv4", "layer:conv5"),
         head="alexnet", init="fan-out", view="cut", lrs=(0.01,), nesterov=True, weight_decay=5e-4, batch_size=192,
         epochs=40, milestones=(10, 20, 30), gamma=0.2,
     )  # fmt: skip
@@ -804,7 +804,7 @@ def _rotnet_conv() -> HeadProtocol:
     published configuration has the second, whose accuracy the paper tells on the test set beside the others.
     """
     return HeadProtocol(
-        id="rotnet-conv", version=1, outputs=("maps",), layers=tuple(f"layer:conv{i}" for i in range(1, 5)),
+        id="rotnet-conv", version=2, outputs=("maps",), layers=tuple(f"layer:conv{i}" for i in range(1, 5)),
         head="conv", init="fan-out", view="padded", lrs=(0.1,), nesterov=True, weight_decay=5e-4, batch_size=128,
         milestones=(35, 70, 85), gamma=0.2, rule="squash",
     )  # fmt: skip
@@ -817,7 +817,7 @@ def _rotnet_nonlinear_small() -> HeadProtocol:
     last rate of its table, from epoch 45 on, holds to the end at 100.
     """
     return HeadProtocol(
-        id="rotnet-nonlinear", version=1, outputs=("maps/avg",), width=12288,
+        id="rotnet-nonlinear", version=2, outputs=("maps/avg",), width=12288,
         layers=tuple(f"layer:conv{i}/avg8" for i in range(1, 5)), head="mlp", init="fan-out", view="padded",
         lrs=(0.1,), nesterov=True, weight_decay=5e-4, batch_size=128, milestones=(20, 40, 45), gamma=0.2,
         rule="squash",
@@ -833,7 +833,7 @@ def _finetune(rule: Literal["crop", "squash"]) -> tuple[HeadProtocol, ...]:
 
     def tuned(name: str, fraction: float, lr: float, backbone_lr: float) -> HeadProtocol:
         return HeadProtocol(
-            id=name, version=1, fraction=fraction, tune=True, backbone_norm="train", lrs=(lr,), backbone_lr=backbone_lr,
+            id=name, version=2, fraction=fraction, tune=True, backbone_norm="train", lrs=(lr,), backbone_lr=backbone_lr,
             epochs=20, milestones=(12, 16), gamma=0.2, rule=rule, init="torch",
         )  # fmt: skip
 
@@ -851,7 +851,7 @@ def _finetune_simclr() -> HeadProtocol:
     is gathered before the learning rate, not after; crops are drawn as torchvision does.
     """
     return HeadProtocol(
-        id="finetune-1-simclr", version=1, fraction=0.01, tune=True, backbone_norm="train", lrs=(0.16,),
+        id="finetune-1-simclr", version=2, fraction=0.01, tune=True, backbone_norm="train", lrs=(0.16,),
         backbone_lr=0.16, optimizer="lars", trust_ratio="decayed", unscaled="vectors and head", batch_size=1024,
         epochs=60, schedule="cosine", per="step", init="zero", interpolation="bicubic",
     )  # fmt: skip
@@ -860,5 +860,5 @@ def _finetune_simclr() -> HeadProtocol:
 def _smoke(rule: Literal["crop", "squash"]) -> HeadProtocol:
     """Ours: three learning rates at 64 pixels for a few epochs, to see that everything works."""
     return HeadProtocol(
-        id="smoke", version=1, ranked=False, size=64, lrs=(0.03, 0.3, 3.0), epochs=5, batch_size=32, rule=rule
+        id="smoke", version=2, ranked=False, size=64, lrs=(0.03, 0.3, 3.0), epochs=5, batch_size=32, rule=rule
     )

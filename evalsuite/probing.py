@@ -129,6 +129,7 @@ class ImageProtocol(Protocol, ABC):
     resize: Literal["workers", "device"] = "workers"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.fraction <= 1:
             raise UsageError(
                 f"{self.fraction} of the training labels",
@@ -300,29 +301,29 @@ def recipes(rule: Literal["crop", "squash"]) -> tuple[ImageProtocol, ...]:
     best on the data that it reports. ``few-shot``: the nearest class mean (the few-shot classifier of OBoW, here
     over all classes at once) and ``few-shot-linear``, logistic regression at C = 1, of 1 to 96 images a class.
     """
-    linear = ProbeProtocol(id="linear", version=1, probe="linear", costs=probes.Logistic().costs, rule=rule)
+    linear = ProbeProtocol(id="linear", version=2, probe="linear", costs=probes.Logistic().costs, rule=rule)
     return (
         linear,
         dataclasses.replace(linear, id="linear-1", fraction=0.01),
         dataclasses.replace(linear, id="linear-10", fraction=0.1),
         ProbeProtocol(
-            id="knn", version=1, probe="knn", ks=(1, 5, 10, 20, 50, 100, 200), temperatures=(0.02, 0.07, 0.2, 1.0),
+            id="knn", version=2, probe="knn", ks=(1, 5, 10, 20, 50, 100, 200), temperatures=(0.02, 0.07, 0.2, 1.0),
             rule=rule,
         ),
-        ProbeProtocol(id="knn-20", version=1, probe="knn", ks=(20,), temperatures=(0.07,), rule=rule),
+        ProbeProtocol(id="knn-20", version=2, probe="knn", ks=(20,), temperatures=(0.07,), rule=rule),
         ProbeProtocol(
-            id="ridge", version=1, probe="ridge", alphas=probes.Ridge().alphas, normalise="standard", rule=rule
+            id="ridge", version=2, probe="ridge", alphas=probes.Ridge().alphas, normalise="standard", rule=rule
         ),
         ProbeProtocol(
-            id="svm", version=1, probe="svm", costs=probes.LinearSVM().costs, normalise="l2+1e-5", rule=rule
+            id="svm", version=2, probe="svm", costs=probes.LinearSVM().costs, normalise="l2+1e-5", rule=rule
         ),
         ProbeProtocol(
-            id="sweep", version=1, probe="sgd", lrs=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
+            id="sweep", version=2, probe="sgd", lrs=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
             weight_decays=(0.0, 1e-6, 1e-4), epochs=100, batch_size=256, rule=rule,
         ),
-        FewShotProtocol(id="few-shot", version=1, probe="prototypes", rule=rule),
+        FewShotProtocol(id="few-shot", version=2, probe="prototypes", rule=rule),
         FewShotProtocol(
-            id="few-shot-linear", version=1, probe="linear", costs=(1.0,), normalise="standard", rule=rule
+            id="few-shot-linear", version=2, probe="linear", costs=(1.0,), normalise="standard", rule=rule
         ),
     )  # fmt: skip
 

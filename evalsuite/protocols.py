@@ -114,6 +114,7 @@ class DetectionProtocol(Training):
     detections: int = 100
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.model == "fpn" and len(self.anchor_sizes) != 5:
             raise UsageError(
                 f"{len(self.anchor_sizes)} anchor sizes for a pyramid",
@@ -216,6 +217,7 @@ class SegmentationProtocol(Training):
     lr_min: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         wrong = [
             (self.encode is not None and not self.freeze_backbone, "encode without freeze_backbone",
              "features are encoded once only if the backbone does not change", "--set freeze_backbone=true"),
@@ -342,6 +344,7 @@ class AgentProtocol(Reading):
     time_limit_is_terminal: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_once = self.environments * self.rollout
         if at_once % self.batch_size:
             raise UsageError(

@@ -96,8 +96,8 @@ class Score(_Record):
 class BackboneRecord(_Record):
     """Which weights were evaluated.
 
-    ``identity`` is the sha256 of the tensors. ``parameters`` counts those that features depend on, so no classifier
-    that came with the file; ``flops`` are of one image.
+    ``identity`` is :attr:`evalsuite.Backbone.identity`. ``parameters`` counts those that features depend on, so no
+    classifier that came with the file; ``flops`` are of one image.
     """
 
     name: Text

@@ -40,6 +40,9 @@ class Metric:
     undefined: str = "the test data hold nothing that it measures"
 
 
+DIGITS = 8  # of a protocol's numbers: the seventeenth of a computed one differs between processors
+
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """A recipe with a name and a version. Every number that can move a score is a field of it.
@@ -47,6 +50,8 @@ class Protocol:
     Two results are comparable if and only if their protocols' hashes are equal. ``modified`` lists the fields that
     were overridden by hand; such a result is marked, and never ranked. Nor is one by a protocol whose ``ranked`` is
     false: it is there to see that everything works. These two move no score, and are no part of the hash.
+    Numbers are kept to eight significant digits, so that a grid that was computed is the same one on every processor; a
+    subclass with a ``__post_init__`` of its own calls this one first.
     """
 
     id: str
@@ -54,11 +59,30 @@ class Protocol:
     modified: tuple[str, ...] = ()
     ranked: bool = True
 
+    def __post_init__(self) -> None:
+        for name in (f.name for f in dataclasses.fields(self)):
+            object.__setattr__(self, name, _short(getattr(self, name)))
+
     @property
     def hash(self) -> str:
-        """sha256 over all fields but ``modified`` and ``ranked``, in 16 hexadecimal digits."""
+        """sha256 over all fields but ``modified`` and ``ranked``, in 16 hexadecimal digits.
+
+        Raises :class:`PluginError` for a number of more than eight significant digits.
+        """
         values = {k: v for k, v in self.fields().items() if k not in ("modified", "ranked")}
+        for name, value in values.items():
+            if _short(value) != value:
+                raise PluginError(
+                    f"protocol {self.id!r} has a number of more than {DIGITS} digits in {name}",
+                    cause=f"its {type(self).__name__} does not round them, and last digits differ between processors",
+                    fix="call super().__post_init__() in its __post_init__",
+                )
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the run's seed can move a score; where it cannot, one run says all that more would."""
+        return True
 
     def fields(self) -> dict[str, Any]:
         """All fields as plain JSON values."""
@@ -77,8 +101,18 @@ class Protocol:
             if name not in open_fields:
                 raise unknown(f"setting of protocol {self.id!r}", name, open_fields)
             values[name] = _read(name, text, types[name], getattr(self, name))
-        changed = sorted(k for k, v in values.items() if v != getattr(self, k))
-        return dataclasses.replace(self, **values, modified=tuple(sorted({*self.modified, *changed})))
+        other = dataclasses.replace(self, **values)
+        changed = {k for k in values if getattr(other, k) != getattr(self, k)}
+        return dataclasses.replace(other, modified=tuple(sorted({*self.modified, *changed})))
+
+
+def _short(value: Any) -> Any:
+    """Every float of a value to :data:`DIGITS` significant digits; containers are looked into."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {k: _short(v) for k, v in value.items()}
+    return type(value)(map(_short, value)) if type(value) in (tuple, list) else value
 
 
 def _read(name: str, text: str, kind: Any, now: Any) -> Any:

@@ -87,13 +87,13 @@ def convert(backbone: Backbone, to: str, out: str | Path, registry: Registry) ->
         else:
             safetensors.torch.save_file(tensors, partial, {"format": "pt", **note})
         again = load_backbone(partial, registry, options=backbone.spec.options).backbone
-        if again.identity != backbone.identity:
+        if again.digest != backbone.digest:
             raise BackboneError(
                 f"{backbone.spec.arch} would not come back from a file for {to}",
                 cause="read again, its tensors are others",
                 fix="keep the backbone's own file, and report this",
             )
-    return Exported(out, theirs.spec.arch, backbone.identity, use)
+    return Exported(out, theirs.spec.arch, backbone.digest, use)
 
 
 def _check(to: str, out: Path) -> None:

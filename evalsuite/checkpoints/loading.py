@@ -130,6 +130,8 @@ def _zoo(text: str, backbone: Backbone, inputs: Mapping[str, Any], how: str, **p
     backbone.respec(**inputs)
     heads = heads_of(backbone)
     _blank(backbone, heads)
+    if "seed" in provenance:
+        backbone.drawn(provenance["seed"])
     report = LoadReport(
         source=text,
         layout=how if text.partition(":")[0] in (*ZOOS, "random") else "plugin",

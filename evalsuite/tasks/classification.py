@@ -39,7 +39,7 @@ __all__ = [
 
 def _svm(name: str, costs: tuple[float, ...], rule: Literal["crop", "squash"] = "crop") -> ProbeProtocol:
     """VOC07's machines: features to unit length, at these costs."""
-    return ProbeProtocol(id=name, version=1, probe="svm", costs=costs, normalise="l2+1e-5", rule=rule)
+    return ProbeProtocol(id=name, version=2, probe="svm", costs=costs, normalise="l2+1e-5", rule=rule)
 
 
 class Cifar10(Named, OneClass):
@@ -123,7 +123,7 @@ class Voc07Classification(Named, Multilabel):
         _svm("svm", (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0)),
         _svm("svm-mmselfsup", (1.0, 10.0, 100.0, *(0.5**e for e in range(4, 20))), rule="squash"),
         _svm("svm-obow", (0.05, 0.1, 0.3, 0.5, 1.0, 3.0, 5.0)),
-        FewShotProtocol(id="svm-low-shot", version=1, probe="svm", costs=(1.0,), normalise="l2+1e-5"),
+        FewShotProtocol(id="svm-low-shot", version=2, probe="svm", costs=(1.0,), normalise="l2+1e-5"),
         *(protocol for protocol in recipes("crop") if protocol.id != "svm"),
     )
 

@@ -428,6 +428,7 @@ class Suite(Protocol):
     recipes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.tasks or not set(self.tasks) <= set(PARTS) or self.runs < 1:
             raise UsageError(
                 f"ocrl of {self.runs} runs of {', '.join(self.tasks) or 'no task'} cannot be run",

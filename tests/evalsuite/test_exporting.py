@@ -163,7 +163,7 @@ def test_a_file_that_would_read_back_otherwise_never_takes_its_name(trained, tmp
     monkeypatch.setattr(
         "evalsuite.checkpoints.exporting._detectron2_name", lambda name: f"odd.{_detectron2_name(name)}"
     )
-    monkeypatch.setattr(type(trained["timm:resnet18"]), "identity", property(lambda self: str(id(self))))
+    monkeypatch.setattr(type(trained["timm:resnet18"]), "digest", property(lambda self: str(id(self))))
     with pytest.raises(BackboneError, match="would not come back from a file for detectron2"):
         convert(trained["timm:resnet18"], "detectron2", tmp_path / "a.pkl", registry)
     assert not list(tmp_path.iterdir())
