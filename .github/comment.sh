@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Puts FOLDER/comment.md under the pull request FOLDER/number, once: a later one replaces it. comment.sh FOLDER
+# Puts what FOLDER/outcome.json says under the pull request FOLDER/number, once: a later one replaces it. comment.sh FOLDER
 #
-# Both files come from a run that a stranger can shape, so the number is believed only if that pull request's head is the
-# commit the run was of (HEAD_SHA), and the text is passed on as a file, cut, and never read by the shell.
+# Both files come from a run that a stranger can shape, workflow and all. So the number is believed only if that pull
+# request's head is the commit the run was of (HEAD_SHA), and the outcome is data: comment.py beside this file, which is
+# the default branch's, makes the text of it, or refuses it.
 set -euo pipefail
 : "${HEAD_SHA:?}" "${REPOSITORY:?}" "${GH_TOKEN:?}"
 folder=$1
-readonly MARK="<!-- evalsuite submission -->" BYTES=60000
+readonly MARK="<!-- evalsuite submission -->"
 
 number=$(head -c 20 "$folder/number")
 if [[ ! $number =~ ^[1-9][0-9]*$ ]]; then
@@ -21,7 +22,8 @@ fi
 
 body=$(mktemp)
 trap 'rm -f "$body"' EXIT
-{ echo "$MARK"; head -c "$BYTES" "$folder/comment.md"; } >"$body"
+echo "$MARK" >"$body"
+python3 "$(dirname "$0")/comment.py" "$folder/outcome.json" >>"$body"
 known=$(gh api --paginate "repos/$REPOSITORY/issues/$number/comments" \
     --jq ".[] | select(.user.login == \"github-actions[bot]\" and (.body | startswith(\"$MARK\"))) | .id" | head -n 1)
 if [ -n "$known" ]; then
