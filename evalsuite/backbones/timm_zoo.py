@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -11,20 +12,23 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from evalsuite.backbone import Backbone, BackboneSpec, Features
+from evalsuite.errors import BackboneError
 
 __all__ = ["build"]
 
 # these families are built for one image size unless told otherwise; neither option changes a parameter
-TOKENS = ["vision_transformer", "deit", "eva", "beit", "vision_transformer_hybrid"]
+TOKENS = ["vision_transformer", "deit", "eva", "vision_transformer_hybrid"]
 WINDOWS = ["swin_transformer", "swin_transformer_v2"]
 
 
-def build(name: str, *, pretrained: bool = False, norm_eps: float | None = None, **options: Any) -> Backbone:
+def build(
+    name: str, *, pretrained: bool = False, norm_eps: float | Mapping[str, float] | None = None, **options: Any
+) -> Backbone:
     """The timm model ``name`` without its classifier; ``options`` go to ``timm.create_model``.
 
-    ``pretrained`` fetches timm's weights (from its cache, else the network). ``norm_eps`` is that of every layer
-    normalisation, where a network was trained with another than timm's. Raises ValueError for a name timm does not
-    know or a model without feature maps.
+    ``pretrained`` fetches timm's weights (from its cache, else the network). ``norm_eps`` is the epsilon of every layer
+    normalisation, or of those whose names begin so, where a network was trained with another than timm's. Raises
+    ValueError for a name timm does not know or a model without feature maps.
     """
     if not timm.is_model(name):
         raise ValueError(f"timm {timm.__version__} has no model {name!r}")
@@ -32,8 +36,7 @@ def build(name: str, *, pretrained: bool = False, norm_eps: float | None = None,
     if not hasattr(net, "forward_intermediates"):
         raise ValueError(f"timm's {name} gives no feature maps (no forward_intermediates)")
     if norm_eps is not None:
-        for norm in (m for m in net.modules() if isinstance(m, nn.LayerNorm)):
-            norm.eps = norm_eps
+        _set_eps(net, norm_eps if isinstance(norm_eps, Mapping) else {"": norm_eps})
         options = {**options, "norm_eps": norm_eps}
     tokens = (
         hasattr(net, "patch_embed") and hasattr(net, "num_prefix_tokens") and not is_model_in_modules(name, WINDOWS)
@@ -53,6 +56,13 @@ def build(name: str, *, pretrained: bool = False, norm_eps: float | None = None,
     if isinstance(net, ResNet):
         return Backbone(net, spec, look, _split, partial(_dilated, name, options))
     return Backbone(net, spec, look)
+
+
+def _set_eps(net: nn.Module, by_name: Mapping[str, float]) -> None:
+    for name, module in net.named_modules():
+        for start, eps in by_name.items():
+            if isinstance(module, nn.LayerNorm) and name.startswith(start):
+                module.eps = eps
 
 
 def _dilated(name: str, options: dict[str, Any], output_stride: int) -> Backbone:
@@ -82,6 +92,13 @@ def _look_maps(net: Any, x: Tensor) -> Features:
 
 
 def _look_tokens(net: Any, x: Tensor) -> Features:
+    built, given = net.patch_embed.img_size, tuple(x.shape[-2:])
+    if net.patch_embed.strict_img_size and built is not None and given != tuple(built):
+        raise BackboneError(
+            f"{type(net).__name__} takes images of {built[0]}x{built[1]} pixels alone, not of {given[0]}x{given[1]}",
+            cause="its positions are tied to that size, and timm does not resize them",
+            fix="a task or protocol at that size, or another backbone",
+        )
     every = net.forward_features(x)
     tokens = every[:, net.num_prefix_tokens :]
     height, width = net.patch_embed.dynamic_feat_size(x.shape[-2:])

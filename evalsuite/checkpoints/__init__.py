@@ -52,5 +52,16 @@ def evalsuite_register(registry: Registry) -> None:
     registry.checkpoint("convnext", f"{here}:convnext", "timm's and the official ConvNeXt names")
     registry.checkpoint("swin", f"{here}:swin", "timm's and the official Swin names")
     registry.checkpoint(
+        "openmmlab-vit", "evalsuite.checkpoints.openmmlab:vit", "mmpretrain's ViTs: MAE, MoCo v3, DeiT, DINOv2, BEiT"
+    )
+    registry.checkpoint("clip", "evalsuite.checkpoints.openclip:vit", "OpenAI's CLIP and OpenCLIP: the vision tower")
+    theirs = "evalsuite.checkpoints.huggingface"
+    registry.checkpoint("transformers-vit", f"{theirs}:vit", "transformers' ViT, DeiT, ViT-MAE, BEiT, DINOv2 and 3")
+    registry.checkpoint("transformers-clip", f"{theirs}:clip", "the vision towers of transformers' CLIP and SigLIP")
+    registry.checkpoint("transformers-convnext", f"{theirs}:convnext", "transformers' ConvNeXt, both versions")
+    registry.checkpoint("transformers-resnet", f"{theirs}:resnet", "transformers' ResNet")
+    registry.checkpoint("transformers-swin", f"{theirs}:swin", "transformers' Swin, both versions")
+    registry.checkpoint("transformers-other", f"{theirs}:other", "says what transformers' other networks are")
+    registry.checkpoint(
         "features", f"{here}:torchvision_features", "torchvision's networks with a sequence of features"
     )

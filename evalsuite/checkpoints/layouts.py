@@ -26,17 +26,31 @@ from evalsuite.checkpoints.reading import State
 __all__ = [
     "Candidate",
     "Layout",
+    "Sources",
+    "as_beit",
+    "as_convnext",
+    "as_resnet",
+    "as_swin",
+    "as_vit",
+    "behind",
+    "cifar100",
     "convnext",
+    "count",
     "detectron2",
     "indexed",
     "obow",
+    "renamed",
     "resnet",
+    "staged",
     "swin",
     "torchvision_features",
+    "torchvision_vit",
     "vit",
+    "wide_resnet",
 ]
 
 Tensors = Mapping[str, Tensor]
+Sources = dict[str, str | tuple[str, ...]]  # the name in the file of each tensor; several where it is made of several
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,7 @@ class Candidate:
     arch: str | None
     options: Mapping[str, Any] = field(default_factory=dict)
     prefix: str = ""
-    sources: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     note: str = ""
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
@@ -73,7 +87,7 @@ def behind(tensors: Tensors, anchor: str) -> Iterator[tuple[str, dict[str, Tenso
             yield prefix, {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def renamed(found: Tensors, rename: Callable[[str], str | None]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def renamed(found: Tensors, rename: Callable[[str], str | None]) -> tuple[dict[str, Tensor], Sources]:
     """``found`` under new names (None drops one), and for each new name the old one."""
     names = {k: new for k in found if (new := rename(k)) is not None}
     return {new: found[k] for k, new in names.items()}, {new: k for k, new in names.items()}
@@ -100,14 +114,14 @@ def resnet(state: State) -> Iterator[Candidate]:
     ``shortcut`` in place of ``downsample`` is kuangliu/pytorch-cifar's name.
     """
     for prefix, found in behind(state.tensors, "layer1.0.conv1.weight"):
-        yield _resnet(*renamed(found, lambda k: re.sub(r"^(layer\d\.\d+\.)shortcut\.", r"\1downsample.", k)), prefix)
+        yield as_resnet(*renamed(found, lambda k: re.sub(r"^(layer\d\.\d+\.)shortcut\.", r"\1downsample.", k)), prefix)
 
 
 def wide_resnet(state: State) -> Iterator[Candidate]:
     """Wide ResNets as in xternalz/WideResNet-pytorch: ``block1.layer.0``, ``convShortcut``."""
     for prefix, found in behind(state.tensors, "block1.layer.0.conv1.weight"):
         tensors, sources = renamed(found, _from_wide)
-        yield _resnet(tensors, sources, prefix, "activations taken as ReLU", shortcut_from="activated")
+        yield as_resnet(tensors, sources, prefix, "activations taken as ReLU", shortcut_from="activated")
 
 
 def _from_wide(name: str) -> str:
@@ -118,7 +132,7 @@ def _from_wide(name: str) -> str:
 def cifar100(state: State) -> Iterator[Candidate]:
     """weiaicunzai/pytorch-cifar100's ResNets: ``conv2_x.0.residual_function.0``."""
     for prefix, found in behind(state.tensors, "conv2_x.0.residual_function.0.weight"):
-        yield _resnet(*renamed(found, _from_cifar100), prefix)
+        yield as_resnet(*renamed(found, _from_cifar100), prefix)
 
 
 def _from_cifar100(name: str) -> str:
@@ -131,7 +145,7 @@ def _from_cifar100(name: str) -> str:
 def staged(state: State) -> Iterator[Candidate]:
     """D-X-Y/ResNeXt-DenseNet's ResNets for CIFAR: ``conv_1_3x3``, ``stage_1.0.conv_a``."""
     for prefix, found in behind(state.tensors, "stage_1.0.conv_a.weight"):
-        yield _resnet(*renamed(found, _from_staged), prefix, zeros="end")
+        yield as_resnet(*renamed(found, _from_staged), prefix, zeros="end")
 
 
 def _from_staged(name: str) -> str:
@@ -150,7 +164,7 @@ def indexed(state: State) -> Iterator[Candidate]:
         children = {"0": "conv1", "1": "bn1"} | {str(first + i): f"layer{1 + i}" for i in range(4)}
         for prefix, found in behind(state.tensors, f"{first}.0.conv1.weight"):
             if "0.weight" in found and f"{first + 3}.0.conv1.weight" in found and "1.running_mean" in found:
-                yield _resnet(*_under(found, children), prefix)
+                yield as_resnet(*_under(found, children), prefix)
 
 
 def obow(state: State) -> Iterator[Candidate]:
@@ -158,7 +172,7 @@ def obow(state: State) -> Iterator[Candidate]:
     children = {"0.Conv": "conv1", "0.bn": "bn1"} | {str(i): f"layer{i}" for i in (1, 2, 3, 4)}
     for prefix, found in behind(state.tensors, "0.Conv.weight"):
         if "4.0.conv1.weight" in found:
-            yield _resnet(*_under(found, children), prefix)
+            yield as_resnet(*_under(found, children), prefix)
 
 
 def detectron2(state: State) -> Iterator[Candidate]:
@@ -172,7 +186,7 @@ def detectron2(state: State) -> Iterator[Candidate]:
             if inner is not None:
                 found |= {k[len(inner) :]: v for k, v in state.tensors.items() if k.startswith(inner + "res5.")}
         note = "channels taken as RGB, as in converted torchvision weights; detectron2's own MSRA models expect BGR"
-        yield _resnet(*renamed(found, _from_detectron2), prefix, note)
+        yield as_resnet(*renamed(found, _from_detectron2), prefix, note)
 
 
 def _from_detectron2(name: str) -> str | None:
@@ -187,12 +201,12 @@ def _from_detectron2(name: str) -> str | None:
     return f"{part}.{leaf}" if stage is None else f"layer{int(stage) - 1}.{block}.{part}.{leaf}"
 
 
-def _under(found: Tensors, children: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _under(found: Tensors, children: Mapping[str, str]) -> tuple[dict[str, Tensor], Sources]:
     pattern = re.compile(f"({'|'.join(re.escape(c) for c in children)})\\.(.*)")
     return renamed(found, lambda k: f"{children[m[1]]}.{m[2]}" if (m := pattern.fullmatch(k)) else None)
 
 
-def _resnet(found: dict[str, Tensor], sources: dict[str, str], prefix: str, note: str = "", **known: Any) -> Candidate:
+def as_resnet(found: dict[str, Tensor], sources: Sources, prefix: str, note: str = "", **known: Any) -> Candidate:
     shapes = {k: tuple(v.shape) for k, v in found.items()}
     depths = tuple(count(shapes, rf"layer{i}\.(\d+)\.conv1\.weight") for i in (1, 2, 3, 4))
     small = small_resnet(shapes, tuple(itertools.takewhile(bool, depths)), known)
@@ -219,6 +233,8 @@ def _resnet_arch(
     width = stem[0]
     inner, per_group = shapes.get("layer1.0.conv2.weight", (0, 1))[:2]
     name = BOTTLENECK.get(depths) if bottleneck else BASIC.get(depths)
+    if not inner:
+        return None, {}, "a ResNet whose first block is not whole"
     if width != 64:
         return None, {}, f"a ResNet whose 7x7 stem has {width} channels; torchvision's and timm's have 64"
     groups = inner // per_group
@@ -260,22 +276,22 @@ def vit(state: State) -> Iterator[Candidate]:
         chunked = any(re.match(r"blocks\.\d+\.\d+\.norm1", k) for k in found)  # DINOv2 under FSDP
         found, sources = renamed(found, functools.partial(_timm_vit_name, chunked=chunked))
         if "blocks.0.attn.qkv.weight" in found and found["patch_embed.proj.weight"].ndim == 4:
-            yield from _vits(found, sources, prefix, state)
+            beit = "blocks.0.attn.q_bias" in found or "pos_embed" not in found
+            yield as_beit(found, sources, prefix) if beit else as_vit(found, sources, prefix, state)
 
 
 def _timm_vit_name(name: str, chunked: bool) -> str | None:
-    if name == "mask_token" or name.startswith("decoder_"):
+    if name == "mask_token" or name.startswith("decoder_") or name.endswith("relative_position_index"):
         return None
     if chunked:
         name = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
     return name.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2.")
 
 
-def _vits(found: dict[str, Tensor], sources: dict[str, str], prefix: str, state: State) -> Iterator[Candidate]:
+def as_vit(found: dict[str, Tensor], sources: Sources, prefix: str, state: State) -> Candidate:
     width, channels, patch, wide = found["patch_embed.proj.weight"].shape
     if channels != 3 or patch != wide or "pos_embed" not in found or found["pos_embed"].ndim != 3:
-        yield Candidate(found, None, {}, prefix, sources, "a ViT without square RGB patches or a table of positions")
-        return
+        return Candidate(found, None, {}, prefix, sources, _no_vit(found))
     depth = count(found, r"blocks\.(\d+)\.norm1\.weight")
     name = VITS.get((width, depth, patch), "vit_base_patch16_224")
     options: dict[str, Any] = {}
@@ -298,7 +314,7 @@ def _vits(found: dict[str, Tensor], sources: dict[str, str], prefix: str, state:
         options |= {"num_heads": 12} if width == 384 else {}  # facebookresearch/moco-v3 vits.py: vit_small has 12
     grid = _positions(found, sources, options)
     if grid is None:
-        yield Candidate(
+        return Candidate(
             found,
             None,
             {},
@@ -306,14 +322,66 @@ def _vits(found: dict[str, Tensor], sources: dict[str, str], prefix: str, state:
             sources,
             f"a ViT whose {found['pos_embed'].shape[1]} positions are no square",
         )
-        return
     if grid * patch != 224 or name == "vit_giant_patch14_dinov2":
         options["img_size"] = grid * patch
     _vit_variants(found, options)
-    yield Candidate(found, f"timm:{name}", options, prefix, sources)
+    if "dist_token" in found:
+        name, options = _distilled(name, options, width, depth, patch)
+    return Candidate(found, f"timm:{name}", options, prefix, sources)
 
 
-def _positions(found: dict[str, Tensor], sources: dict[str, str], options: dict[str, Any]) -> int | None:
+def _no_vit(found: Tensors) -> str:
+    if found.get("pos_embed", found["patch_embed.proj.weight"][0]).ndim == 4:
+        return "SAM's ViT, whose positions are a map and whose attention is in windows, which no layout reads"
+    return "a ViT without square RGB patches or a table of positions"
+
+
+def _distilled(name: str, options: dict[str, Any], width: int, depth: int, patch: int) -> tuple[str, dict[str, Any]]:
+    """DeiT with a second token, which timm builds as a class of its own; the pooled feature is the mean of both."""
+    small = re.fullmatch(r"vit_(tiny|small|base)_patch16_224", name)
+    if small and (width, depth, patch) in VITS:
+        return f"deit_{small[1]}_distilled_patch16_224", options
+    sizes = {
+        "embed_dim": width,
+        "depth": depth,
+        "patch_size": patch,
+        "num_heads": HEADS.get(width, max(width // 64, 1)),
+    }
+    return "deit_base_distilled_patch16_224", sizes | options
+
+
+def as_beit(
+    found: Tensors, sources: Sources, prefix: str, heads: int | None = None, eps: float = 1e-6, note: str = ""
+) -> Candidate:
+    """A BEiT under timm's names: biases of queries and values, relative positions in each block or shared by all."""
+    width, channels, patch, wide = found["patch_embed.proj.weight"].shape
+    depth = count(found, r"blocks\.(\d+)\.norm1\.weight")
+    tables = [v for k, v in found.items() if k.endswith("relative_position_bias_table")]
+    side = (math.isqrt(tables[0].shape[0] - 3) + 1) // 2 if tables else 0
+    if "pos_embed" in found and found["pos_embed"].ndim == 3:
+        side = math.isqrt(found["pos_embed"].shape[1] - 1)
+    if not side or channels != 3 or patch != wide or "blocks.0.mlp.fc1.weight" not in found:
+        return Candidate(found, None, {}, prefix, sources, _no_vit(found))
+    shared = "rel_pos_bias.relative_position_bias_table" in found
+    ratio = found["blocks.0.mlp.fc1.weight"].shape[0] / width
+    options: dict[str, Any] = {"img_size": side * patch} if side * patch != 224 else {}
+    name = {(768, 12, 16): "beit_base_patch16_224", (1024, 24, 16): "beit_large_patch16_224"}.get((width, depth, patch))
+    heads = heads or (tables[0].shape[1] if tables else HEADS.get(width, max(width // 64, 1)))
+    if name is None:
+        options |= {"embed_dim": width, "depth": depth, "patch_size": patch}
+    options |= {"num_heads": heads} if name is None or heads != HEADS[width] else {}
+    options |= {"mlp_ratio": ratio} if ratio != 4 else {}
+    options |= {"use_abs_pos_emb": True} if "pos_embed" in found else {}
+    options |= {} if tables and not shared else {"use_rel_pos_bias": False}
+    options |= {"use_shared_rel_pos_bias": True} if shared else {}
+    options |= {} if "blocks.0.gamma_1" in found else {"init_values": 0.0}
+    options |= {} if "blocks.0.attn.q_bias" in found else {"qkv_bias": False}
+    options |= {} if "fc_norm.weight" in found else {"global_pool": "token"}
+    options |= {"norm_eps": eps} if eps != 1e-6 else {}
+    return Candidate(found, f"timm:{name or 'beit_base_patch16_224'}", options, prefix, sources, note)
+
+
+def _positions(found: dict[str, Tensor], sources: Sources, options: dict[str, Any]) -> int | None:
     """The side of the grid of positions; sets the options of class and register tokens.
 
     DINOv2 adds positions before its registers come in; adding the class token's position to the token itself is the
@@ -330,14 +398,15 @@ def _positions(found: dict[str, Tensor], sources: dict[str, str], options: dict[
             found["pos_embed"] = found["pos_embed"][:, 1:]
             length -= 1
     registers = found["reg_token"].shape[1] if "reg_token" in found else 0
+    distilled = int("dist_token" in found)
     if not classed:
         options |= {"class_token": False, "global_pool": "avg", "fc_norm": False}
     if registers:
         options["reg_tokens"] = registers
-    for extra in sorted({0, int(classed) + registers}, reverse=not registers):
+    for extra in sorted({0, int(classed) + registers + distilled}, reverse=not registers):
         side = math.isqrt(length - extra) if length > extra else 0
         if side and side * side == length - extra:
-            if extra == 0 and (classed or registers):
+            if extra == 0 and (classed or registers or distilled):
                 options["no_embed_class"] = True
             return side
     return None
@@ -402,11 +471,11 @@ CONVNEXTS: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
 def convnext(state: State) -> Iterator[Candidate]:
     """ConvNeXt and its second version under timm's names and under the official ones (torchvision's: by signature)."""
     for prefix, found in behind(state.tensors, "stages.0.blocks.0.conv_dw.weight"):
-        yield _convnext(found, {}, prefix)
+        yield as_convnext(found, {}, prefix)
     for prefix, found in behind(state.tensors, "stages.0.0.dwconv.weight"):
         tensors, sources = renamed(found, _from_official_convnext)
         tensors = {k: v.flatten() if ".grn." in k else v for k, v in tensors.items()}
-        yield _convnext(tensors, sources, prefix)
+        yield as_convnext(tensors, sources, prefix)
 
 
 def _from_official_convnext(name: str) -> str:
@@ -424,7 +493,7 @@ def _from_official_convnext(name: str) -> str:
     return re.sub(r"\.grn\.(gamma|beta)$", lambda m: f".mlp.grn.{'weight' if m[1] == 'gamma' else 'bias'}", name)
 
 
-def _convnext(found: dict[str, Tensor], sources: dict[str, str], prefix: str) -> Candidate:
+def as_convnext(found: dict[str, Tensor], sources: Sources, prefix: str) -> Candidate:
     stages = range(4)
     depths = tuple(count(found, rf"stages\.{i}\.blocks\.(\d+)\.conv_dw\.weight") for i in stages)
     if not all(depths) or "stem.0.weight" not in found:
@@ -463,23 +532,26 @@ def swin(state: State) -> Iterator[Candidate]:
     for prefix, found in behind(state.tensors, "layers.0.blocks.0.attn.relative_position_bias_table"):
         official = "layers.0.downsample.norm.weight" in found
         found, sources = renamed(found, functools.partial(_timm_swin_name, official=official))
-        if "patch_embed.proj.weight" not in found:
-            continue
-        width, _, patch, _ = found["patch_embed.proj.weight"].shape
-        depths = tuple(count(found, rf"layers\.{i}\.blocks\.(\d+)\.norm1\.weight") for i in range(4))
-        tables = [found.get(f"layers.{i}.blocks.0.attn.relative_position_bias_table") for i in range(4)]
-        if not all(depths) or any(t is None for t in tables):
-            yield Candidate(found, None, {}, prefix, sources, "a Swin transformer with fewer than four stages")
-            continue
-        length, _ = tables[0].shape  # type: ignore[union-attr]
-        heads = [t.shape[1] for t in tables if t is not None]
-        window = (math.isqrt(length) + 1) // 2
-        name, options = SWINS.get((width, depths, window)), {}
-        if name is None or heads != [width // 32 * 2**i for i in range(4)]:
-            name = "swin_tiny_patch4_window7_224"
-            options = {"embed_dim": width, "depths": list(depths), "num_heads": heads, "window_size": window}
-            options |= {"patch_size": patch} if patch != 4 else {}
-        yield Candidate(found, f"timm:{name}", options, prefix, sources)
+        if "patch_embed.proj.weight" in found:
+            yield as_swin(found, sources, prefix)
+
+
+def as_swin(found: Tensors, sources: Sources, prefix: str) -> Candidate:
+    """A Swin under timm's names."""
+    width, _, patch, _ = found["patch_embed.proj.weight"].shape
+    depths = tuple(count(found, rf"layers\.{i}\.blocks\.(\d+)\.norm1\.weight") for i in range(4))
+    tables = [found.get(f"layers.{i}.blocks.0.attn.relative_position_bias_table") for i in range(4)]
+    if not all(depths) or any(t is None for t in tables):
+        return Candidate(found, None, {}, prefix, sources, "a Swin transformer with fewer than four stages")
+    length, _ = tables[0].shape  # type: ignore[union-attr]
+    heads = [t.shape[1] for t in tables if t is not None]
+    window = (math.isqrt(length) + 1) // 2
+    name, options = SWINS.get((width, depths, window)), {}
+    if name is None or heads != [width // 32 * 2**i for i in range(4)]:
+        name = "swin_tiny_patch4_window7_224"
+        options = {"embed_dim": width, "depths": list(depths), "num_heads": heads, "window_size": window}
+        options |= {"patch_size": patch} if patch != 4 else {}
+    return Candidate(found, f"timm:{name}", options, prefix, sources)
 
 
 def _timm_swin_name(name: str, official: bool) -> str | None:

@@ -29,7 +29,7 @@ __all__ = ["Loaded", "load_backbone"]
 
 INPUTS = ("mean", "std", "image_size")
 ZOOS = ("timm", "torchvision")
-OURS = "evalsuite.checkpoints.layouts:"
+OURS = "evalsuite.checkpoints."
 
 
 @dataclass(frozen=True)
@@ -307,17 +307,23 @@ def _candidates(held: list[reading.State], registry: Registry) -> list[Read]:
 
 
 def _read_as(entry: Entry, state: reading.State, registry: Registry) -> list[Read]:
-    layout = registry.get("checkpoint", entry.name)
+    layout, theirs = registry.get("checkpoint", entry.name), not entry.target.startswith(OURS)
+    read: list[Read] = []
     try:
-        return [Read(c, entry.name, not entry.target.startswith(OURS), state) for c in layout(state)]
+        for candidate in layout(state):
+            read.append(Read(candidate, entry.name, theirs, state))
     except Refusal:
         raise
-    except Exception as error:  # a third party's code may raise anything
-        raise PluginError(
-            f"checkpoint layout {entry.name!r} failed",
-            cause=f"{entry.target} of {entry.owner}: {type(error).__name__}: {error}",
-            fix=f"mend it or leave it out: -p no:{entry.owner}",
-        ) from error
+    except Exception as error:  # a third party's code may raise anything, and so may ours over a stranger's shapes
+        if theirs:
+            raise PluginError(
+                f"checkpoint layout {entry.name!r} failed",
+                cause=f"{entry.target} of {entry.owner}: {type(error).__name__}: {error}",
+                fix=f"mend it or leave it out: -p no:{entry.owner}",
+            ) from error
+        note = f"names of the layout {entry.name}, but of tensors of other shapes ({type(error).__name__}: {error})"
+        read.append(Read(Candidate({}, None, note=note), entry.name, theirs, state))
+    return read
 
 
 def _measure(read: Iterable[Read], builder: _Builder) -> Iterator[_Found]:
@@ -409,7 +415,8 @@ def _best(found: Iterable[_Found]) -> _Found | None:
 
 
 def _unknown(file: reading.File, held: list[reading.State], read: list[Read]) -> BackboneError:
-    notes = [r.candidate.note for r in read if r.candidate.note]
+    by_size = sorted(read, key=lambda r: -len(r.candidate.tensors))
+    notes = [r.candidate.note for r in by_size if r.candidate.note]
     largest = max(held, key=lambda s: len(s.tensors))
     first = ", ".join(f"{k} {tuple(v.shape)}" for k, v in list(largest.tensors.items())[:3])
     cause = f"it looks like {notes[0]}" if notes else f"no layout knows its {len(largest.tensors)} tensors: {first}"
@@ -433,7 +440,8 @@ def _finish(file: reading.File, found: _Found, inputs: Mapping[str, Any], allow_
     values, said_by = _normalisation(file, found, inputs)
     backbone.respec(**values)
     candidate = found.candidate
-    used = {candidate.sources.get(k, k) for k in fit.used}
+    sources = (candidate.sources.get(k, k) for k in fit.used)
+    used = {name for source in sources for name in ((source,) if isinstance(source, str) else source)}
     inside = {k[len(candidate.prefix) :] if k.startswith(candidate.prefix) else k: k for k in found.state.tensors}
     report = LoadReport(
         source=str(file.path),

@@ -36,6 +36,8 @@ SOLO = r"^(projector|predictor|prototypes|queue|momentum_backbone|momentum_encod
 # solo-learn's small stems, which no shape shows
 ORIGINS = (
     Origin("vissl", r"classy_state_dict"),
+    Origin("transformers", r"", (r"(^|\.)(embeddings\.patch_embeddings?\.|embedder\.embedder\.)",)),
+    Origin("clip", r"", (r"(^|\.)transformer\.resblocks\.0\.attn\.in_proj_weight$", r"(^|\.)class_embedding$")),
     Origin("solo-learn", r":(backbone|encoder)\.", (LIGHTNING, r"^classifier\.weight", SOLO)),
     Origin("moco-v3", r"(base|momentum)_encoder\."),
     Origin("interclr", r"backbone\.|encoder_[qk]\.0\.", (r"^(memory_bank|neck\.|encoder_[qk]\.1\.)",)),

@@ -223,6 +223,18 @@ def test_what_cannot_be_built_is_refused(arch, options, registry):
     assert arch in refused.value.problem
 
 
+def test_a_network_of_one_size_says_so_of_another(registry):
+    """timm's BEiT, whose table of relative positions is of one size."""
+    backbone = build("timm:beit_base_patch16_224", registry, **TINY_VIT).eval()
+    with torch.no_grad():
+        features = backbone(torch.rand(2, 3, 64, 64))
+        assert features.pooled.shape == (2, 64)
+        assert features.tokens.shape == (2, 16, 64)
+        assert features.maps[16].shape == (2, 64, 4, 4)
+        with pytest.raises(BackboneError, match="images of 64x64 pixels alone, not of 32x96"):
+            backbone(torch.rand(2, 3, 32, 96))
+
+
 def test_an_unknown_scheme_is_a_usage_error_with_the_nearest_name(registry):
     with pytest.raises(UsageError, match="did you mean 'timm'"):
         build("tim:resnet18", registry)
