@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,11 +29,10 @@ from scipy.special import log_softmax
 
 from evalsuite import probes
 from evalsuite.backbone import Backbone
-from evalsuite.cache import Cache, Encoded, Output, Preprocess, default_root
-from evalsuite.data import source
-from evalsuite.data.classification import ClassificationSet, ClassificationSource, unreadable
+from evalsuite.cache import Cache, Encoded, Output, Preprocess
+from evalsuite.data import reading, source
+from evalsuite.data.classification import ClassificationSet, ClassificationSource
 from evalsuite.errors import DataError, ImageError, UsageError
-from evalsuite.files import write_text
 from evalsuite.metrics.ranking import (
     auroc,
     balanced_accuracy,
@@ -410,7 +408,9 @@ class Probing(Task):
         return f"{train.digest[:16]}-{test.digest[:16]}"
 
     def run(self, backbone: Backbone, setup: Setup) -> Outcome:
-        return on_readable(lambda train, test: self._run(backbone, train, test, setup), setup, *self.sets(setup))
+        train, test = self.sets(setup)
+        outcome = on_readable(lambda known, asked: self._run(backbone, known, asked, setup), setup, train, test)
+        return dataclasses.replace(outcome, warnings=(*outcome.warnings, *_copied(train, test, setup)))
 
     def _run(self, backbone: Backbone, train: ClassificationSet, test: ClassificationSet, setup: Setup) -> Outcome:
         learnt = _drawn(train, _protocol(setup).fraction, setup.seed)
@@ -670,22 +670,27 @@ def refuse_known(setup: Setup, *parts: ClassificationSet) -> None:
 
 def _readable(data: ClassificationSet, setup: Setup, look: bool = False) -> ClassificationSet:
     """The rows whose images decode, as far as is known; ``look`` tries all where nothing is known."""
-    names = hashlib.sha256("\0".join([data.fingerprint, data.split, *data.ids]).encode()).hexdigest()
-    memory = default_root().parent / "unreadable" / f"{names}.json"
-    if not memory.is_file():
-        if not look:
-            return data
-        found = unreadable(data, setup.progress)
-        write_text(memory, json.dumps({str(row): [e.problem, e.cause, e.fix] for row, e in found.items()}))
-    bad = {int(row): told for row, told in json.loads(memory.read_text(encoding="utf-8")).items()}
-    if not bad:
+    key = hashlib.sha256("\0".join([data.fingerprint, data.split, *data.ids]).encode()).hexdigest()
+
+    def decode(row: int) -> tuple[()]:
+        _ = data[row]
+        return ()
+
+    found = reading.readable(key, len(data), decode, setup.progress) if look else reading.recall(key)
+    if found is None or not found.unreadable:
         return data
-    problem, cause, fix = bad[min(bad)]
-    if setup.strict or len(bad) == len(data):
-        raise ImageError(f"{len(bad)} of {len(data)} images cannot be read; {problem}", cause=cause, fix=fix)
-    keep = np.setdiff1d(np.arange(len(data)), list(bad))
-    notes = (*data.notes, f"{len(bad)} images cannot be read and are left out; {problem}: {cause}")
+    bad = list(found.unreadable.values())
+    reading.refuse(bad, len(data), setup.strict)
+    keep = np.setdiff1d(np.arange(len(data)), list(found.unreadable))
+    notes = (*data.notes, reading.left_out(bad))
     return dataclasses.replace(data.take(keep), notes=notes, left_out={**data.left_out, "unreadable": len(bad)})
+
+
+def _copied(train: ClassificationSet, test: ClassificationSet, setup: Setup) -> tuple[str, ...]:
+    """A warning of images that stand in both splits."""
+    key = hashlib.sha256("\0".join([train.fingerprint, test.fingerprint, *train.ids, *test.ids]).encode()).hexdigest()
+    found = reading.in_both(key, train.contents(), test.contents(), setup.progress)
+    return () if found is None else (found.warning(train.split, test.split),)
 
 
 def _drawn(train: ClassificationSet, fraction: float, seed: int) -> ClassificationSet:

@@ -146,6 +146,9 @@ class _Full:
     def size(self, path: Path) -> tuple[int, int] | None:
         return size(path)
 
+    def palette(self, path: Path) -> bytes | None:
+        return None
+
 
 class Ade20kFull(_Ade):
     """The full ADE20K of 2021, its 3,000 and more object names reduced to the benchmark's 150 by the benchmark's own

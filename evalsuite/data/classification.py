@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from evalsuite.data import Report, Source
 from evalsuite.data.demo import write_classes, write_marks
 from evalsuite.data.images import DECODING, SUFFIXES, clutter, leads_out, list_images, read_rgb
-from evalsuite.errors import DataError, ImageError, UsageError
+from evalsuite.data.reading import Contents
+from evalsuite.errors import DataError, UsageError
 from evalsuite.progress import Progress
 
 __all__ = [
@@ -51,7 +52,6 @@ __all__ = [
     "read_columns",
     "read_files",
     "read_folder",
-    "unreadable",
 ]
 
 Bytes = NDArray[np.uint8]
@@ -192,6 +192,12 @@ class ClassificationSet:
         """Of images, labels, classes and groups: what a score depends on. It does not depend on where files lie."""
         parts = [self.pixels.digest(self.places), *self.classes, *(self.groups if self.groups is not None else ())]
         return _sha256("\0".join(parts).encode(), self.labels)
+
+    def contents(self) -> Contents:
+        """Every image by its name: its file, or a digest of its pixels."""
+        if isinstance(self.pixels, Files):
+            return dict(zip(self.ids, map(self.pixels.path, self.places.tolist()), strict=True))
+        return {name: _sha256(self[row]) for row, name in enumerate(self.ids)}
 
     def take(self, rows: Ints | NDArray[np.bool_]) -> ClassificationSet:
         """Some of the rows."""
@@ -773,18 +779,6 @@ def _survey(
             report.faults.append(f"the same image is in several splits: {told}")
         elif len(copies) > len(splits):
             report.notes.append(f"the same image is there more than once: {told}")
-
-
-def unreadable(data: ClassificationSet, progress: Progress, workers: int | None = None) -> dict[int, ImageError]:
-    """The rows whose image does not decode, and why; every image is tried."""
-    found: dict[int, ImageError] = {}
-    items = [(data, row) for row in range(len(data))]
-    with ThreadPoolExecutor(workers) as pool, progress.track("check images", len(items)) as meter:
-        for row, told in enumerate(pool.map(_examine, items)):
-            if isinstance(told, ImageError):
-                found[row] = told
-            meter.update(row + 1)
-    return found
 
 
 def _examine(item: tuple[ClassificationSet, int]) -> str | DataError:

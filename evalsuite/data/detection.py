@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -17,8 +17,9 @@ from faster_coco_eval import mask as mask_api
 from numpy.typing import NDArray
 
 from evalsuite.data import Report, as_fault
-from evalsuite.data.images import digest, duplicates, fingerprint, hashed, read_rgb
-from evalsuite.errors import DataError
+from evalsuite.data.images import digest, duplicates, fingerprint, hashed, read_rgb, turn_note
+from evalsuite.data.reading import left_out
+from evalsuite.errors import DataError, ImageError
 from evalsuite.progress import Progress
 
 __all__ = [
@@ -78,7 +79,7 @@ class DetectionSet:
     ``category_ids`` are the classes' ids in the original files, in the order of ``classes``; gaps are fine.
     ``fingerprint`` is a sha256 over the annotations and the images' names and sizes in bytes.
     ``degenerate`` names the image of each box that was left out because it has no inside, ``clipped`` of
-    each that was cut to its image.
+    each that was cut to its image. ``unreadable`` says why images are left out.
     """
 
     name: str
@@ -89,9 +90,27 @@ class DetectionSet:
     degenerate: tuple[str, ...] = ()
     clipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    unreadable: tuple[ImageError, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+    def images(self) -> Iterator[Path]:
+        """The images' files."""
+        return (record.path for record in self.records)
+
+    files = images
+
+    def without(self, unreadable: Mapping[int, ImageError]) -> DetectionSet:
+        """The set without these records, with a fingerprint of its own."""
+        kept = tuple(record for row, record in enumerate(self.records) if row not in unreadable)
+        mark = hashlib.sha256(f"{self.fingerprint} without {sorted(unreadable)}".encode()).hexdigest()
+        gone = (*self.unreadable, *unreadable.values())
+        return dataclasses.replace(self, records=kept, fingerprint=mark, unreadable=gone)
 
     @property
     def has_masks(self) -> bool:
@@ -106,6 +125,8 @@ class DetectionSet:
             told.append(f"{self.name}: left out {len(self.degenerate)} boxes without an inside")
         if self.clipped:
             told.append(f"{self.name}: cut {len(self.clipped)} boxes to their images")
+        if self.unreadable:
+            told.append(f"{self.name}: {left_out(self.unreadable)}")
         return tuple(told)
 
     def limit(self, count: int | None) -> DetectionSet:
@@ -280,6 +301,7 @@ def union(name: str, sets: Sequence[DetectionSet]) -> DetectionSet:
         degenerate=tuple(chain.from_iterable(part.degenerate for part in sets)),
         clipped=tuple(chain.from_iterable(part.clipped for part in sets)),
         notes=tuple(chain.from_iterable(part.notes for part in sets)),
+        unreadable=tuple(chain.from_iterable(part.unreadable for part in sets)),
     )
 
 
@@ -302,6 +324,8 @@ def survey(
         report.notes += [f"{split}: {name}: a box has no inside and is left out" for name in part.degenerate]
         report.notes += [f"{split}: {name}: a box leaves its image and is cut" for name in part.clipped]
         report.notes += part.notes
+        if turns := turn_note((record.path, (record.height, record.width)) for record in part.records):
+            report.notes.append(f"{split}: {turns}")
     unique = {record.path: (part, record) for part in sets.values() for record in part.records}
     digests: dict[Path, str] = {}
     progress = progress or Progress(quiet=True)

@@ -37,6 +37,7 @@ __all__ = [
     "duplicates",
     "fingerprint",
     "hashed",
+    "header_palette",
     "images_by_name",
     "leads_out",
     "list_images",
@@ -48,6 +49,8 @@ __all__ = [
     "read_rgb",
     "relative_name",
     "size",
+    "subfolder",
+    "turn_note",
     "turned",
     "unfitting",
     "walk",
@@ -209,6 +212,27 @@ def read_labels(path: Path, expect: tuple[int, int] | None = None) -> Labels:
         raise _unreadable(path, error) from error
 
 
+def header_palette(path: Path) -> bytes | None:
+    """The palette of a file whose pixels are numbers of one, as red, green and blue; None where they are not.
+
+    A grey GIF is one too, though Pillow hides that. Raises :class:`DataError` naming the file.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.mode == "P":
+                plain = image.format == "PNG" and image.palette is not None and image.palette.rawmode == "RGB"
+                return bytes(image.palette.palette if plain and image.palette else image.getpalette() or ())
+            return bytes(np.repeat(np.arange(256), 3)) if (image.format, image.mode) == ("GIF", "L") else None
+    except Exception as error:  # as above
+        raise _unreadable(path, error) from error
+
+
+def subfolder(folder: Path, names: Sequence[str]) -> Path:
+    """The folder of one of these names, in any letter case, or of the first where none is there."""
+    there = {each.name.lower(): each for each in folder.iterdir() if each.is_dir()} if folder.is_dir() else {}
+    return next((there[name.lower()] for name in names if name.lower() in there), folder / names[0])
+
+
 def unfitting(path: Path, found: tuple[int, int], expect: tuple[int, int]) -> DataError:
     """The refusal of a mask (height, width) that is not as large as its image."""
     return DataError(
@@ -241,6 +265,27 @@ def turned(paths: Iterable[Path]) -> list[Path]:
         except DataError:  # told of by whoever decodes it
             continue
     return found
+
+
+def turn_note(images: Iterable[tuple[Path, tuple[int, int]]]) -> str | None:
+    """A sentence on those of some images, of the annotated (height, width), that carry an EXIF turn; None without any.
+
+    Which way an image was annotated is told by its size; where both ways have the same, nothing tells it.
+    """
+    upright = stored = untold = 0
+    for path, expect in images:
+        try:
+            turn = None if path.suffix.lower() in DICOM else _turn(path)
+        except DataError:  # told of by whoever decodes it
+            continue
+        if turn is not None and turn.code != 1:
+            untold += turn.upright == turn.stored
+            upright += turn.upright != turn.stored and expect != turn.stored
+            stored += turn.upright != turn.stored and expect == turn.stored
+    parts = [f"{upright} are turned upright" if upright else "", f"{stored} are annotated as stored" if stored else ""]
+    parts.append(f"of {untold} the size does not tell which way they were annotated: turned upright" if untold else "")
+    count = upright + stored + untold
+    return f"{count} images carry an EXIF turn: {', '.join(part for part in parts if part)}" if count else None
 
 
 class _Turn(NamedTuple):

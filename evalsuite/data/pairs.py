@@ -24,7 +24,7 @@ from evalsuite.data.segmentation import (
     pair_up,
     voc_palette,
 )
-from evalsuite.errors import DataError, UsageError
+from evalsuite.errors import DataError, ImageError, UsageError
 
 __all__ = ["Pairs"]
 
@@ -113,7 +113,10 @@ class Pairs(SegmentationSource):
         palette = None
         for folders in filter(None, (_folders(path, split) for split in _SPLITS)):
             for mask in find(folders[1], suffixes=_MASKS).values():
-                labels = read_labels(mask)
+                try:
+                    labels = read_labels(mask)
+                except ImageError:  # left out and told of later
+                    continue
                 if labels.palette is None:
                     raise DataError(
                         f"{path} does not say what its classes are",

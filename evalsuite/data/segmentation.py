@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,20 +19,22 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from evalsuite.data import Report, Source
+from evalsuite.data import Report, Source, as_fault
 from evalsuite.data.images import (
     SUFFIXES,
     Labels,
     digest,
     duplicates,
     fingerprint,
+    header_palette,
     images_by_name,
     read_labels,
     read_rgb,
     size,
+    turn_note,
     unfitting,
 )
-from evalsuite.errors import DataError
+from evalsuite.errors import DataError, ImageError
 from evalsuite.metrics.segmentation import IGNORE
 from evalsuite.progress import Progress
 
@@ -47,6 +49,8 @@ __all__ = [
     "SegmentationSet",
     "SegmentationSource",
     "assemble",
+    "check",
+    "check_pixels",
     "find",
     "pair_up",
     "voc_palette",
@@ -76,6 +80,9 @@ class MaskReader(Protocol):
     def size(self, path: Path) -> tuple[int, int] | None:
         """(height, width) where the file tells it without being decoded."""
 
+    def palette(self, path: Path) -> bytes | None:
+        """The palette of a file of which the numbers are classes, as red, green and blue; None where none matters."""
+
 
 @dataclass(frozen=True)
 class Coding:
@@ -103,6 +110,9 @@ class Coding:
 
     def size(self, path: Path) -> tuple[int, int] | None:
         return size(path)
+
+    def palette(self, path: Path) -> bytes | None:
+        return None if self.colours else header_palette(path)
 
     def _coloured(self, labels: Labels) -> bool:
         return labels.pixels.ndim == 3 or (labels.palette is not None and bool(self.colours))
@@ -203,7 +213,8 @@ class SegmentationSet:
     """A split: its classes, their colours (C, 3) uint8, and records.
 
     ``fingerprint`` is a sha256 over the masks, how they are read, the classes, and the images' names and sizes in
-    bytes; it does not depend on where the files lie. ``warnings`` are what a reader of scores must know, in sentences.
+    bytes; it does not depend on where the files lie. ``warnings`` are what a reader of scores must know, in sentences,
+    ``unreadable`` why pairs are left out. ``palettes`` are those of the masks read by the numbers of one.
     """
 
     name: str
@@ -214,9 +225,30 @@ class SegmentationSet:
     reader: MaskReader
     fingerprint: str
     warnings: tuple[str, ...] = ()
+    unreadable: tuple[ImageError, ...] = ()
+    palettes: Mapping[Path, bytes] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} {self.split}"
+
+    def images(self) -> Iterator[Path]:
+        """The images' files."""
+        return (record.image for record in self.records)
+
+    def files(self) -> Iterator[Path]:
+        """The images' and the masks' files."""
+        return (path for record in self.records for path in (record.image, record.mask))
+
+    def without(self, unreadable: Mapping[int, ImageError]) -> SegmentationSet:
+        """The set without these records, with a fingerprint of its own."""
+        kept = tuple(record for row, record in enumerate(self.records) if row not in unreadable)
+        mark = hashlib.sha256(f"{self.fingerprint} without {sorted(unreadable)}".encode()).hexdigest()
+        gone = (*self.unreadable, *unreadable.values())
+        return dataclasses.replace(self, records=kept, fingerprint=mark, unreadable=gone)
 
     def image(self, index: int) -> Bytes:
         """(H, W, 3) uint8 RGB, as large as its mask. Raises :class:`DataError` naming a file that does not decode."""
@@ -298,50 +330,119 @@ def assemble(
 ) -> SegmentationSet:
     """A set of these pairs: sizes are read and held to each other, masks are hashed, nothing is decoded.
 
-    Raises :class:`DataError` naming the first file that is missing, is no image, or does not fit its image; all such
-    go to ``faults`` where that is given, and their pairs are left out. Raises it too where no pair is left.
+    Pairs with a file that is no image are ``unreadable``. Raises :class:`DataError` naming the first mask that does not
+    fit its image. All such go to ``faults`` where that is given. Raises it too where no pair is left.
     """
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(lambda pair: _opened(pair, reader), pairs))
     broken = [each for each in found if isinstance(each, DataError)]
-    if broken and faults is None:
-        raise broken[0]
+    unreadable = tuple(error for error in broken if isinstance(error, ImageError))
     if faults is not None:
-        faults += [f"{error.problem}: {error.cause}" for error in broken]
+        faults += map(as_fault, broken)
+    elif len(unreadable) < len(broken):
+        raise next(error for error in broken if not isinstance(error, ImageError))
     whole = [each for each in found if not isinstance(each, DataError)]
     if not whole:
         raise DataError(
             f"split {split!r} of {name} has no usable pair",
-            cause=f"{len(pairs)} were found, {len(broken)} of them broken",
+            cause=f"{len(pairs)} were found, {len(broken)} of them broken"
+            + (f"; {broken[0].problem}: {broken[0].cause}" if broken else ""),
             fix="evalsuite data verify lists what is wrong",
         )
+    known: dict[bytes, bytes] = {}  # one copy of each
+    palettes = {r.mask: known.setdefault(colours, colours) for r, _, _, colours in whole if colours is not None}
     table = [reader.key, *(f"class {label} {title}" for label, title in enumerate(classes))]
     return SegmentationSet(
         name=name,
         split=split,
         classes=tuple(classes),
         palette=np.array(palette, np.uint8).reshape(len(classes), 3),
-        records=tuple(record for record, _, _ in whole),
+        records=tuple(record for record, _, _, _ in whole),
         reader=reader,
         fingerprint=fingerprint(
-            [*table, *(mask for _, _, mask in whole)], [(record.image_id, length) for record, length, _ in whole]
+            [*table, *(mask for _, _, mask, _ in whole)], [(record.image_id, length) for record, length, _, _ in whole]
         ),
         warnings=tuple(warnings),
+        unreadable=unreadable,
+        palettes=palettes,
     )
 
 
-def _opened(pair: Pair, reader: MaskReader) -> tuple[Record, int, str] | DataError:
-    """The record, its image's length in bytes and its mask's digest; or what is wrong with it."""
+def _opened(pair: Pair, reader: MaskReader) -> tuple[Record, int, str, bytes | None] | DataError:
+    """The record, its image's length in bytes, its mask's digest and palette; or what is wrong with it."""
     try:
         told = reader.size(pair.mask)
         height, width = size(pair.image, expect=told)
         if told is not None and told != (height, width):
             return unfitting(pair.mask, told, (height, width))
-        return Record(*pair, height, width), pair.image.stat().st_size, digest(pair.mask)
+        return Record(*pair, height, width), pair.image.stat().st_size, digest(pair.mask), reader.palette(pair.mask)
     except DataError as error:
         return error
     except OSError as error:
         return DataError(f"mask {pair.mask} cannot be read", cause=str(error), fix="restore the file from its source")
+
+
+def check(train: SegmentationSet, test: SegmentationSet) -> None:
+    """Raise :class:`DataError` unless the sets have the same classes, more than one, told alike in all masks."""
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes)) or ["their order"]
+        raise DataError(
+            f"{train.title} and {test.title} do not have the same classes",
+            cause=f"only in one of them: {_first(odd)}",
+            fix="name the same classes in both",
+        )
+    if len(train.classes) < 2:
+        raise DataError(
+            f"{train.title} has a single class",
+            cause=f"it is {train.classes[0]}, and there is nothing to tell it apart from",
+            fix="name the background as a class, too",
+        )
+    _refuse_palettes({**train.palettes, **test.palettes})
+
+
+def check_pixels(train: SegmentationSet, learnt: Set[int], test: SegmentationSet, tested: Set[int]) -> None:
+    """Raise :class:`DataError` unless there are pixels to learn from and to score on. ``learnt`` and ``tested`` are the
+    values of the masks' pixels."""
+    if len(learnt - {IGNORE}) < 2:
+        only = [train.classes[label] for label in learnt - {IGNORE}]
+        raise DataError(
+            f"{train.title} has nothing to learn from",
+            cause=f"every pixel of its masks is {only[0]}" if only else "every pixel of its masks is ignored",
+            fix="check the masks, and what their numbers mean; with --limit, raise it",
+        )
+    if not tested - {IGNORE}:
+        raise DataError(
+            f"{test.title} has no pixel to judge by",
+            cause="every pixel of its masks is ignored",
+            fix="check the masks, and what their numbers mean; with --limit, raise it",
+        )
+
+
+def _refuse_palettes(palettes: Mapping[Path, bytes]) -> None:
+    """Refuse masks read by number of which some number has two colours: an optimised palette, or one a file."""
+    distinct = sorted(set(palettes.values()), key=len)
+    if all(longest.startswith(each) for longest in distinct[-1:] for each in distinct):
+        return
+    seen: dict[int, tuple[bytes, Path]] = {}
+    for path, colours in palettes.items():
+        for number in _numbers_in(path):
+            colour = colours[3 * number : 3 * number + 3]
+            first, where = seen.setdefault(number, (colour, path))
+            if colour and first and colour != first:
+                raise DataError(
+                    f"palettes differ: {where} and {path}",
+                    cause=f"number {number} is of the colour {_first([tuple(first)])} in one and "
+                    f"{_first([tuple(colour)])} in the other, and the classes are told by numbers",
+                    fix="give the classes colours, a line a class in classes.txt: 128 64 128 road",
+                )
+
+
+def _numbers_in(mask: Path) -> list[int]:
+    try:
+        numbers: list[int] = np.unique(read_labels(mask).pixels).tolist()
+    except ImageError:  # told of by whoever reads it
+        return []
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -376,14 +477,16 @@ class SegmentationSource(Source[SegmentationSet]):
         report = Report(self.name, path)
         sets: dict[str, SegmentationSet] = {}
         for split in self.splits(path):
-            try:
+            with report.examining():
                 sets[split] = self.read(path, split, report.faults)
-            except DataError as error:
-                report.faults.append(f"{error.problem}: {error.cause}")
-        if not sets and not report.faults:
-            report.faults.append(f"{path} has no split with masks")
+        seen = _survey(report, sets, self.leaks, progress or Progress(quiet=True), workers)
+        with report.examining():
+            roles = self.roles(path)
+            train, test = roles["train"], roles.get("test", roles["val"])
+            if train in sets and test in sets:
+                check(sets[train], sets[test])
+                check_pixels(sets[train], seen[train], sets[test], seen[test])
         report.faults[:] = dict.fromkeys(report.faults)  # trainval repeats what train and val told
-        _survey(report, sets, self.leaks, progress or Progress(quiet=True), workers)
         report.notes[:] = dict.fromkeys(report.notes)
         return report
 
@@ -402,8 +505,9 @@ def _survey(
     leaks: Callable[[str, str], bool],
     progress: Progress,
     workers: int | None,
-) -> None:
-    """Decode every image and mask of ``sets``; add counts, faults and notes to ``report``."""
+) -> dict[str, Set[int]]:
+    """Decode every image and mask of ``sets``; add counts, faults and notes to ``report``. Returns the values of each
+    split's masks."""
     rows = [(split, part, i) for split, part in sets.items() for i in range(len(part))]
     pixels = {split: np.zeros(256, np.int64) for split in sets}
     digests: dict[Path, str] = {}
@@ -418,6 +522,7 @@ def _survey(
     for split, part in sets.items():
         _count(report, split, part, pixels[split])
     duplicates(report, {s: [r.image for r in part.records] for s, part in sets.items()}, digests, leaks)
+    return {split: set(np.flatnonzero(counts).tolist()) for split, counts in pixels.items()}
 
 
 def _examine(part: SegmentationSet, index: int) -> tuple[str, NDArray[np.int64], list[str]]:
@@ -427,11 +532,11 @@ def _examine(part: SegmentationSet, index: int) -> tuple[str, NDArray[np.int64],
         part.image(index)
         found = digest(part.records[index].image)
     except DataError as error:
-        faults.append(f"{error.problem}: {error.cause}")
+        faults.append(as_fault(error))
     try:
         counts = np.bincount(part.mask(index).ravel(), minlength=256)
     except DataError as error:
-        faults.append(f"{error.problem}: {error.cause}")
+        faults.append(as_fault(error))
     return found, counts, faults
 
 
@@ -441,11 +546,11 @@ def _count(report: Report, split: str, part: SegmentationSet, pixels: NDArray[np
         "images": len(part), "pixels": int(pixels.sum()), "ignored": int(pixels[IGNORE]), "classes": per_class,
     }  # fmt: skip
     report.notes += part.warnings
+    if turns := turn_note((record.image, record.size) for record in part.records):
+        report.notes.append(f"{split}: {turns}")
     absent = [name for name, count in per_class.items() if not count]
     if absent and pixels.any():
         report.notes.append(f"{split}: {len(absent)} of {len(per_class)} classes have no pixel: {_first(absent)}")
-    if pixels.any() and not sum(per_class.values()):
-        report.faults.append(f"{split}: every pixel is ignored")
 
 
 def voc_palette(count: int) -> Bytes:

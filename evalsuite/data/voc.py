@@ -11,7 +11,7 @@ import codecs
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -33,8 +33,9 @@ from evalsuite.data.images import (
     read_lines,
     read_list,
     size,
+    subfolder,
 )
-from evalsuite.errors import DataError
+from evalsuite.errors import DataError, ImageError
 
 if TYPE_CHECKING:
     from evalsuite.progress import Progress
@@ -173,6 +174,7 @@ class Voc(Source[DetectionSet]):
         year, stem = _place(path, split)
         label = {name: i for i, name in enumerate(classes)}
         images: list[Image] = []
+        unreadable: list[ImageError] = []
         files, contents, owner, names, numbers, difficult = [], [], [], [], [], []
         for name in year.names(stem):
             try:
@@ -182,9 +184,12 @@ class Voc(Source[DetectionSet]):
                 _check_names(file, found.names, label)
                 height, width = found.size or size(image)
             except DataError as error:
-                if faults is None:
+                if faults is not None:
+                    faults.append(as_fault(error))
+                elif isinstance(error, ImageError):
+                    unreadable.append(error)
+                else:
                     raise
-                faults.append(as_fault(error))
                 continue
             owner += [len(images)] * len(found.names)
             images.append(Image(len(images) + 1, image, height, width))
@@ -214,6 +219,7 @@ class Voc(Source[DetectionSet]):
             category_ids=tuple(range(1, len(classes) + 1)),
             fingerprint=fingerprint(contents, files),
             notes=tuple(f"{split}: {note}" for note in year.notes(stem)),
+            unreadable=tuple(unreadable),
         )
 
 
@@ -225,13 +231,13 @@ class _Year:
 
     @cached_property
     def images(self) -> dict[str, list[Path]]:
-        return images_by_name(_first(self.folder, _IMAGES))
+        return images_by_name(subfolder(self.folder, _IMAGES))
 
     @cached_property
     def annotations(self) -> dict[str, Path]:
         return {
             name: paths[0]
-            for name, paths in images_by_name(_first(self.folder, _ANNOTATIONS), suffixes=(".xml",)).items()
+            for name, paths in images_by_name(subfolder(self.folder, _ANNOTATIONS), suffixes=(".xml",)).items()
         }
 
     @cached_property
@@ -306,7 +312,7 @@ class _Year:
         if name in self.images:
             return self.images[name][0], self.images[name][0].stat().st_size
         raise DataError(
-            f"image {_first(self.folder, _IMAGES) / name}.jpg is missing",
+            f"image {subfolder(self.folder, _IMAGES) / name}.jpg is missing",
             cause="a split in ImageSets/Main lists it",
             fix="restore it, or take its name off the split",
         )
@@ -316,7 +322,7 @@ class _Year:
         if name in self.annotations:
             return self.annotations[name]
         raise DataError(
-            f"annotation {_first(self.folder, _ANNOTATIONS) / name}.xml is missing",
+            f"annotation {subfolder(self.folder, _ANNOTATIONS) / name}.xml is missing",
             cause="a split in ImageSets/Main lists its image",
             fix="restore it, or take its name off the split (no objects is a file without <object>)",
         )
@@ -330,12 +336,6 @@ class _Annotation(NamedTuple):
     boxes: list[tuple[float, ...]]
     difficult: list[bool]
     digest: str
-
-
-def _first(folder: Path, names: Sequence[str]) -> Path:
-    """The folder of one of these names, in any letter case, or of the first where none is there."""
-    there = {each.name.lower(): each for each in folder.iterdir() if each.is_dir()} if folder.is_dir() else {}
-    return next((there[name.lower()] for name in names if name.lower() in there), folder / names[0])
 
 
 def _stem(name: str) -> str:

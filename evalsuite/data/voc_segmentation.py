@@ -51,6 +51,9 @@ class _Masks:
     def size(self, path: Path) -> tuple[int, int] | None:
         return None if path.suffix == ".mat" else size(path)
 
+    def palette(self, path: Path) -> bytes | None:
+        return None if path.suffix == ".mat" else _CODING.palette(path)
+
 
 class VocSegmentation(SegmentationSource):
     """VOC 2012: ``train`` (1,464 images), ``val`` (1,449), ``trainval``, and ``train_aug`` (10,582), the union of VOC's

@@ -15,6 +15,7 @@ from evalsuite.backbone import Backbone
 from evalsuite.data import Source, parse, source
 from evalsuite.data.classification import ClassificationSource
 from evalsuite.data.detection import DetectionSet, check
+from evalsuite.data.reading import copied, usable
 from evalsuite.data.segmentation import SegmentationSource
 from evalsuite.errors import UsageError
 from evalsuite.metrics.detection import (
@@ -71,11 +72,16 @@ class _Detection(Task):
 
     def fingerprint(self, setup: Setup) -> str:
         train, test = self.sets(setup)
+        if setup.strict:
+            for part in (train, test):
+                _readable(part, setup, known=True)
         return f"{train.fingerprint[:16]}-{test.fingerprint[:16]}"
 
     def run(self, backbone: Backbone, setup: Setup) -> Outcome:
         protocol = _protocol(setup)
-        train, test = self.sets(setup)
+        train, test = (_readable(part, setup) for part in self.sets(setup))
+        check(train, test, protocol.masks)
+        copies = copied(train, test, setup.progress)
         engine = setup.registry.get("engine", setup.engine or self.engines[0])()
         found: Detected = engine.detect(backbone, protocol, train, test, setup)
         began = monotonic()
@@ -92,12 +98,14 @@ class _Detection(Task):
                 "fingerprint": self.fingerprint(setup),
                 "train": train.name, "train_images": len(train.records),
                 "test": test.name, "test_images": len(test.records), "classes": len(test.classes),
+                **({"train_unreadable": len(train.unreadable)} if train.unreadable else {}),
+                **({"test_unreadable": len(test.unreadable)} if test.unreadable else {}),
             },
             figures={"detections": picture},
             records={"predictions": records},
             timings={**found.timings, "score": monotonic() - began},
             details={**found.details, **details, "log": found.log},
-            warnings=(*train.warnings, *test.warnings),
+            warnings=(*train.warnings, *test.warnings, *copies),
         )  # fmt: skip
 
     def score(
@@ -276,6 +284,21 @@ class Detect(_Detection):
 def _protocol(setup: Setup) -> DetectionProtocol:
     assert isinstance(setup.protocol, DetectionProtocol)
     return setup.protocol
+
+
+def _readable(part: DetectionSet, setup: Setup, known: bool = False) -> DetectionSet:
+    """The images that can be read. Each is read once, before any training; masks are drawn where they are learnt."""
+    masks = _protocol(setup).masks
+
+    def read(row: int) -> tuple[()]:
+        record = part.records[row]
+        part.decode(record)
+        if masks:
+            part.rles(record)
+        return ()
+
+    kind = "masks" if masks else "boxes"
+    return usable(part, read, setup.progress, strict=setup.strict, known=known, kind=kind)[0]
 
 
 def _role(roles: Mapping[str, str], wanted: str) -> str:

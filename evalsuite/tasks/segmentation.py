@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from evalsuite.backbone import Backbone
 from evalsuite.data import Source, parse, source
-from evalsuite.data.segmentation import SegmentationSet, SegmentationSource
-from evalsuite.errors import DataError, UsageError
+from evalsuite.data.reading import copied, left_out, usable
+from evalsuite.data.segmentation import SegmentationSet, SegmentationSource, check, check_pixels
+from evalsuite.errors import UsageError
 from evalsuite.metrics.segmentation import SEGMENTATION_METRICS, bootstrap_scores, scores
 from evalsuite.pictures import iou_chart, segmentation_sheet
 from evalsuite.protocols import SegmentationProtocol, Segmented
@@ -73,6 +74,9 @@ class _Segmentation(Task):
 
     def fingerprint(self, setup: Setup) -> str:
         train, test = self.sets(setup)
+        if setup.strict:
+            for part in (train, test):
+                _readable(part, setup, known=True)
         return f"{train.fingerprint[:16]}-{test.fingerprint[:16]}"
 
     def refuse(self, backbone: Backbone, protocol: Protocol) -> None:
@@ -83,7 +87,9 @@ class _Segmentation(Task):
 
     def run(self, backbone: Backbone, setup: Setup) -> Outcome:
         protocol = _protocol(setup)
-        train, test = self.sets(setup)
+        (train, learnt), (test, tested) = (_readable(part, setup) for part in self.sets(setup))
+        check_pixels(train, learnt, test, tested)
+        copies = copied(train, test, setup.progress)
         engine = setup.registry.get("engine", setup.engine or self.engines[0])()
         found: Segmented = engine.segment(backbone, protocol, train, test, setup)
         began = monotonic()
@@ -101,12 +107,18 @@ class _Segmentation(Task):
                 "fingerprint": self.fingerprint(setup),
                 "train": f"{train.name} {train.split}", "train_images": len(train),
                 "test": f"{test.name} {test.split}", "test_images": len(test), "classes": len(test.classes),
+                **({"train_unreadable": len(train.unreadable)} if train.unreadable else {}),
+                **({"test_unreadable": len(test.unreadable)} if test.unreadable else {}),
             },
             figures=figures,
             records={"predictions": records},
             timings={**found.timings, "score": monotonic() - began},
             details={**found.details, **details, "log": found.log},
-            warnings=(*train.warnings, *(told for told in test.warnings if told not in train.warnings)),
+            warnings=(
+                *dict.fromkeys((*train.warnings, *test.warnings)),
+                *(f"{part.split}: {left_out(part.unreadable)}" for part in (train, test) if part.unreadable),
+                *copies,
+            ),
         )  # fmt: skip
 
 
@@ -265,6 +277,17 @@ def _protocol(setup: Setup) -> SegmentationProtocol:
     return setup.protocol
 
 
+def _readable(part: SegmentationSet, setup: Setup, known: bool = False) -> tuple[SegmentationSet, frozenset[int]]:
+    """The images that can be read with their masks, and the values of these; each is read once, before any training."""
+
+    def read(row: int) -> list[int]:
+        part.image(row)
+        values: list[int] = np.unique(part.mask(row)).tolist()
+        return values
+
+    return usable(part, read, setup.progress, strict=setup.strict, known=known)
+
+
 def _split(layout: Source[SegmentationSet], path: Path, wanted: str) -> str:
     """A split of that name, or of the first of the roles ``a|b`` that the data have."""
     if "|" not in wanted:
@@ -284,12 +307,7 @@ def _load(
     if key not in _LOADED:
         _LOADED.clear()
         first, second = layout.load(path, train), layout.load(path, test)
-        if first.classes != second.classes:
-            raise DataError(
-                f"{train} and {test} of {path} do not have the same classes",
-                cause=f"only in one of them: {', '.join(sorted(set(first.classes) ^ set(second.classes)))}",
-                fix="name the same classes in both",
-            )
+        check(first, second)
         _LOADED[key] = first.limit(limit), second.limit(limit)
     return _LOADED[key]
 
@@ -299,12 +317,6 @@ def _scored(
 ) -> tuple[dict[str, float | None], dict[str, npt.NDArray[Any]], dict[str, Any]]:
     """Scores, bootstrap replicates of them over images, and what there is by class."""
     area, border = scores(found.counts, test.classes), scores(found.boundary, test.classes)
-    if area.scores["mIoU"] is None:
-        raise DataError(
-            f"{test.name} {test.split} has no pixel to judge by",
-            cause="every pixel of its masks is ignored",
-            fix="check the masks, and what their numbers mean",
-        )
     # the same resamples of the images for every backbone, seed and engine, so that their replicates are paired
     replicates: dict[str, npt.NDArray[Any]] = {**bootstrap_scores(found.counts, REPLICATES)}
     replicates["boundary_mIoU"] = bootstrap_scores(found.boundary, REPLICATES)["mIoU"]

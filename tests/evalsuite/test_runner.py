@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -15,7 +17,7 @@ from PIL import Image
 import evalsuite
 from evalsuite.backbone import build
 from evalsuite.data import source
-from evalsuite.errors import BackboneError, DataError, TrainingError, UsageError
+from evalsuite.errors import BackboneError, DataError, ImageError, TrainingError, UsageError
 from evalsuite.hooks import Registry
 from evalsuite.metrics.detection import Detections
 from evalsuite.protocols import Detected
@@ -45,6 +47,11 @@ class Oracle:
         masks = tuple(m for m, k in zip(test.rles(record), keep, strict=True) if k) if test.has_masks else None
         boxes, labels = record.boxes[keep], record.labels[keep]
         return Detections(record.image_id, boxes, np.linspace(0.9, 0.5, len(labels)), labels, masks)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("EVALSUITE_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -86,6 +93,70 @@ def test_an_oracle_is_perfect_in_boxes_and_masks(ask):
         assert result.scores[name].low == pytest.approx(1.0)
     (voc,) = ask("voc")
     assert voc.scores["AP50"].value == pytest.approx(1.0)
+
+
+@pytest.fixture
+def own(root, tmp_path) -> Path:
+    """A copy of the demo world, to be spoilt."""
+    return shutil.copytree(root / "coco", tmp_path / "own")
+
+
+def images(own: Path, split: str) -> list[Path]:
+    return sorted((own / split).iterdir())
+
+
+def test_unreadable_images_are_left_out_before_training_and_counted(ask, own):
+    train, test = images(own, "train2017"), images(own, "val2017")
+    for path in (train[0], train[3], test[1]):
+        path.write_bytes(path.read_bytes()[:400])
+    (result,) = ask("detect", data=f"coco:{own}", backbone=["random:timm:test_resnet", "random:timm:test_vit"])[:1]
+    assert result.status == "ok"
+    assert result.scores["AP"].value == pytest.approx(1.0)
+    assert (result.data["train_images"], result.data["train_unreadable"]) == (len(train) - 2, 2)
+    assert (result.data["test_images"], result.data["test_unreadable"]) == (len(test) - 1, 1)
+    assert any("train2017: 2 images cannot be read and are left out" in told for told in result.warnings)
+    with pytest.raises(ImageError, match="2 of 12 images cannot be read"):  # known by now, and before any work
+        ask("detect", data=f"coco:{own}", strict=True)
+
+
+def test_strict_refuses_unreadable_images_before_training(ask, own):
+    images(own, "val2017")[0].write_bytes(b"")
+    (result,) = ask("detect", data=f"coco:{own}", strict=True)
+    assert (result.status, result.error_code) == ("failed", 3)
+    assert "1 of 4 images cannot be read" in result.error
+    assert Oracle.calls == []
+
+
+def test_images_in_two_splits_are_a_warning(ask, own):
+    (train, *_), (test, *_) = images(own, "train2017"), images(own, "val2017")
+    for part in ("train2017", "val2017"):
+        file = own / "annotations" / f"instances_{part}.json"
+        document = json.loads(file.read_text())
+        document["images"][0] |= dict(zip(("height", "width"), (120, 160), strict=True))
+        document["annotations"] = [a | {"bbox": [1, 1, 5, 5], "segmentation": []} for a in document["annotations"]]
+        file.write_text(json.dumps(document))
+        name = own / part / document["images"][0]["file_name"]
+        Image.new("RGB", (160, 120), "red").save(name)
+    (result,) = ask("detect", data=f"coco:{own}")
+    assert [told for told in result.warnings if "scores are too high" in told] == [
+        f"1 of the images of val2017 are in train2017 too, so that scores are too high: {test} is {train} there"
+    ]
+
+
+def test_a_task_of_masks_is_refused_where_there_are_none(ask, own):
+    file = own / "annotations" / "instances_val2017.json"
+    document = json.loads(file.read_text())
+    document["annotations"][0]["segmentation"] = [[0, 0, 1, 1]]
+    file.write_text(json.dumps(document))
+    with pytest.raises(DataError, match="val2017 has no masks") as told:
+        ask("coco", data_root=own)
+    assert told.value.fix == "train boxes alone: --set masks=false"
+    (result,) = ask("coco", data_root=own, settings={"masks": "false"})
+    assert not any(name.startswith("mask_") for name in result.scores)
+    small = [
+        told for told in result.warnings if told.endswith("no object of the test images is of more than 96x96 pixels")
+    ]
+    assert small == ["APl, ARl have no value: no object of the test images is of more than 96x96 pixels"]
 
 
 def test_a_cell_holds_what_is_needed_to_trust_and_repeat_it(ask, tmp_path):

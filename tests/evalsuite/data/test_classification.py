@@ -17,9 +17,10 @@ import evalsuite.data
 from evalsuite.cache import ImageSet
 from evalsuite.data import parse
 from evalsuite.data.cifar import Cifar10, Cifar100, Stl10
-from evalsuite.data.classification import ClassificationSet, Csv, Folder, Npz, class_folders, find_images, unreadable
+from evalsuite.data.classification import ClassificationSet, Csv, Folder, Npz, class_folders, find_images
 from evalsuite.data.imagenet import ImageNet, TinyImageNet
 from evalsuite.data.medical import MedMnist
+from evalsuite.data.reading import look
 from evalsuite.errors import DataError, UsageError
 from evalsuite.hooks import Registry
 from evalsuite.progress import Progress
@@ -503,7 +504,7 @@ def test_links_to_nothing_are_told_when_they_are_read(tree):
     train = Folder().load(tree, "train")
     row = train.ids.index("cat/5.png")
     refused(lambda: train[row], "cat/5.png is missing")
-    assert list(unreadable(train, Progress(quiet=True))) == [row]
+    assert list(look(len(train), lambda i: {int(train[i][0, 0, 0])}, Progress(quiet=True)).unreadable) == [row]
     before = train.fingerprint
     picture(tree / "nowhere.png")
     assert Folder().load(tree, "train").fingerprint != before

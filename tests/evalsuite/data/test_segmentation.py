@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evalsuite.data import Report
+from evalsuite.data import Report, as_fault
 from evalsuite.data.pairs import Pairs
-from evalsuite.data.segmentation import IGNORE, Coding, SegmentationSet, voc_palette
+from evalsuite.data.segmentation import IGNORE, Coding, SegmentationSet, check, voc_palette
 from evalsuite.errors import DataError
 
 Mask = Any
@@ -265,7 +265,9 @@ def test_lossy_and_broken_masks(world: Path) -> None:
     assert "JPEG" in refused(world).cause
     (folder / "a.jpg").unlink()
     (folder / "a.png").write_bytes(b"\x89PNG nothing")
-    assert "a.png cannot be decoded" in refused(world).problem
+    found = Pairs().load(world, "train")  # the others can be used
+    assert len(found) == 1
+    assert ["a.png cannot be decoded" in error.problem for error in found.unreadable] == [True]
     Image.fromarray(np.zeros((4, 6), np.float32)).save(folder / "a.tif")
     (folder / "a.png").unlink()
     assert "neither whole numbers nor RGB colours" in refused(world).cause
@@ -306,7 +308,72 @@ def test_the_same_image_in_two_splits(world: Path) -> None:
 
 def test_nothing_but_ignored_pixels(world: Path) -> None:
     write(world / "masks" / "val" / "c.png", np.full((4, 6), IGNORE))
-    assert faults(world) == ["val: every pixel is ignored"]
+    (fault,) = faults(world)
+    assert fault.startswith("pairs val has no pixel to judge by: every pixel of its masks is ignored (fix: ")
+
+
+def test_verify_refuses_masks_of_one_class_as_a_run_does(world: Path) -> None:
+    for name in ("train/a", "train/deep/b"):
+        write(world / "masks" / f"{name}.png", np.ones((4, 6)))
+    (fault,) = faults(world)
+    assert fault.startswith("pairs train has nothing to learn from: every pixel of its masks is ")
+    (world / "classes.txt").write_text("cell\n")
+    assert any(fault.startswith("pairs train has a single class: it is cell") for fault in faults(world))
+    (world / "masks" / "val").rename(world / "masks" / "elsewhere")
+    assert any("nothing to learn from or nothing to score on" in fault for fault in faults(world))
+
+
+RED, BLUE, BLACK = [255, 0, 0], [0, 0, 255], [0, 0, 0]
+
+
+def palettes(world: Path, suffix: str, **colours: list[list[int]]) -> None:
+    """The three masks, of the numbers 0 and 1, with palettes of their own."""
+    for mask in (world / "masks").rglob("*.png"):
+        mask.unlink()
+    for name, palette in colours.items():
+        place = {"a": "train/a", "b": "train/deep/b", "c": "val/c"}[name]
+        write(world / "masks" / f"{place}.{suffix}", np.arange(24).reshape(4, 6) // 12, "P", palette)
+
+
+@pytest.mark.parametrize(("suffix", "names"), [("png", "ab"), ("png", "ac"), ("gif", "ab")])
+@pytest.mark.parametrize("listed", [True, False])
+def test_numbers_of_palettes_that_differ_are_no_classes(world: Path, suffix: str, names: str, listed: bool) -> None:
+    palettes(world, suffix, **{name: [BLACK, BLUE if name == names[1] else RED] for name in "abc"})
+    if not listed:
+        (world / "classes.txt").unlink()
+    with pytest.raises(DataError, match="palettes differ: ") as told:
+        check(*(Pairs().load(world, split) for split in ("train", "val")))
+    assert "0-0-255" in told.value.cause
+    assert as_fault(told.value) in faults(world)
+    (world / "classes.txt").write_text("0 0 0 ground\n255 0 0 cell\n0 0 255 sea\n")
+    assert faults(world) == []
+
+
+def test_palettes_may_differ_in_what_no_pixel_has(world: Path) -> None:
+    palettes(world, "png", a=[BLACK, RED], b=[BLACK, RED, BLUE], c=[BLACK, RED, RED, BLUE])
+    assert faults(world) == []
+
+
+def test_grey_gifs_whose_numbers_are_no_levels(world: Path) -> None:
+    for mask in (world / "masks").rglob("*.png"):
+        mask.unlink()
+    for place, level in (("train/a", 1), ("train/deep/b", 2), ("val/c", 1)):
+        write(world / "masks" / f"{place}.gif", np.arange(24).reshape(4, 6) // 12 * level)
+    assert any("palettes differ" in fault for fault in faults(world))
+
+
+def test_images_that_carry_an_exif_turn_are_noted(world: Path) -> None:
+    for name, code, turned in (("train/a", 6, True), ("train/deep/b", 8, False), ("val/c", 3, True)):
+        image = world / "images" / f"{name}.jpg"
+        exif = Image.Exif()
+        exif[0x0112] = code
+        Image.open(image).save(image, exif=exif)
+        if turned and code != 3:
+            write(world / "masks" / f"{name}.png", np.arange(24).reshape(6, 4) // 12)
+    assert Pairs().verify(world).notes == [
+        "train: 2 images carry an EXIF turn: 1 are turned upright, 1 are annotated as stored",
+        "val: 1 images carry an EXIF turn: of 1 the size does not tell which way they were annotated: turned upright",
+    ]
 
 
 def test_black_and_white_masks_are_not_taken_for_no_class(world: Path) -> None:
@@ -315,7 +382,7 @@ def test_black_and_white_masks_are_not_taken_for_no_class(world: Path) -> None:
     assert len(Pairs().load(world, "train")) == 2  # val has both classes, so 255 is what it is by default
     write(world / "masks" / "val" / "c.png", [[0, 255] * 3] * 4)
     told = refused(world)
-    assert faults(world) == [f"{told.problem}: {told.cause}"]
+    assert as_fault(told) in faults(world)
     assert "hold 0 and 255 alone" in told.problem
     example = json.loads(told.fix.removeprefix("write classes.json: "))
     (world / "classes.txt").unlink()

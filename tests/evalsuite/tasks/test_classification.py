@@ -319,6 +319,22 @@ def test_images_that_do_not_decode_are_left_out_and_counted_or_refused(ask, tmp_
         ask(f"folder:{root}", protocol="ridge", strict=True, out=tmp_path / "refused")
 
 
+def test_images_in_two_splits_are_a_warning(ask, tmp_path):
+    root = write_folders(tmp_path / "mine", train=4, test=2)
+    assert not any("scores are too high" in told for told in ask(f"folder:{root}", protocol="ridge").warnings)
+    (root / "test" / "class 1" / "002.png").write_bytes((root / "train" / "class 2" / "008.png").read_bytes())
+    (told,) = (w for w in ask(f"folder:{root}", protocol="ridge", out=tmp_path / "again").warnings if "too high" in w)
+    assert told.startswith("1 of the images of test are in train too, so that scores are too high: ")
+    assert told.endswith("class 1/002.png is class 2/008.png there")
+    labels = np.repeat(np.arange(3), 4)
+    pixels = world(labels, 1, 10.0)
+    np.savez(
+        tmp_path / "a.npz", train_images=pixels, train_labels=labels, test_images=pixels[:5], test_labels=labels[:5]
+    )
+    warnings = ask(f"npz:{tmp_path / 'a.npz'}", protocol="ridge", out=tmp_path / "arrays").warnings
+    assert any(told.startswith("5 of the images of test are in train too") for told in warnings)
+
+
 def test_a_split_without_a_readable_image_is_refused(ask, tmp_path):
     root = write_folders(tmp_path / "mine", train=4, test=1)
     for path in (root / "test").rglob("*.png"):

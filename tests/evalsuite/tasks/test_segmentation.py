@@ -230,6 +230,20 @@ def test_data_without_a_pixel_to_judge_by_fail(pairs, registry, tmp_path):
     assert "no pixel to judge by" in cell.error
 
 
+def test_unreadable_images_and_masks_are_left_out_before_training_and_counted(pairs, oracle, tmp_path):
+    images, masks = (sorted((pairs / kind / "train").iterdir()) for kind in ("images", "masks"))
+    images[0].write_bytes(images[0].read_bytes()[:200])
+    masks[1].write_bytes(b"")
+    ask = {"data": f"pairs:{pairs}", "settings": {}}
+    cell = run_one(oracle, tmp_path / "out", "segment", **ask)
+    assert cell.status == "ok"
+    assert cell.data["train_unreadable"] == 2
+    assert cell.data["train_images"] == len(images) - 2
+    assert any("train: 2 images cannot be read and are left out" in told for told in cell.warnings)
+    with pytest.raises(DataError, match=f"2 of {len(images)} images cannot be read"):
+        run_one(oracle, tmp_path / "strict", "segment", strict=True, **ask)
+
+
 # --- recipes and backbones ---------------------------------------------------------------------------------------
 
 

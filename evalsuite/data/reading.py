@@ -1,0 +1,251 @@
+"""Which images of a split can be read, and which stand in two splits: looked at once, and remembered beside the cache.
+
+What is remembered goes by a key that changes with the files: a fingerprint over names, sizes and times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
+
+from evalsuite.cache import default_root
+from evalsuite.data.images import digest
+from evalsuite.errors import ImageError
+from evalsuite.files import write_text
+from evalsuite.progress import Progress
+
+__all__ = [
+    "Contents",
+    "Copies",
+    "Readable",
+    "Split",
+    "copied",
+    "in_both",
+    "left_out",
+    "look",
+    "of_files",
+    "readable",
+    "recall",
+    "refuse",
+    "usable",
+]
+
+_SAMPLE = 4096  # bytes by which files of one length are compared before they are read whole
+
+
+class Readable(NamedTuple):
+    """What looking at every row of a split found: which cannot be read, and the classes that occur in the others."""
+
+    unreadable: dict[int, ImageError]
+    labels: frozenset[int]
+
+
+class Split(Protocol):
+    """A split in files of which rows can be left out.
+
+    ``title`` is its name for readers of scores. ``unreadable`` says why rows were left out, ``fingerprint`` is of the
+    others. ``files`` are its ``images``, and masks where it has them.
+    """
+
+    @property
+    def title(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def unreadable(self) -> tuple[ImageError, ...]: ...
+    def __len__(self) -> int: ...
+    def images(self) -> Iterable[Path]: ...
+    def files(self) -> Iterable[Path]: ...
+    def without(self, unreadable: Mapping[int, ImageError]) -> Self: ...
+
+
+Given = TypeVar("Given", bound=Split)
+
+
+def usable(
+    part: Given,
+    read: Callable[[int], Iterable[int]],
+    progress: Progress,
+    *,
+    strict: bool = False,
+    known: bool = False,
+    kind: str = "",
+) -> tuple[Given, frozenset[int]]:
+    """``part`` without the images that cannot be read, and the classes that occur in it.
+
+    Every row is read once, and what that found is remembered, by ``kind`` where rows are read in several ways; with
+    ``known`` nothing is read, and only what an earlier look found is left out. Raises :class:`ImageError` where no
+    image can be read, or with ``strict`` where one cannot, and whatever else ``read`` raises.
+    """
+    key = of_files(f"{part.fingerprint} {kind}", part.files())
+    found = recall(key) if known else readable(key, len(part), read, progress)
+    if found is None:
+        found = Readable({}, frozenset())
+    refuse([*part.unreadable, *found.unreadable.values()], len(part) + len(part.unreadable), strict)
+    return part.without(found.unreadable) if found.unreadable else part, found.labels
+
+
+def refuse(unreadable: Sequence[ImageError], count: int, strict: bool) -> None:
+    """Raise :class:`ImageError` where none of ``count`` images can be read, or with ``strict`` where one cannot."""
+    if unreadable and (strict or len(unreadable) == count):
+        first = unreadable[0]
+        told = f"{len(unreadable)} of {count} images cannot be read; {first.problem}"
+        raise ImageError(told, cause=first.cause, fix=first.fix)
+
+
+def left_out(unreadable: Sequence[ImageError]) -> str:
+    """What is told of images that are left out."""
+    first = unreadable[0]
+    return f"{len(unreadable)} images cannot be read and are left out; {first.problem}: {first.cause}"
+
+
+def readable(key: str, count: int, read: Callable[[int], Iterable[int]], progress: Progress) -> Readable:
+    """Look at every row once, or remember what an earlier look of the same ``key`` found.
+
+    ``read`` decodes a row and gives the classes in it. Rows of which it raises :class:`ImageError` are unreadable; what
+    else it raises is wrong with the data, and is raised.
+    """
+    found = recall(key)
+    if found is None:
+        found = look(count, read, progress)
+        told = {str(row): [e.problem, e.cause, e.fix] for row, e in found.unreadable.items()}
+        write_text(_memory("readable", key), json.dumps({"unreadable": told, "labels": sorted(found.labels)}))
+    return found
+
+
+def recall(key: str) -> Readable | None:
+    """What an earlier look found; None where there was none."""
+    memory = _memory("readable", key)
+    if not memory.is_file():
+        return None
+    known: dict[str, Any] = json.loads(memory.read_text(encoding="utf-8"))
+    errors = {int(row): ImageError(p, cause=c, fix=f) for row, (p, c, f) in known["unreadable"].items()}
+    return Readable(errors, frozenset(known["labels"]))
+
+
+def look(count: int, read: Callable[[int], Iterable[int]], progress: Progress) -> Readable:
+    """As :func:`readable`, without a memory. Decoding releases the interpreter lock, so threads keep all cores busy."""
+
+    def attempt(row: int) -> frozenset[int] | ImageError:
+        try:
+            return frozenset(read(row))
+        except ImageError as error:
+            return error
+
+    unreadable: dict[int, ImageError] = {}
+    labels: set[int] = set()
+    with ThreadPoolExecutor() as pool, progress.track("check images", count) as meter:
+        for row, found in enumerate(pool.map(attempt, range(count))):
+            if isinstance(found, ImageError):
+                unreadable[row] = found
+            else:
+                labels |= found
+            meter.update(row + 1)
+    return Readable(unreadable, frozenset(labels))
+
+
+def of_files(fingerprint: str, paths: Iterable[Path]) -> str:
+    """A key of these files as they are now: of ``fingerprint``, which knows names and lengths, and of their times."""
+    state = hashlib.sha256(fingerprint.encode())
+    for path in paths:
+        try:
+            state.update(path.stat().st_mtime_ns.to_bytes(8, "little", signed=True))
+        except OSError:
+            state.update(b"gone")
+    return state.hexdigest()
+
+
+class Copies(NamedTuple):
+    """How many images of one split are, byte for byte, in another one too, and the names of the first in both."""
+
+    number: int
+    first: tuple[str, str]
+
+    def warning(self, train: str, test: str) -> str:
+        """What a reader of scores must know."""
+        return (
+            f"{self.number} of the images of {test} are in {train} too, so that scores are too high: "
+            f"{self.first[0]} is {self.first[1]} there"
+        )
+
+
+# An image by its name: its file, or a digest of what it holds.
+Contents = Mapping[str, Path | str]
+
+
+def copied(train: Split, test: Split, progress: Progress) -> tuple[str, ...]:
+    """A warning of images that stand in both splits."""
+    key = of_files(f"{train.fingerprint} {test.fingerprint}", [*train.images(), *test.images()])
+    learnt, tested = ({str(path): path for path in part.images()} for part in (train, test))
+    found = in_both(key, learnt, tested, progress)
+    return () if found is None else (found.warning(train.title, test.title),)
+
+
+def in_both(key: str, train: Contents, test: Contents, progress: Progress) -> Copies | None:
+    """The images of ``test`` that are in ``train`` too.
+
+    Files are compared by length, then by a sample from their middle, and only where both agree by their digests. What
+    is found is remembered by ``key``.
+    """
+    memory = _memory("copies", key)
+    if not memory.is_file():
+        found = _copies(train, test, progress)
+        write_text(memory, json.dumps([len(found), next(iter(found.items()), ["", ""])]))
+    number, first = json.loads(memory.read_text(encoding="utf-8"))
+    return Copies(number, (first[0], first[1])) if number else None
+
+
+def _copies(train: Contents, test: Contents, progress: Progress) -> dict[str, str]:
+    """{name in ``test``: name in ``train``} of equal contents."""
+    marks: dict[str, dict[str, str]] = {}
+    for tell in (_length, _sample, _digest):
+        marks = {}
+        for side, images in (("train", train), ("test", test)):
+            with ThreadPoolExecutor() as pool, progress.track(f"look for copies in {side}", len(images)) as meter:
+                marks[side] = {}
+                for done, (name, mark) in enumerate(zip(images, pool.map(tell, images.values()), strict=True), 1):
+                    if mark:
+                        marks[side][name] = mark
+                    meter.update(done)
+        both = set(marks["train"].values()) & set(marks["test"].values())
+        train = {name: train[name] for name, mark in marks["train"].items() if mark in both}
+        test = {name: test[name] for name, mark in marks["test"].items() if mark in both}
+    names = {marks["train"][name]: name for name in train}
+    return {name: names[marks["test"][name]] for name in test}
+
+
+def _of_file(tell: Callable[[Path], str]) -> Callable[[Path | str], str]:
+    """A digest stands for itself; a file that cannot be read has no mark, and is equal to none."""
+
+    def mark(content: Path | str) -> str:
+        if isinstance(content, str):
+            return content
+        try:
+            return tell(content)
+        except OSError:
+            return ""
+
+    return mark
+
+
+@_of_file
+def _length(file: Path) -> str:
+    return str(file.stat().st_size)
+
+
+@_of_file
+def _sample(file: Path) -> str:
+    with file.open("rb") as stream:
+        stream.seek(file.stat().st_size // 2)
+        return hashlib.sha256(stream.read(_SAMPLE)).hexdigest()
+
+
+_digest = _of_file(digest)
+
+
+def _memory(kind: str, key: str) -> Path:
+    return default_root().parent / kind / f"{key}.json"
