@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import timm
+import torch
+import torch.nn.functional as F
 from timm.models import is_model_in_modules
 from timm.models.resnet import ResNet
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from evalsuite.backbone import Backbone, BackboneSpec, Features
@@ -21,14 +24,28 @@ TOKENS = ["vision_transformer", "deit", "eva", "vision_transformer_hybrid"]
 WINDOWS = ["swin_transformer", "swin_transformer_v2"]
 
 
+Positions = Literal["timm", "bicubic", "dino"]
+
+
 def build(
-    name: str, *, pretrained: bool = False, norm_eps: float | Mapping[str, float] | None = None, **options: Any
+    name: str,
+    *,
+    pretrained: bool = False,
+    norm_eps: float | Mapping[str, float] | None = None,
+    positions: Positions = "timm",
+    **options: Any,
 ) -> Backbone:
     """The timm model ``name`` without its classifier; ``options`` go to ``timm.create_model``.
 
     ``pretrained`` fetches timm's weights (from its cache, else the network). ``norm_eps`` is the epsilon of every layer
-    normalisation, or of those whose names begin so, where a network was trained with another than timm's. Raises
-    ValueError for a name timm does not know or a model without feature maps.
+    normalisation, or of those whose names begin so, where a network was trained with another than timm's.
+    ``positions`` says how a vision transformer's table of them is brought to images of another size than it was learnt
+    on: ``timm`` by bicubic interpolation with antialiasing, as DINOv2 with registers has it too; ``bicubic`` without
+    (facebookresearch/mae, transformers); ``dino`` without and by a factor a tenth of a patch too large, as
+    facebookresearch/dino, bytedance/ibot and dinov2 without registers do against rounding.
+
+    Raises ValueError for a name timm does not know, a model without feature maps, and ``positions`` that are unknown
+    or of a model without a table of them.
     """
     if not timm.is_model(name):
         raise ValueError(f"timm {timm.__version__} has no model {name!r}")
@@ -38,6 +55,9 @@ def build(
     if norm_eps is not None:
         _set_eps(net, norm_eps if isinstance(norm_eps, Mapping) else {"": norm_eps})
         options = {**options, "norm_eps": norm_eps}
+    if positions != "timm":
+        _set_positions(net, name, positions)
+        options = {**options, "positions": positions}
     tokens = (
         hasattr(net, "patch_embed") and hasattr(net, "num_prefix_tokens") and not is_model_in_modules(name, WINDOWS)
     )
@@ -63,6 +83,14 @@ def _set_eps(net: nn.Module, by_name: Mapping[str, float]) -> None:
         for start, eps in by_name.items():
             if isinstance(module, nn.LayerNorm) and name.startswith(start):
                 module.eps = eps
+
+
+def _set_positions(net: Any, name: str, positions: Positions) -> None:
+    if positions not in get_args(Positions):
+        raise ValueError(f"positions are {' or '.join(get_args(Positions))}, not {positions!r}")
+    if type(net) is not VisionTransformer or net.pos_embed is None:
+        raise ValueError(f"timm's {name} has no table of positions, which could be {positions!r}")
+    vars(net)["_pos_embed"] = partial(_with_positions, net, positions)
 
 
 def _dilated(name: str, options: dict[str, Any], output_stride: int) -> Backbone:
@@ -105,6 +133,30 @@ def _look_tokens(net: Any, x: Tensor) -> Features:
     stride = net.feature_info[-1]["reduction"]
     grid = tokens.transpose(1, 2).unflatten(2, (height, width))
     return Features(net.forward_head(every, pre_logits=True), {stride: grid}, tokens)
+
+
+def _with_positions(net: Any, positions: Positions, x: Tensor) -> Tensor:
+    """Patches (B, H, W, C) as the sequence that the blocks take; in the place of timm's ``_pos_embed``."""
+    extra = 0 if net.no_embed_class else net.num_prefix_tokens
+    table = torch.cat([net.pos_embed[:, :extra], _resampled(net, positions, x.shape[1:3], extra)], dim=1)
+    prefix = [token.expand(len(x), -1, -1) for token in (net.cls_token, net.reg_token) if token is not None]
+    patches = x.flatten(1, 2)
+    if net.no_embed_class:
+        return net.pos_drop(torch.cat([*prefix, patches + table], dim=1))  # type: ignore[no-any-return]
+    return net.pos_drop(torch.cat([*prefix, patches], dim=1) + table)  # type: ignore[no-any-return]
+
+
+def _resampled(net: Any, positions: Positions, grid: tuple[int, ...], extra: int) -> Tensor:
+    learnt, table = net.patch_embed.grid_size, net.pos_embed[:, extra:]
+    if tuple(grid) == tuple(learnt):
+        return table  # type: ignore[no-any-return]
+    square = table.float().transpose(1, 2).unflatten(2, learnt)
+    if positions == "dino":
+        factors = [(cells + 0.1) / before for cells, before in zip(grid, learnt, strict=True)]
+        square = F.interpolate(square, scale_factor=factors, mode="bicubic")
+    else:
+        square = F.interpolate(square, size=tuple(grid), mode="bicubic")
+    return square.flatten(2).transpose(1, 2).to(table.dtype)
 
 
 def _split(net: Any) -> tuple[nn.Module, nn.Module]:

@@ -331,14 +331,17 @@ def _measure(read: Iterable[Read], builder: _Builder) -> Iterator[_Found]:
         if candidate.arch is None:
             continue
         extra = dict(candidate.options)
-        padded = ""
+        padded = resampled = ""
         if candidate.arch.removeprefix("small:") in SMALL.values():
             by_two = origins.origin(state, candidate.prefix) == "solo-learn"  # its base.py, for CIFAR
             extra.setdefault("stem_padding", 2 if by_two else 1)
             padded = f"stem taken as padded by {extra['stem_padding']}, which shapes do not show (options stem_padding)"
+        if not theirs and _plain_vit(candidate.arch) and (own := origins.positions(state, candidate.prefix)):
+            extra.setdefault("positions", own)
+            resampled = f"positions brought to other sizes as its own code does (option positions={own})"
         backbone, heads = builder(candidate.arch, extra)
         _, why = origins.choice(state.container, candidate.prefix)
-        reason = tuple(r for r in (why, candidate.note, padded) if r)
+        reason = tuple(r for r in (why, candidate.note, padded, resampled) if r)
         yield _Found(
             candidate,
             naming,
@@ -349,6 +352,11 @@ def _measure(read: Iterable[Read], builder: _Builder) -> Iterator[_Found]:
             match(backbone, heads, candidate.tensors),
             reason,
         )
+
+
+def _plain_vit(arch: str) -> bool:
+    scheme, _, name = arch.partition(":")
+    return scheme == "timm" and timm.models.is_model_in_modules(name.split(".")[0], ["vision_transformer"])
 
 
 def _forced(

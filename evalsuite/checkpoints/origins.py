@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from evalsuite.checkpoints.reading import State
 
-__all__ = ["Origin", "choice", "origin"]
+__all__ = ["Origin", "choice", "origin", "positions"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,22 @@ def origin(state: State, prefix: str) -> str:
     where = f"{state.container}:{prefix}"
     names = [*state.tensors, *top]
     return next((o.name for o in ORIGINS if o.matches(where, names)), "plain")
+
+
+def positions(state: State, prefix: str) -> str | None:
+    """How the code that wrote a vision transformer brings its positions to other sizes, as timm's zoo calls it
+    (:func:`evalsuite.backbones.timm_zoo.build`); None where it does as timm, or where nothing tells.
+
+    Published files of DINO hold a bare network, like many others: there the file's name tells.
+    """
+    if any(name.endswith(("register_tokens", "reg_token")) for name in state.tensors):
+        return None  # DINOv2 with registers does as timm
+    hidden = state.tensors.get(f"{prefix}mask_token")  # DINOv2's is (1, width), MAE's (1, 1, its decoder's width)
+    second = hidden is not None and hidden.ndim == 2
+    name = "dino" if second else origin(state, prefix)
+    if name in ("plain", "ddp", "safetensors") and "dino" in state.file.path.stem.lower():
+        name = "dino"
+    return {"dino": "dino", "ibot": "dino", "dinov2": "dino", "mae": "bicubic"}.get(name)
 
 
 def choice(container: str, prefix: str) -> tuple[int, str]:
