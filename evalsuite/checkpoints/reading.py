@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import stat
 import tarfile
 import warnings
 import zipfile
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import safetensors
@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from evalsuite.checkpoints.unpickling import Forbidden, Parameter, load_legacy, load_pickle, load_zip
 from evalsuite.errors import BackboneError
 
 __all__ = ["ENDINGS", "NOTE", "File", "State", "read", "states"]
@@ -72,9 +73,10 @@ class State:
 def read(path: str | Path, *, trust: bool = False) -> File:
     """Read a checkpoint of any known format.
 
-    torch files go through ``torch.load(weights_only=True)``, plain pickles through an unpickler that knows numpy
-    arrays only. Classes of configuration that training files often carry become inert stand-ins; their packages
-    are not imported. ``trust`` lets a file that asks for more run what it asks for, and the result says so.
+    Pickles, those of torch files among them, go through an unpickler that rebuilds tensors and numpy arrays and runs
+    nothing (:mod:`evalsuite.checkpoints.unpickling`). Classes of configuration that training files often carry become
+    inert stand-ins; their packages are not imported. ``trust`` lets a file that asks for more run what it asks for,
+    and the result says so.
 
     Raises :class:`BackboneError` for anything that is missing, broken, or asks for more than that.
     """
@@ -83,43 +85,51 @@ def read(path: str | Path, *, trust: bool = False) -> File:
     if start.startswith(b"PK\x03\x04"):
         return _read_zip(path, trust)
     if start.startswith(LEGACY):
-        return _read_torch(path, trust, mmap=False)
+        return _read_pickled(path, load_legacy, trust)
     if start[8:9] == b"{" and (start[:1] != b"\x80" or int.from_bytes(start[:8], "little") < path.stat().st_size):
         return _read_safetensors(path)  # it begins with the length of its header, whose first byte may be a pickle's
     if start[:1] == b"\x80":
-        return _read_pickle(path, trust)
+        return _read_pickled(path, load_pickle, trust)
     _refuse_format(path, start)
 
 
 def states(file: File) -> list[State]:
     """Every dict of tensors in a file, in the order met; what optimizers and schedulers keep is left out."""
-    return list(_walk(file.tree, "", file, 0))
+    return list(_walk(file.tree, "", file, 0, set()))
 
 
-def _walk(node: Any, where: str, file: File, depth: int) -> Iterator[State]:
+def _walk(node: Any, where: str, file: File, depth: int, seen: set[int]) -> Iterator[State]:
     if isinstance(node, nn.Module):
         node = node.state_dict()
-    if not isinstance(node, Mapping) or depth > 8:
+    if not isinstance(node, Mapping) or depth > 8 or id(node) in seen:  # a few dicts in each other are many ways
         return
+    seen.add(id(node))
     named = {k: v for k, v in node.items() if isinstance(k, str)}
     tensors = {k: t for k, v in named.items() if (t := _tensor(v)) is not None}
     if tensors:
         yield State(tensors, where, file)
     for key, value in named.items():
         if not re.match(r"optim|opt_|scheduler|lr_sched|scaler|amp$|fp16_scaler|callbacks|rng|meters", key):
-            yield from _walk(value, f"{where}.{key}" if where else key, file, depth + 1)
+            yield from _walk(value, f"{where}.{key}" if where else key, file, depth + 1, seen)
 
 
 def _tensor(value: Any) -> Tensor | None:
+    value = value.data if isinstance(value, Parameter) else value
     if isinstance(value, Tensor):
-        return value.detach()
+        return value.detach().as_subclass(Tensor)
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-        return torch.from_numpy(np.array(value))  # a copy: pickled arrays may be read-only
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it cannot be written: nobody does
+            return torch.from_numpy(value.view(np.ndarray).astype(value.dtype.newbyteorder("="), copy=False))
     return None
 
 
 def _first_bytes(path: Path) -> bytes:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise BackboneError(
+                f"{path} is not a checkpoint", cause="it is no regular file: a pipe or a device", fix="name a file"
+            )
         with path.open("rb") as file:
             start = file.read(64)
     except OSError as error:
@@ -201,47 +211,30 @@ def _read_zip(path: Path, trust: bool) -> File:
             cause=f"a zip archive of {held}",
             fix="unpack it and name the checkpoint in it",
         )
-    return _read_torch(path, trust, mmap=True)
+    return _read_pickled(path, load_zip, trust)
 
 
-def _read_torch(path: Path, trust: bool, mmap: bool) -> File:
+def _read_pickled(path: Path, load: Callable[[Path], Any], trust: bool) -> File:
+    """A file of ``torch.save`` or a plain pickle, by our own unpickler; where trusted, by what wrote it."""
     notes: tuple[str, ...] = ()
-    trusted = False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a stranger's pickle protocol or storage type is not the user's affair
         try:
-            with torch.serialization.safe_globals(_safe_globals()):
-                tree = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        except Exception as error:  # torch raises a dozen types for a broken file
-            asked = _asked_of(path, error)
-            if asked is None:
-                _refuse_broken(path, error)
+            tree = load(path)
+        except Forbidden as error:
             if not trust:
-                _refuse_global(path, asked)
-            tree = torch.load(path, map_location="cpu", weights_only=False, mmap=mmap)
-            trusted, notes = True, (f"read with --trust-checkpoint: it asked for {asked}",)
-    return File(path, tree, _sha256(path), _noted(tree), trusted, notes)
+                _refuse_global(path, str(error))
+            tree, notes = _trusted(path, load), (f"read with --trust-checkpoint: it asked for {error}",)
+        except Exception as error:  # broken bytes raise any type
+            _refuse_broken(path, error)
+    return File(path, tree, _sha256(path), _noted(tree), bool(notes), notes)
 
 
-def _read_pickle(path: Path, trust: bool) -> File:
-    try:
-        with path.open("rb") as file:
-            tree = _NumpyUnpickler(file, encoding="latin1").load()
-    except _Forbidden as error:
-        if not trust:
-            _refuse_global(path, str(error))
-        with path.open("rb") as file:
-            tree = pickle.load(file, encoding="latin1")
-        return File(
-            path,
-            tree,
-            _sha256(path),
-            trusted=True,
-            notes=(f"read with --trust-checkpoint: it asked for {error}",),
-        )
-    except Exception as error:  # pickle raises any type for broken bytes
-        _refuse_broken(path, error)
-    return File(path, tree, _sha256(path), _noted(tree))
+def _trusted(path: Path, load: Callable[[Path], Any]) -> Any:
+    if load is not load_pickle:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    with path.open("rb") as file:
+        return pickle.load(file, encoding="latin1")
 
 
 def _noted(tree: Any) -> dict[str, str]:
@@ -264,181 +257,3 @@ def _refuse_global(path: Path, asked: str) -> NoReturn:
     raise BackboneError(
         f"{path} asks to run {asked}", cause=f"unpickling it would import and call {asked}; {what}", fix=TRUST
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# What a pickle may name. Nothing in these lists is imported: each name gives an inert stand-in.
-
-
-class _Inert:
-    """Takes the place of an object we have no use for; keeps its attributes."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            self.__dict__.update({k: v for k, v in state.items() if isinstance(k, str)})
-
-    def __hash__(self) -> int:
-        return id(self)
-
-
-class _InertDict:
-    """Takes the place of a subclass of dict; gives a plain OrderedDict, the one kind torch's unpickler fills."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        return OrderedDict()
-
-
-INERT_DICTS = (
-    "addict.addict.Dict", "collections.defaultdict", "classy_vision.generic.util.AttrDict",
-    "detectron2.config.config.CfgNode", "fvcore.common.config.CfgNode", "yacs.config.CfgNode",
-    "lightning_fabric.utilities.data.AttributeDict", "lightning.fabric.utilities.data.AttributeDict",
-    "lightning.pytorch.utilities.parsing.AttributeDict", "pytorch_lightning.utilities.parsing.AttributeDict",
-    "mmcv.utils.config.ConfigDict", "mmengine.config.config.ConfigDict", "mmengine.config.ConfigDict",
-    "ml_collections.config_dict.config_dict.ConfigDict", "vissl.config.attr_dict.AttrDict",
-    "vissl.utils.hydra_config.AttrDict", "easydict.EasyDict", "munch.Munch",
-)  # fmt: skip
-INERT = (
-    "argparse.Namespace", "types.SimpleNamespace", "typing.Any", "datetime.datetime", "datetime.timedelta",
-    *(f"pathlib.{local}{kind}Path" for local in ("", "_local.") for kind in ("", "Posix", "Windows")),
-    *(f"pathlib.{local}Pure{kind}Path" for local in ("", "_local.") for kind in ("", "Posix", "Windows")),
-    *(f"builtins.{kind}" for kind in ("dict", "list", "tuple", "int", "float", "str", "bool", "bytes")),
-    "omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig",
-    *(f"omegaconf.base.{kind}" for kind in ("ContainerMetadata", "Metadata", "Node")),
-    *(f"omegaconf.nodes.{kind}Node" for kind in
-      ("Any", "Integer", "Float", "String", "Boolean", "Bytes", "Path", "Enum", "Value", "InterpolationResult")),
-    "mmengine.config.config.Config", "mmcv.utils.config.Config", "mmengine.logging.history_buffer.HistoryBuffer",
-    "numpy.random._pickle.__randomstate_ctor", "numpy.random._pickle.__generator_ctor",
-    "numpy.random._pickle.__bit_generator_ctor",
-)  # fmt: skip
-
-
-def _numpy_globals() -> dict[str, Any]:
-    """What rebuilds numpy arrays, dtypes and scalars, under numpy 1's and numpy 2's module names."""
-    from numpy._core import multiarray, numeric
-
-    found: dict[str, Any] = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
-    for module in ("numpy.core", "numpy._core"):
-        found[f"{module}.multiarray._reconstruct"] = multiarray._reconstruct
-        found[f"{module}.multiarray.scalar"] = multiarray.scalar
-        found[f"{module}.numeric._frombuffer"] = numeric._frombuffer  # type: ignore[attr-defined]
-    return found
-
-
-def _safe_globals() -> list[Any]:
-    """For ``torch.serialization.safe_globals``: (stand-in, name) pairs."""
-    pairs: list[Any] = [(found, name) for name, found in _numpy_globals().items()]
-    pairs += [(_InertDict, name) for name in INERT_DICTS] + [(_Inert, name) for name in INERT]
-    return pairs + [getattr(np.dtypes, name) for name in np.dtypes.__all__]  # the types that dtype instances have
-
-
-def _full_name(module: str, name: str) -> str:
-    """The Python 3 name of a global; pickles of protocol 2 keep Python 2's modules."""
-    return f"{({'__builtin__': 'builtins', 'copy_reg': 'copyreg'}).get(module, module)}.{name}"
-
-
-class _Forbidden(pickle.UnpicklingError):
-    """A pickle asked for a global that is not allowed; the message is its full name."""
-
-
-class _NumpyUnpickler(pickle.Unpickler):
-    """Rebuilds numpy arrays in plain containers and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        full = _full_name(module, name)
-        if full == "collections.OrderedDict":
-            return OrderedDict
-        if full == "_codecs.encode":
-            return _latin1
-        if full in INERT_DICTS:
-            return _InertDict
-        if full in INERT:
-            return _Inert
-        allowed = _numpy_globals()
-        if full not in allowed:
-            raise _Forbidden(full)
-        return allowed[full]
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """What ``_codecs.encode`` does in a pickle of bytes written for Python 2, and no other codec."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"codec {encoding!r} is not allowed")
-    return text.encode("latin1")
-
-
-class _Names(pickle.Unpickler):
-    """Collects the globals a pickle names. Every one becomes an inert stand-in, so nothing of it runs."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file, encoding="latin1")
-        self.found: list[str] = []
-
-    def find_class(self, module: str, name: str) -> Any:
-        self.found.append(_full_name(module, name))
-        return _Sponge
-
-    def persistent_load(self, pid: Any) -> Any:
-        return _Sponge()
-
-
-class _Sponge(_Inert):
-    """An inert stand-in that also takes items, so that a pickle can be followed to its end."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> _Sponge:
-        return self
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, item: Any) -> None:
-        pass
-
-    def extend(self, items: Any) -> None:
-        pass
-
-    def add(self, item: Any) -> None:
-        pass
-
-
-def _asked_of(path: Path, error: Exception) -> str | None:
-    """The full name of the global for which torch refused a file, or None if it was refused for something else."""
-    if not isinstance(error, pickle.UnpicklingError):
-        return None
-    told = re.search(r"GLOBAL (\S+)", str(error))
-    names = _named_in(path)
-    if told:
-        short = told[1]
-        return next((n for n in names if n == short or n == f"builtins.{short}"), short)
-    if "Unsupported operand" in str(error):  # a later pickle protocol: name what is beyond plain tensors
-        known = {name for _, name in (p for p in _safe_globals() if isinstance(p, tuple))}
-        odd = [n for n in names if n not in known and not re.match(r"torch\._utils\.|torch\.\w+$|collections\.O", n)]
-        return odd[0] if odd else "a pickle protocol later than torch.save's own"
-    return None
-
-
-def _named_in(path: Path) -> list[str]:
-    """All globals that the pickles of a torch file name."""
-    found: list[str] = []
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
-            with archive.open(name) as stream:
-                _follow(stream, found)  # type: ignore[arg-type]
-        return found
-    with path.open("rb") as stream:
-        for _ in range(4):  # magic number, protocol, system, object
-            _follow(stream, found)
-    return found
-
-
-def _follow(stream: BinaryIO, found: list[str]) -> None:
-    names = _Names(stream)
-    try:
-        names.load()
-    except Exception:  # a hostile pickle may end anyhow; what it named until then is what we want
-        pass
-    finally:
-        found.extend(names.found)
