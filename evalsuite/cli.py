@@ -16,6 +16,7 @@ from evalsuite.files import writable, writable_file
 
 if TYPE_CHECKING:
     from evalsuite.cache import Entry
+    from evalsuite.data import Source
     from evalsuite.hooks import Loaded
     from evalsuite.results import Result
 
@@ -286,18 +287,30 @@ def data_list(as_json: Json = False) -> None:
 
 @data_app.command("where")
 def data_where(name: Annotated[str | None, typer.Argument()] = None, data_root: Root = None) -> None:
-    """Where a data set lies, or what tree is expected where it does not. Exit 3 if one that was named is missing."""
+    """Where a data set lies, or what tree is expected where it does not. Exit 3 if one that was named is missing.
+
+    Of a layout for data of one's own (folder, csv, pairs, ...), or a task that takes such (classify, detect, segment):
+    the tree, and what to give to evalsuite run.
+    """
     from evalsuite.data import source
     from evalsuite.errors import DataError
 
     registry = _load().registry
-    for each in [name] if name else registry.names("dataset"):
+    layouts = [source(registry, each) for each in registry.names("dataset")]
+    yours = [layout for layout in layouts if name in layout.serves]
+    if name and not yours:
+        layouts = [source(registry, name)]
+        yours = [layout for layout in layouts if layout.layout_only]
+    for layout in yours:
+        typer.echo(_own(layout))
+    for layout in [] if yours else layouts:
         try:
-            typer.echo(f"{each}: {source(registry, each).locate(data_root)}")
+            own = f"data of your own, --data {layout.name}:PATH" if layout.layout_only else ""
+            typer.echo(f"{layout.name}: {own or layout.locate(data_root)}")
         except DataError as missing:
             if name:
                 raise
-            typer.echo(f"{each}: not found ({missing.cause})")
+            typer.echo(f"{layout.name}: not found ({missing.cause})")
 
 
 @data_app.command("verify")
@@ -668,6 +681,18 @@ def _pairs(items: list[str] | None, flag: str) -> dict[str, str]:
 def _silent() -> bool:
     """Whether this is one of several processes of a run, and not the one that speaks."""
     return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0"
+
+
+def _own(layout: Source[Any]) -> str:
+    """How to give data of one's own in a layout."""
+    from evalsuite.docs import prose
+
+    tree = (layout.own_tree or layout.tree).split()
+    path = f"{layout.name}:PATH{'/' + tree[0] if layout.layout_only and layout.file else ''}"
+    flags = [f"    evalsuite run --task {task} --data {path}" for task in layout.serves]
+    tree = [f"    PATH/{line}" for line in tree]
+    lines = [f"{layout.name}: data of your own", *tree, "give it by", *flags, f"    evalsuite data verify {path}"]
+    return "\n".join([*lines, "", prose(type(layout)), ""])
 
 
 def _values(items: list[str] | None, flag: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from evalsuite import probes
 from evalsuite.backbone import Backbone
 from evalsuite.cache import Cache, Encoded, Output, Preprocess
 from evalsuite.data import reading, source
-from evalsuite.data.classification import ClassificationSet, ClassificationSource
+from evalsuite.data.classification import ClassificationSet, ClassificationSource, refuse_single_class
 from evalsuite.errors import DataError, ImageError, UsageError
 from evalsuite.metrics.ranking import (
     auroc,
@@ -386,20 +386,14 @@ class Probing(Task):
         """What to learn from and what to score on, rows without a label left out."""
         layout, path = self.place(setup)
         protocol = _protocol(setup)
-        roles = layout.roles(path)
-        train, test = (_role(roles, wanted) for wanted in (protocol.train_split, protocol.test_split))
-        found = _load(layout, path, train, test)
+        found = _load(layout, path, protocol.train_split, protocol.test_split)
         for part in found:
             self.check(part)
         first, second = (_labelled(self.prepared(part, protocol), setup.strict) for part in found)
         first = first if protocol.fraction == 1 else layout.official(path, first, protocol.fraction) or first
         first, second = first.limit(setup.limit), second.limit(setup.limit)
-        if not first.multilabel and len(np.unique(first.labels)) < 2:
-            raise DataError(
-                f"{first.name} {first.split} holds a single class",
-                cause=f"its {len(first)} images are all of class {first.classes[int(first.labels[0])]}",
-                fix="there is nothing to tell apart; check the labels, or raise --limit",
-            )
+        if not first.multilabel:
+            refuse_single_class(first)
         return first, second
 
     def fingerprint(self, setup: Setup) -> str:
@@ -599,11 +593,6 @@ def _hidden(test: ClassificationSet) -> ClassificationSet:
     return dataclasses.replace(test, labels=np.full_like(test.labels, -1))
 
 
-def _role(roles: Mapping[str, str], wanted: str) -> str:
-    """The split of the first of the roles ``a|b`` that the data have; a name that is no role is a split's own."""
-    return next((roles[name] for name in wanted.split("|") if name in roles), wanted)
-
-
 _LOADED: dict[tuple[Any, ...], tuple[ClassificationSet, ClassificationSet]] = {}
 
 
@@ -614,17 +603,10 @@ def _load(
 
     It is read again when a file is added or taken away.
     """
-    key = (type(layout), path.resolve(), train, test, layout.stamp(path))
+    key = (layout.key, path.resolve(), train, test, layout.stamp(path))
     if key not in _LOADED:
         _LOADED.clear()
-        first, second = layout.load(path, train), layout.load(path, test)
-        if first.classes != second.classes:
-            raise DataError(
-                f"{train} and {test} of {path} do not have the same classes",
-                cause=f"only in one of them: {', '.join(sorted(set(first.classes) ^ set(second.classes)))}",
-                fix="name the same classes in both",
-            )
-        _LOADED[key] = first, second
+        _LOADED[key] = layout.pair(path, train, test)
     return _LOADED[key]
 
 

@@ -26,6 +26,7 @@ from evalsuite.data.classification import (
     npz_array,
     npz_headers,
     read_files,
+    split_folders,
 )
 from evalsuite.data.imagenet import TinyImageNet
 from evalsuite.data.images import read_rgb
@@ -236,14 +237,17 @@ def _digest(*parts: bytes | memoryview) -> str:
 
 
 def _folder(path: Path) -> Corpus:
-    """``train`` and, for k-NN, ``val`` or ``test`` with a folder a class; or just images, in folders or not."""
-    if not (path / "train").is_dir():
-        return _held_out(_labelled_by_folder(path, class_folders(path)))
-    classes = class_folders(path / "train")
-    train = _labelled_by_folder(path / "train", classes)
+    """``train`` and, for k-NN, ``val`` or ``test`` with a folder a class, by whatever name people give these; or just
+    images, in folders or not."""
+    folders = split_folders(path, refuse=False)
+    if "train" not in folders:
+        home = path / "train" if (path / "train").is_dir() else path
+        return _held_out(_labelled_by_folder(home, class_folders(home)))
+    classes = class_folders(folders["train"])
+    train = _labelled_by_folder(folders["train"], classes)
     for name in ("val", "test"):
-        if (path / name).is_dir() and train.labelled:
-            test = _labelled_by_folder(path / name, classes)
+        if name in folders and train.labelled:
+            test = _labelled_by_folder(folders[name], classes)
             if test.labelled:
                 return Corpus(train, (train, test))
     return _held_out(train)

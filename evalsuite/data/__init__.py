@@ -2,12 +2,17 @@
 
 Nothing is downloaded. A :class:`Source` finds its tree under a data root, reads a split, verifies it, and
 writes a small demo world in the same layout.
+
+A run reads data through :meth:`Source.pair`, and :meth:`Source.verify` goes through it too, so that no data pass
+verification which a run refuses.
 """
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +24,19 @@ from evalsuite.hooks import Registry, hookimpl
 if TYPE_CHECKING:
     from evalsuite.progress import Progress
 
-__all__ = ["Report", "Source", "as_fault", "parse", "source"]
+__all__ = ["YOURS", "Report", "Source", "as_fault", "parse", "source", "split_role", "split_roles"]
 
 Data = TypeVar("Data", covariant=True)
+
+YOURS = "that of your data"  # the licence of a layout without a data set of its own
+
+# What people call the split to learn from, to choose by and to score on.
+_ROLES = {
+    "train": ("train", "training", "trn", "learn"),
+    "val": ("val", "valid", "validation", "validate", "vali", "dev", "eval", "evaluation"),
+    "test": ("test", "testing", "tst", "holdout"),
+}
+_FILLERS = {"seg", "cls", "data", "dataset", "image", "images", "img", "imgs", "folder", "split", "set"}
 
 
 @hookimpl
@@ -82,7 +97,8 @@ class Report:
         try:
             yield
         except DataError as error:
-            self.faults.append(as_fault(error))
+            if as_fault(error) not in self.faults:
+                self.faults.append(as_fault(error))
 
 
 def as_fault(error: DataError) -> str:
@@ -90,11 +106,40 @@ def as_fault(error: DataError) -> str:
     return f"{error.problem}: {error.cause} (fix: {error.fix})"
 
 
+def split_role(name: str) -> str | None:
+    """``train``, ``val`` or ``test`` for what people call such a split, in any letter case (``Training``, ``valid``,
+    ``test_set``, ``seg_train``); None for any other name."""
+    return split_roles([name]).get(name)
+
+
+def split_roles(names: Iterable[str]) -> dict[str, str]:
+    """{name: role} of those among the names of one folder, or column, that are splits, as :func:`split_role`.
+
+    What such names have in common is no matter where both a training split and another one have it: ``birds_train``
+    and ``birds_test``.
+    """
+    alike: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for name in names:
+        words = [word for word in re.findall(r"[^\W\d_]+|\d+", name.lower()) if word not in _FILLERS]
+        roles = {word: _role(word) for word in (*words, "".join(words)) if _role(word)}
+        if len(roles) == 1:
+            ((word, role),) = roles.items()
+            alike[" ".join(w for w in words if w != word) if word in words else ""][name] = str(role)
+    plain = "train" in alike[""].values()
+    found = [named for rest, named in alike.items() if not rest or (not plain and {"train"} < set(named.values()))]
+    return {name: role for named in found for name, role in named.items()}
+
+
+def _role(word: str) -> str | None:
+    return next((role for role, words in _ROLES.items() if word in words or word.removesuffix("set") in words), None)
+
+
 class Source(ABC, Generic[Data]):
     """A layout on disk, and the data set that made it known. Instances hold nothing that was read.
 
     ``tree`` lists what must be there below the data root, one path a line. ``file``: anybody's data in this layout
-    are one file, not a folder.
+    are one file, not a folder. ``serves`` names the generic tasks that take anybody's data in this layout; its tree is
+    ``own_tree``, below the path that ``--data`` gives, where that differs from the data set's own.
     """
 
     name: ClassVar[str]
@@ -103,6 +148,29 @@ class Source(ABC, Generic[Data]):
     licence: ClassVar[str]
     citation: ClassVar[str]
     file: ClassVar[bool] = False
+    serves: ClassVar[tuple[str, ...]] = ()
+    own_tree: ClassVar[str] = ""
+
+    @property
+    def layout_only(self) -> bool:
+        """Whether there is no data set of that name, and all data in the layout are somebody's own."""
+        return self.licence == YOURS
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for sources that read the same of the same files."""
+        return type(self)
+
+    def configured(self, options: str) -> Source[Data]:
+        """The same layout, read as ``?name=value&...`` behind a path of ``--data`` says.
+
+        Raises :class:`UsageError` for options that the layout has not.
+        """
+        raise UsageError(
+            f"the layout {self.name} takes no options",
+            cause=f"it was given ?{options}",
+            fix="leave out '?' and the rest",
+        )
 
     def generic(self) -> Source[Data]:
         """The same layout with anybody's data in it: classes and splits are taken from the data."""
@@ -133,6 +201,46 @@ class Source(ABC, Generic[Data]):
         Raises :class:`DataError` naming the file at fault.
         """
 
+    def pair(
+        self, path: Path, train: str = "train", test: str = "test|val", loaded: Mapping[str, Data] | None = None
+    ) -> tuple[Data, Data]:
+        """What to learn from and what to score on, by role (``a|b``: the first that there is) or by the split's name.
+
+        Splits that are ``loaded`` already are not read again. Raises :class:`DataError` where there is no such split,
+        and for whatever else makes a run on the two impossible (:meth:`check`).
+        """
+        names = [self._named(path, wanted) for wanted in (train, test)]
+        first, second = ((loaded or {}).get(name) or self.load(path, name) for name in names)
+        self.check(first, second)
+        return first, second
+
+    def check(self, train: Any, test: Any) -> None:
+        """Raise :class:`DataError` where nothing can be learnt from ``train``, or ``test`` cannot be scored by it."""
+        if train.classes != test.classes:
+            odd = sorted(set(train.classes) ^ set(test.classes))
+            raise DataError(
+                f"the splits to learn from and to score on, of {train.name}, do not have the same classes",
+                cause=f"only in one of them: {', '.join(odd[:5])}" if odd else "they are in another order",
+                fix="name the same classes in both",
+            )
+
+    def rehearse(self, path: Path, report: Report, loaded: Mapping[str, Any]) -> None:
+        """Add to the faults what a run on these data would refuse, in the same words and with the same fix."""
+        with report.examining():
+            if "train" in self.roles(path):
+                self.pair(path, loaded=loaded)
+
+    def _named(self, path: Path, wanted: str) -> str:
+        """The split of a role; a name that is no role is a split's own."""
+        choices = wanted.split("|")
+        try:
+            roles = self.roles(path)
+        except DataError:
+            if not _ROLES.keys().isdisjoint(choices):
+                raise
+            return wanted
+        return next((roles[name] for name in choices if name in roles), wanted)
+
     @abstractmethod
     def verify(self, path: Path, progress: Progress | None = None, workers: int | None = None) -> Report:
         """Read everything, decode every image, and tell what is wrong. Raises nothing for broken data."""
@@ -147,6 +255,13 @@ class Source(ABC, Generic[Data]):
 
     def missing(self, root: Path | None) -> DataError:
         """The refusal of a data root that does not hold this data set."""
+        own = [f"data of your own: --task {task} --data {self.name}:PATH" for task in self.serves[:1]]
+        if self.layout_only:
+            return DataError(
+                f"{root} is not in the layout {self.name}",
+                cause=f"{root} does not hold its tree" if root and root.is_dir() else f"{root} is not a folder",
+                fix="; ".join([f"give the folder that holds {', '.join(self.tree.split())}", *own]),
+            )
         if root is None:
             cause = "no data root was given"
         elif not root.is_dir():
@@ -157,7 +272,7 @@ class Source(ABC, Generic[Data]):
         return DataError(
             f"data set {self.name!r} was not found",
             cause=cause,
-            fix=f"point --data-root or EVALSUITE_DATA to a folder that holds {paths}; or try --demo",
+            fix="; ".join([f"point --data-root or EVALSUITE_DATA to a folder that holds {paths}; or try --demo", *own]),
         )
 
 
@@ -179,11 +294,15 @@ def parse(text: str, registry: Registry) -> tuple[Source[Any], Path]:
             fix=f"one of {', '.join(f'{name}:PATH' for name in registry.names('dataset'))}",
         )
     found = source(registry, scheme).generic()
+    tree = found.own_tree or found.tree
     place = Path(path).expanduser()
+    if "?" in path and not place.exists():
+        path, _, options = path.rpartition("?")
+        found, place = found.configured(options), Path(path).expanduser()
     if not (place.is_file() if found.file else place.is_dir()):
         raise DataError(
             f"--data {text} was not found",
             cause=f"{place} is not a {'file' if found.file else 'folder'}",
-            fix="give the file itself" if found.file else f"give the folder that holds {', '.join(found.tree.split())}",
+            fix="give the file itself" if found.file else f"give the folder that holds {', '.join(tree.split())}",
         )
     return found, found.locate(place)

@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import combinations
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal, Protocol, cast
+from typing import IO, Any, ClassVar, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evalsuite.data import Report, Source
+from evalsuite.data import YOURS, Report, Source, split_role, split_roles
 from evalsuite.data.demo import write_classes, write_marks
-from evalsuite.data.images import DECODING, SUFFIXES, clutter, leads_out, list_images, read_rgb
+from evalsuite.data.images import DECODING, SUFFIXES, clutter, decode, digest, leads_out, list_images, read_rgb
 from evalsuite.data.reading import Contents
 from evalsuite.errors import DataError, UsageError
 from evalsuite.progress import Progress
@@ -52,6 +52,8 @@ __all__ = [
     "read_columns",
     "read_files",
     "read_folder",
+    "refuse_single_class",
+    "split_folders",
 ]
 
 Bytes = NDArray[np.uint8]
@@ -253,17 +255,39 @@ class ClassificationSource(Source[ClassificationSet]):
         """
         return None
 
+    def check(self, train: ClassificationSet, test: ClassificationSet) -> None:
+        super().check(train, test)
+        for part in (train, test):
+            if not part.known.any():
+                raise DataError(
+                    f"{len(part)} of {len(part)} images of {part.name} {part.split} have no label",
+                    cause=f"the first is {part.names[0]}" if len(part) else "there is none",
+                    fix="label them",
+                )
+        if train.multilabel:
+            _refuse_one_sided(train, test)
+        else:
+            _refuse_unlearnt(train, test)
+            refuse_single_class(train)
+
     def verify(self, path: Path, progress: Progress | None = None, workers: int | None = None) -> Report:
         report = Report(self.name, path)
         sets: dict[str, ClassificationSet] = {}
-        try:
-            for split in self.splits(path):
+        splits: tuple[str, ...] = ()
+        with report.examining():
+            splits = self.splits(path)
+        if not splits:
+            return report
+        for split in splits:
+            with report.examining():
                 sets[split] = self.load(path, split)
-        except DataError as error:
-            report.faults.append(f"{error.problem}: {error.cause}")
+        if len(sets) == len(splits) and report.ok:
+            self.rehearse(path, report, sets)
         for split, part in sets.items():
             report.counts[split] = _counts(part)
             report.notes += [f"{split}: {note}" for note in part.notes]
+            empty = [] if part.multilabel else _first([c for c, n in report.counts[split]["classes"].items() if not n])
+            report.notes += [f"{split}: no image of class {empty}"] if empty else []
         self.examine(path, sets, report)
         _survey(report, sets, self.leaks, progress or Progress(quiet=True), workers)
         shared = _shared_groups(sets, self.leaks)
@@ -285,14 +309,16 @@ class ClassificationSource(Source[ClassificationSet]):
 
 
 class Folder(ClassificationSource):
-    """``train``, ``val`` and ``test`` with a folder a class. Without ``train``, the folder's own are the classes, and
-    one image in five, by the hash of its name, is tested on.
+    """``train``, ``val`` and ``test`` with a folder a class, or what people call these (``Training``, ``valid``,
+    ``seg_test``). Without such folders, the folder's own are the classes, and one image in five, by the hash of its
+    name, is tested on.
     """
 
     name = "folder"
+    serves: ClassVar[tuple[str, ...]] = ("classify",)
     tree = "train/CLASS/*.jpg\ntest/CLASS/*.jpg"
     homepage = "https://docs.pytorch.org/vision/stable/generated/torchvision.datasets.ImageFolder.html"
-    licence = "that of your data"
+    licence = YOURS
     citation = "none: it is a layout"
 
     def locate(self, root: Path | None) -> Path:
@@ -304,17 +330,111 @@ class Folder(ClassificationSource):
         return write_classes(root / "folder", seed, images)
 
     def splits(self, path: Path) -> tuple[str, ...]:
-        if not (path / "train").is_dir():
-            return ("train", "test")
-        return tuple(name for name in ("train", "val", "test") if (path / name).is_dir() and class_folders(path / name))
+        return tuple(split_folders(path)) or ("train", "test")
 
     def load(self, path: Path, split: str) -> ClassificationSet:
-        if not (path / "train").is_dir():
+        folders = split_folders(path)
+        if not folders:
             whole = read_folder(path, self.name, split, class_folders(path))
             return whole.take(_assigned(whole.names, None) == split)
-        if split not in self.splits(path):
-            raise no_split(path, split, self.splits(path))
-        return read_folder(path / split, self.name, split, class_folders(path / "train"))
+        if split not in folders:
+            raise no_split(path, split, folders)
+        return read_folder(folders[split], self.name, split, class_folders(folders["train"]))
+
+    def examine(self, path: Path, sets: Mapping[str, ClassificationSet], report: Report) -> None:
+        folders = split_folders(path)
+        read = {folder.relative_to(path).parts[0] for folder in folders.values()}
+        others = [name for name in class_folders(path) if name not in read]
+        if folders and others:
+            report.notes.append(f"folders that are no split are left out: {_first(others)}")
+        parent = path.resolve().parent
+        if not folders and {path.resolve().name, "train"} <= _split_names(parent):
+            report.notes.append(
+                f"{path.name} is divided anew, and lies beside other splits: --data folder:{parent} reads them"
+            )
+
+
+def _split_names(path: Path) -> set[str]:
+    """Folders that are splits by name, and the roles that they have."""
+    roles = split_roles(class_folders(path))
+    return {*roles, *roles.values()} if len(set(roles.values())) > 1 else set()
+
+
+_LIKE_SPLITS = ("training", "test", "testing", "val", "validation")  # "train" and "valid" may be a class of images
+
+
+def split_folders(path: Path, refuse: bool = True) -> dict[str, Path]:
+    """{``train``, ``val``, ``test``: its folder of class folders}; none where the folders of ``path`` are classes.
+
+    A split in a folder of its own name (``seg_train/seg_train``) is read from the inner one. ``refuse``: raises
+    :class:`DataError` where folders are splits and cannot be classes, but cannot be read as splits either; and where
+    splits lie a level below, which it names.
+    """
+    roles = split_roles(class_folders(path))
+    holding = {name: role for name, role in roles.items() if class_folders(path / name)}
+    if "train" in holding.values():
+        for role in ("train", "val", "test"):
+            named = [name for name in holding if holding[name] == role]
+            if len(named) > 1:
+                raise DataError(
+                    f"{path} has several folders that are the split {role}",
+                    cause=f"they are {', '.join(named)}",
+                    fix="leave the one that is meant, and move the others out of this folder",
+                )
+        found = {role: name for name, role in holding.items()}
+        return {role: _inner(path / found[role]) for role in ("train", "val", "test") if role in found}
+    if refuse:
+        _refuse_like_splits(path, roles, holding)
+        _refuse_splits_below(path)
+    return {}
+
+
+def _inner(folder: Path) -> Path:
+    """The folder itself, or the only one in it where that is the same split once more, as zips unpack."""
+    below = class_folders(folder)
+    twice = len(below) == 1 and (below[0] == folder.name or split_role(below[0]) == (split_role(folder.name) or 0))
+    return _inner(folder / below[0]) if twice else folder
+
+
+def _refuse_like_splits(path: Path, roles: Mapping[str, str], holding: Mapping[str, str]) -> None:
+    alike = [*holding, *(name for name in roles if name.lower() in _LIKE_SPLITS)]
+    alike = list(roles) if len(set(roles.values())) > 1 else list(dict.fromkeys(alike))
+    if alike and "train" in roles.values():
+        raise DataError(
+            f"{path} has the splits {_first(alike)}, and they have no class folders",
+            cause="the classes of images are the names of the folders that they lie in, and a split's name is no class",
+            fix=f"sort the images into {alike[0]}/CLASS/; or, with a list of labels, --data csv:PATH.csv",
+        )
+    if alike:
+        raise DataError(
+            f"{path} has nothing to learn from or nothing to score on",
+            cause=f"{_first(alike)} {'is a split' if len(alike) == 1 else 'are splits'} by name, and none is train",
+            fix="give it a split named train, and one named test or val; a class of such a name needs another one",
+        )
+
+
+def _refuse_splits_below(path: Path) -> None:
+    """The splits may lie a level or two lower, as zips unpack, or below every class."""
+    folders, place = class_folders(path), path
+    while len(folders) == 1:
+        place = place / folders[0]
+        folders = class_folders(place)
+        if "train" in split_folders(place, refuse=False):
+            raise DataError(
+                f"{path} holds one folder, and the splits are in {place.relative_to(path)}",
+                cause="it would be the only class",
+                fix=f"--data folder:{place}",
+            )
+    below = [name for name in class_folders(path)[:_LOOKED_AT] if "train" in _split_names(path / name)]
+    if below:
+        raise DataError(
+            f"{path} has folders that hold splits: {_first(below)}",
+            cause="a folder of splits is no class",
+            fix=f"give one of them, --data folder:{path / below[0]}; or put splits above classes: train/{below[0]}",
+        )
+
+
+_LOOKED_AT = 5  # folders in which splits are looked for
 
 
 def read_folder(path: Path, name: str, split: str, classes: Sequence[str]) -> ClassificationSet:
@@ -432,9 +552,10 @@ class Csv(ClassificationSource):
     """
 
     name = "csv"
+    serves: ClassVar[tuple[str, ...]] = ("classify", "classify-multilabel")
     tree = "list.csv"
     homepage = "https://www.rfc-editor.org/rfc/rfc4180"
-    licence = "that of your data"
+    licence = YOURS
     citation = "none: it is a layout"
     file = True
 
@@ -585,9 +706,10 @@ class Npz(ClassificationSource):
     """
 
     name = "npz"
+    serves: ClassVar[tuple[str, ...]] = ("classify", "classify-multilabel")
     tree = "data.npz"
     homepage = "https://numpy.org/doc/stable/reference/generated/numpy.savez.html"
-    licence = "that of your data"
+    licence = YOURS
     citation = "none: it is a layout"
     file = True
     classes: ClassVar[tuple[str, ...]] = ()
@@ -764,14 +886,19 @@ def _survey(
         for row, place in enumerate(part.places.tolist()):
             listed[part.pixels.path(place) if isinstance(part.pixels, Files) else (part.split, row)].append((part, row))
     places: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    noted: defaultdict[str, list[str]] = defaultdict(list)
     firsts = (rows[0] for rows in listed.values())
     with ThreadPoolExecutor(workers) as pool, progress.track("decode", len(listed)) as meter:
         for done, (rows, found) in enumerate(zip(listed.values(), pool.map(_examine, firsts), strict=True), 1):
             if isinstance(found, DataError):
                 report.faults.append(f"{rows[0][0].split}: {found.problem}: {found.cause}")
             else:
-                places[found] += [(part.split, str(part.names[row])) for part, row in rows]
+                places[found.digest] += [(part.split, str(part.names[row])) for part, row in rows]
+                for note in found.notes:
+                    noted[note].append(f"{rows[0][0].split}/{rows[0][0].names[rows[0][1]]}")
             meter.update(done)
+    for note, names in noted.items():
+        report.notes.append(f"{len(names)} of {len(listed)} images {note}, the first is {names[0]}")
     for copies in places.values():
         told = ", ".join(f"{split}/{name}" for split, name in copies)
         splits = sorted({split for split, _ in copies})
@@ -781,13 +908,33 @@ def _survey(
             report.notes.append(f"the same image is there more than once: {told}")
 
 
-def _examine(item: tuple[ClassificationSet, int]) -> str | DataError:
+_CONTRAST = 16  # of 255: pictures of a smaller range show next to nothing
+
+
+class _Examined(NamedTuple):
+    """What tells a picture from others, and what is told of it."""
+
+    digest: str
+    notes: tuple[str, ...]
+
+
+def _examine(item: tuple[ClassificationSet, int]) -> _Examined | DataError:
     part, row = item
+    path = part.pixels.path(int(part.places[row])) if isinstance(part.pixels, Files) else None
     try:
-        image = part[row]
+        plain = path is not None and isinstance(part.pixels, Files) and part.pixels.read is read_rgb
+        image, notes = decode(path) if plain and path is not None else (part[row], ())
     except DataError as error:
         return error
-    return _sha256(str(image.shape).encode(), image)
+    if int(np.ptp(image)) < _CONTRAST:  # black pictures are equal and not the same
+        told = f"have next to no contrast when decoded: a range of less than {_CONTRAST} in 255"
+        return _Examined(digest(path) if path is not None else f"{part.split} {row}", (*notes, told))
+    grey = (image == image[..., :1]).all()
+    few = grey and len(np.unique(image)) <= 4
+    return _Examined(
+        _sha256(str(image.shape).encode(), image),
+        (*notes, "have 4 grey levels or fewer when decoded") if few else notes,
+    )
 
 
 def _shared_groups(sets: Mapping[str, ClassificationSet], leaks: Callable[[str, str], bool]) -> list[str]:
@@ -795,6 +942,54 @@ def _shared_groups(sets: Mapping[str, ClassificationSet], leaks: Callable[[str, 
     held = {split: set(part.groups.tolist()) for split, part in sets.items() if part.groups is not None}
     shared = {g for (a, one), (b, other) in combinations(held.items(), 2) if leaks(a, b) for g in one & other}
     return [f"group {group} is in several splits" for group in sorted(shared)]
+
+
+def refuse_single_class(train: ClassificationSet) -> None:
+    """Raise :class:`DataError` where the labelled rows are all of one class."""
+    there = np.unique(train.labels[train.known])
+    if len(there) < 2:
+        raise DataError(
+            f"{train.name} {train.split} holds a single class",
+            cause=f"its {len(train)} images are all of class {train.classes[int(there[0])]}",
+            fix=f"there is nothing to tell apart; check the labels{_folder_below(train)}, or raise --limit",
+        )
+
+
+def _folder_below(train: ClassificationSet) -> str:
+    """Where class folders lie a level lower than they should, a hint at it."""
+    if not isinstance(train.pixels, Files) or len(train.classes) != 1:
+        return ""
+    folder = train.pixels.root / train.classes[0]
+    below = class_folders(folder)
+    return f" (are {_first(below)} in {folder} the classes? then give them a level higher)" if len(below) > 1 else ""
+
+
+def _refuse_unlearnt(train: ClassificationSet, test: ClassificationSet) -> None:
+    """A class that is scored on and has no training image can never be right."""
+    learnt = set(train.labels.tolist())
+    lost = [train.classes[label] for label in sorted(set(test.labels[test.known].tolist()) - learnt)]
+    if lost:
+        raise DataError(
+            f"{train.name} {train.split} has no image of class {_first(lost)}",
+            cause=f"{test.split} has, and nothing can be learnt of a class without training images",
+            fix=f"add images of it to {train.split}, or take it out of {test.split}"
+            + "".join(f"; {note}" for note in train.notes if "no image" in note),
+        )
+
+
+def _refuse_one_sided(train: ClassificationSet, test: ClassificationSet) -> None:
+    """Of several labels, one at least must be both present and absent in either split."""
+    for part in (train, test):
+        if not ((part.labels == 1).any(axis=0) & (part.labels == 0).any(axis=0)).any():
+            raise DataError(
+                f"no label of {part.name} {part.split} is there and absent",
+                cause="each is on all of the images where it is known, or on none",
+                fix="mark with 0 what an image does not show, and check the labels",
+            )
+
+
+def _first(names: Sequence[str], count: int = 5) -> str:
+    return f"{', '.join(names[:count])}{', ...' if len(names) > count else ''}"
 
 
 def no_split(path: Path, split: str, splits: Sequence[str] | Mapping[str, Any]) -> DataError:

@@ -53,6 +53,8 @@ class Coco(Source[DetectionSet]):
     """
 
     name = "coco"
+    serves = ("detect",)
+    own_tree = "annotations/instances_train.json\nannotations/instances_val.json\ntrain/*.jpg\nval/*.jpg"
     tree = (
         "coco/annotations/instances_train2017.json\n"
         "coco/annotations/instances_val2017.json\n"

@@ -24,6 +24,7 @@ class ImageNet(Folder):
     """
 
     name = "imagenet"
+    serves = ()
     tree = "imagenet/train/n01440764/*.JPEG\nimagenet/val/n01440764/*.JPEG"
     homepage = "https://www.image-net.org/challenges/LSVRC/2012/"
     licence = "for non-commercial research, under the terms of image-net.org"

@@ -5,6 +5,10 @@ looks into folders does so by :func:`walk`, :func:`list_images` or :func:`images
 
 EXIF orientation: images and masks are turned upright as EXIF says, as OpenCV, detectron2 and viewers do. The exception
 is an image with an annotated size that only the pixels as stored have: it was annotated as stored, and is read so.
+
+Depth: values of 16 bits become 8 by the smallest of 8, 10, 12, 14 and 16 bits that holds the largest value of the file:
+cameras, scanners and detectors store 10 to 14 bits in 16 and rarely say so. A PNG's ``sBIT`` chunk says so, and is
+believed where the values are not scaled to 16 bits already. 8 bits are taken as they are.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import codecs
 import hashlib
 import os
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
@@ -24,15 +29,17 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 
 from evalsuite.data import Report
-from evalsuite.data.dicom import DICOM, read_dicom
+from evalsuite.data.dicom import DICOM, decode_dicom
 from evalsuite.errors import DataError, ImageError
 
 __all__ = [
     "DECODING",
     "SUFFIXES",
+    "Decoded",
     "Labels",
     "Listing",
     "clutter",
+    "decode",
     "digest",
     "duplicates",
     "fingerprint",
@@ -60,7 +67,7 @@ SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif",
     ".ppm", ".pgm", ".pbm", ".pnm", *DICOM,
 )  # fmt: skip
-DECODING = 2  # raised when the same file decodes to other pixels than before: features cached of those are stale
+DECODING = 3  # raised when the same file decodes to other pixels than before: features cached of those are stale
 
 # Only formats whose decoders are plain libraries: EPS, for one, would start a PostScript interpreter.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
@@ -159,26 +166,39 @@ def images_by_name(folder: Path, ending: str = "", suffixes: Sequence[str] = SUF
     return dict(found)
 
 
+class Decoded(NamedTuple):
+    """An image (H, W, 3) uint8 RGB, and what reading it had to settle, as predicates of the image in the plural."""
+
+    pixels: NDArray[np.uint8]
+    notes: tuple[str, ...] = ()
+
+
 def read_rgb(path: Path, expect: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """Decode an image to (H, W, 3) uint8 RGB.
 
-    Grey, palette and CMYK images are converted, alpha is dropped, 16-bit values lose their low byte (as
-    OpenCV does). Images are turned upright as EXIF says; with ``expect``, the annotated (height, width), they are left
+    Grey, palette and CMYK images are converted, alpha is dropped, 16-bit values are scaled by the depth of the data
+    (see above). Images are turned upright as EXIF says; with ``expect``, the annotated (height, width), they are left
     as stored where only that has this size. Files named ``.dcm`` are read as DICOM
     (:func:`evalsuite.data.dicom.read_dicom`). Raises :class:`ImageError` naming the file if it is missing or does not
     decode whole, and :class:`DataError` if it has another size.
     """
+    return decode(path, expect).pixels
+
+
+def decode(path: Path, expect: tuple[int, int] | None = None) -> Decoded:
+    """:func:`read_rgb`, with what verification tells of the image."""
     if path.suffix.lower() in DICOM:
-        pixels = read_dicom(path)
-        if expect is not None and pixels.shape[:2] != expect:
-            raise _mismatch(path, pixels.shape[:2], expect)
-        return pixels
+        found = Decoded(*decode_dicom(path))
+        if expect is not None and found.pixels.shape[:2] != expect:
+            raise _mismatch(path, found.pixels.shape[:2], expect)
+        return found
     try:
         with Image.open(path, formats=_FORMATS) as image:
             turn = _Turn.of(image)
-            if expect not in (None, turn.upright, turn.stored):
+            if expect is not None and expect not in (turn.upright, turn.stored):
                 raise _mismatch(path, turn.stored, expect)
-            return _rgb(path, turn.apply(image, expect))
+            pixels, notes = _rgb(path, image, turn, expect)
+            return Decoded(pixels, (*notes, *(["carry an EXIF turn"] if turn.code != 1 else ())))
     except DataError:
         raise
     except Exception as error:  # on a broken file decoders raise OSError, SyntaxError, struct.error, ...
@@ -307,9 +327,9 @@ class _Turn(NamedTuple):
     def size(self, expect: tuple[int, int] | None) -> tuple[int, int]:
         return self.stored if expect == self.stored else self.upright
 
-    def apply(self, image: ImageFile.ImageFile, expect: tuple[int, int] | None) -> Image.Image:
+    def apply(self, image: Image.Image, expect: tuple[int, int] | None) -> Image.Image:
         """Upright, or as stored where ``expect`` is of that alone."""
-        if self.itself:
+        if isinstance(image, ImageFile.ImageFile):
             image.filename = ""  # else Pillow 13 maps an uncompressed TIFF into memory, by its upright size: garbage
         image.load()
         as_stored = expect is not None and expect != self.upright
@@ -475,19 +495,71 @@ def _labels(path: Path, image: Image.Image) -> Labels:
     )
 
 
-def _rgb(path: Path, image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode in ("I", "F"):
+def _rgb(
+    path: Path, image: ImageFile.ImageFile, turn: _Turn, expect: tuple[int, int] | None
+) -> tuple[NDArray[np.uint8], list[str]]:
+    deep = image.mode in ("RGB", "RGBA") and any("16" in str(tile.args) for tile in image.tile)
+    loaded = turn.apply(image, expect)
+    if loaded.mode in ("I", "F") and image.format != "PPM":
         raise ImageError(
             f"image {path} cannot be read",
             cause="its pixels are 32-bit numbers, whose range nothing tells",
             fix="convert it to 8 or 16 bits",
         )
-    if image.mode.startswith("I;16"):
-        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode in ("P", "PA"):
-        image = image.convert("RGBA")  # straight to RGB warns where the palette has transparency
-    return np.array(image.convert("RGB"))
+    if loaded.mode == "I" or loaded.mode.startswith("I;16"):
+        depth, grey = _eight_bits(path, np.asarray(loaded).astype(np.uint16))
+        return np.repeat(grey[:, :, None], 3, axis=2), _depth_note(depth)
+    if loaded.mode in ("P", "PA"):
+        loaded = loaded.convert("RGBA")  # straight to RGB warns where the palette has transparency
+    pixels = np.array(loaded.convert("RGB"))
+    if deep and pixels.max(initial=0) < 1 << 6:  # Pillow gives the high bytes alone, and there may be nothing in them
+        depth, pixels = _eight_bits(path, pixels * np.uint16(256) + _low_bytes(path, turn, expect))
+        return pixels, _depth_note(depth)
+    return pixels, []
+
+
+_DEPTHS = (8, 10, 12, 14, 16)
+
+
+def _eight_bits(path: Path, values: NDArray[np.uint16]) -> tuple[int, NDArray[np.uint8]]:
+    """How many bits 16-bit values hold, and the upper eight of those."""
+    top = int(values.max(initial=0))
+    depth = next(bits for bits in _DEPTHS if top < 1 << bits)
+    said = _significant_bits(path)
+    if said is not None and 8 <= said <= 16:
+        scaled = top >= 1 << said or not (values & ((1 << (16 - said)) - 1)).any()
+        depth = 16 if scaled else said
+    return depth, (values >> (depth - 8)).astype(np.uint8)
+
+
+def _depth_note(depth: int) -> list[str]:
+    return [f"hold {depth} bits in 16, and are scaled by that"] if depth < 16 else []
+
+
+def _significant_bits(path: Path) -> int | None:
+    """What a PNG's ``sBIT`` chunk says (PNG specification, 11.3.2.7); None where there is none."""
+    with path.open("rb") as file:
+        if file.read(8) != b"\x89PNG\r\n\x1a\n":
+            return None
+        while len(head := file.read(8)) == 8:
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            if kind == b"sBIT":
+                return max(file.read(length), default=None)
+            if kind == b"IDAT":
+                return None
+            file.seek(length + 4, os.SEEK_CUR)
+    return None
+
+
+def _low_bytes(path: Path, turn: _Turn, expect: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """(H, W, 3): the other bytes of an image of 16 bits and several channels, by naming the wrong byte order."""
+    swapped = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
+    with Image.open(path, formats=_FORMATS) as image:
+        for number, tile in enumerate(image.tile):
+            raw, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args or ("",)
+            raw = f"{raw[:-3]}{swapped[raw[-3:]]}"
+            image.tile[number] = tile._replace(args=(raw, *rest) if rest else raw)
+        return np.asarray(turn.apply(image, expect).convert("RGB"))
 
 
 def _mismatch(path: Path, found: tuple[int, int], expect: tuple[int, int]) -> DataError:

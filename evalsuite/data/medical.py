@@ -18,6 +18,7 @@ class MedMnist(Npz):
     """MedMNIST v2: an official ``.npz`` file, alone in ``medmnist`` below the data root."""
 
     name = "medmnist"
+    serves = ("medmnist",)
     tree = "medmnist/pneumoniamnist.npz"
     homepage = "https://medmnist.com/"
     licence = "CC BY 4.0, DermaMNIST CC BY-NC 4.0"

@@ -12,6 +12,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from evalsuite.data import YOURS
 from evalsuite.data.images import SUFFIXES, read_labels, read_lines
 from evalsuite.data.segmentation import (
     IGNORE,
@@ -79,7 +80,8 @@ class Pairs(SegmentationSource):
     name = "pairs"
     tree = "images/train/*.jpg\nimages/val/*.jpg\nmasks/train/*.png\nmasks/val/*.png\nclasses.txt"
     homepage = "https://mmsegmentation.readthedocs.io/en/latest/advanced_guides/add_datasets.html"
-    licence = "that of your data"
+    licence = YOURS
+    serves = ("segment",)
     citation = "none: it is a layout"
 
     def locate(self, root: Path | None) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from evalsuite.cache import default_root
-from evalsuite.data.images import digest
+from evalsuite.data.images import DECODING, digest
 from evalsuite.errors import ImageError
 from evalsuite.files import write_text
 from evalsuite.progress import Progress
@@ -149,8 +149,8 @@ def look(count: int, read: Callable[[int], Iterable[int]], progress: Progress) -
 
 
 def of_files(fingerprint: str, paths: Iterable[Path]) -> str:
-    """A key of these files as they are now: of ``fingerprint``, which knows names and lengths, and of their times."""
-    state = hashlib.sha256(fingerprint.encode())
+    """A key of these files as they are read now: of ``fingerprint``, of names and lengths, and of their times."""
+    state = hashlib.sha256(f"{fingerprint} {DECODING}".encode())
     for path in paths:
         try:
             state.update(path.stat().st_mtime_ns.to_bytes(8, "little", signed=True))

@@ -68,6 +68,8 @@ class Voc(Source[DetectionSet]):
     """
 
     name = "voc"
+    serves = ("detect",)
+    own_tree = "JPEGImages/*.jpg\nAnnotations/*.xml\nImageSets/Main/train.txt\nImageSets/Main/val.txt"
     tree = "".join(
         f"VOCdevkit/VOC{year}/{part}\n"
         for year in (2007, 2012)

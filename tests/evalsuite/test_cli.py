@@ -131,6 +131,37 @@ def test_data_are_found_and_verified(evalsuite, registry, tmp_path):
     assert any(victim.name in fault for fault in json.loads(out)["faults"])
 
 
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("folder", ["PATH/train/CLASS/*.jpg", "evalsuite run --task classify --data folder:PATH"]),
+        ("csv", ["PATH/list.csv", "evalsuite run --task classify-multilabel --data csv:PATH/list.csv"]),
+        ("npz", ["PATH/data.npz", "evalsuite data verify npz:PATH/data.npz"]),
+        ("pairs", ["PATH/images/train/*.jpg", "evalsuite run --task segment --data pairs:PATH"]),
+        ("segment", ["PATH/masks/val/*.png", "evalsuite run --task segment --data pairs:PATH"]),
+        ("detect", ["PATH/Annotations/*.xml", "--task detect --data voc:PATH", "--task detect --data coco:PATH"]),
+        ("classify", ["--task classify --data folder:PATH", "csv:PATH/list.csv", "npz:PATH/data.npz"]),
+    ],
+)
+def test_where_shows_the_tree_of_own_data_and_what_to_give(evalsuite, name, lines):
+    status, out, err = evalsuite("data", "where", name)
+    assert (status, err) == (0, "")
+    for line in lines:
+        assert line in out
+    assert "``" not in out
+
+
+def test_own_data_are_no_data_set_below_a_root(evalsuite):
+    status, out, _ = evalsuite("data", "where")
+    assert status == 0
+    assert "folder: data of your own, --data folder:PATH" in out.splitlines()
+    assert "cifar10: not found (no data root was given)" in out.splitlines()
+    status, _, err = evalsuite("data", "where", "coco")
+    assert "data of your own: --task detect --data coco:PATH" in err
+    status, _, err = evalsuite("data", "where", "no-such")
+    assert (status, three_lines(err)) == (2, True)
+
+
 def test_a_checkpoint_is_inspected(evalsuite):
     status, out, _ = evalsuite("inspect", "random:timm:test_resnet", "--json")
     told = json.loads(out)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evalsuite.data.dicom import read_dicom, windowed
+from evalsuite.data.dicom import decode_dicom, read_dicom, windowed
 from evalsuite.data.images import read_rgb
 from evalsuite.data.radiographs import write_dicom
 from evalsuite.errors import DataError, ImageError, ResourceError
@@ -102,6 +102,98 @@ def test_a_voi_table_goes_before_a_window(dicom):
     item["LUTData"].VR = "OW"
     path = dicom(VOILUTSequence=pydicom.Sequence([item]), WindowCenter=5.0, WindowWidth=2.0)
     np.testing.assert_array_equal(grey(path), 255 - RAMP)
+
+
+def empty_table(**parts: Any) -> Any:
+    """A sequence of one item, a look-up table that lacks what is not given."""
+    item = pydicom.Dataset()
+    for name, value in parts.items():
+        setattr(item, name, value)
+    return pydicom.Sequence([item])
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"VOILUTSequence": pydicom.Sequence([])},
+        {"VOILUTSequence": empty_table()},
+        {"VOILUTSequence": empty_table(LUTDescriptor=[256, 0, 8])},
+        {"ModalityLUTSequence": pydicom.Sequence([])},
+        {"ModalityLUTSequence": empty_table(ModalityLUTType="US")},
+        {"RescaleSlope": "", "RescaleIntercept": ""},
+        {"RescaleSlope": "1"},
+        {"RescaleIntercept": "0", "RescaleSlope": ""},
+        {"WindowCenter": "", "WindowWidth": ""},
+        {"WindowCenter": "40"},
+        {"WindowWidth": "400", "WindowCenter": ""},
+        {"WindowCenter": ["", ""], "WindowWidth": ["", ""]},
+        {"WindowCenter": "0", "WindowWidth": "0"},
+        {"NumberOfFrames": "", "VOILUTFunction": "", "PlanarConfiguration": None},
+    ],
+    ids=lambda elements: ",".join(elements),
+)
+def test_optional_attributes_that_say_nothing_count_as_absent(dicom, elements):
+    values = np.linspace(100, 1100, 256).astype(np.uint16).reshape(16, 16)
+    path = dicom(values)
+    dataset = pydicom.dcmread(path)
+    for name, value in elements.items():
+        setattr(dataset, name, value)
+    dataset.save_as(path)
+    np.testing.assert_array_equal(grey(path), grey(dicom(values)))
+
+
+def test_a_slope_without_an_intercept_is_used(dicom):
+    values = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    both = dicom(values, RescaleSlope=2.0, RescaleIntercept=0.0, WindowCenter=100.0, WindowWidth=80.0)
+    np.testing.assert_array_equal(
+        grey(dicom(values, RescaleSlope=2.0, WindowCenter=100.0, WindowWidth=80.0)), grey(both)
+    )
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+@pytest.mark.parametrize("meta", [True, False])
+def test_files_without_preamble_or_meta_header_are_read(dicom, tmp_path, implicit, meta):
+    values = np.linspace(0, 4000, 256).astype(np.uint16).reshape(16, 16)
+    dataset = pydicom.dcmread(dicom(values))
+    bare = tmp_path / "bare.dcm"
+    del dataset.preamble
+    if not meta:
+        dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    if implicit and meta:
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+    dataset.save_as(bare, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+    assert not bare.read_bytes().startswith(b"\0" * 128 + b"DICM")
+    np.testing.assert_array_equal(grey(bare), (255.0 * values / values.max()).round())
+
+
+def test_no_advice_is_for_a_python_caller(dicom, tmp_path):
+    (tmp_path / "photo.dcm").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
+    (tmp_path / "words.dcm").write_bytes(b"These are words, and no image at all. " * 20)
+    dataset = pydicom.dcmread(dicom())
+    dataset.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xd9"])
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.save_as(tmp_path / "packed.dcm", implicit_vr=False, little_endian=True, enforce_file_format=False)
+    for name in ("photo", "words", "packed"):
+        with pytest.raises(ImageError, match="cannot be decoded") as refused:
+            read_rgb(tmp_path / f"{name}.dcm")
+        assert "force" not in str(refused.value)
+    assert "compressed" in refused.value.cause
+
+
+@pytest.mark.parametrize(
+    ("centre", "width", "off"),
+    [(-5000.0, 100.0, True), (90_000.0, 400.0, True), (1095.0, 2.0, False), (600.0, 800.0, False), (600.0, 1e6, False)],
+)
+def test_a_window_off_the_values_is_told_and_not_used(dicom, centre, width, off):
+    values = np.linspace(100, 1100, 256).astype(np.uint16).reshape(16, 16)
+    pixels, notes = decode_dicom(dicom(values, WindowCenter=centre, WindowWidth=width))
+    expected = 255 * windowed(values.astype(float), centre, width)
+    if off:
+        expected = 255 * (values - 100.0) / 1000
+    assert np.abs(pixels[..., 0] - expected).max() <= 0.5
+    assert bool(notes) == off
+    assert decode_dicom(dicom(np.full((4, 4), 900, np.int16), WindowCenter=-9.0, WindowWidth=2.0))[1] == ()
 
 
 def test_the_peers_way_scales_by_the_maximum_alone(dicom):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 from evalsuite.data.classification import class_folders
 from evalsuite.data.images import (
+    decode,
     digest,
     images_by_name,
     list_images,
@@ -61,7 +64,80 @@ def test_a_palette_with_transparency_does_not_warn(tmp_path: Path) -> None:
         assert (read_rgb(tmp_path / "a.png") == RED).all()
 
 
-def test_sixteen_bits_lose_the_low_byte(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+@pytest.mark.parametrize(("top", "depth"), [(200, 8), (900, 10), (1023, 10), (4000, 12), (4096, 14), (16384, 16)])
+def test_sixteen_bits_are_scaled_by_the_depth_of_the_data(tmp_path: Path, top: int, depth: int, suffix: str) -> None:
+    values = np.linspace(0, top, 40).astype(np.uint16).reshape(5, 8)
+    Image.fromarray(values).save(tmp_path / f"a{suffix}")
+    pixels, notes = decode(tmp_path / f"a{suffix}")
+    assert (pixels == (values >> (depth - 8))[..., None]).all()
+    assert notes == (() if depth == 16 else (f"hold {depth} bits in 16, and are scaled by that",))
+
+
+def png(path: Path, values: np.ndarray, bits: int | None = None) -> Path:
+    """A PNG of 16 bits, grey (H, W) or colours (H, W, C), with what ``sBIT`` says; written by the specification."""
+    height, width, *channels = values.shape
+    count = channels[0] if channels else 1
+    rows = values.astype(">u2").reshape(height, -1)
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[count], 0, 0, 0)
+    chunks = [(b"IHDR", header), *([(b"sBIT", bytes([bits] * count))] if bits else [])]
+    chunks += [(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))), (b"IEND", b"")]
+    body = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(body))
+    return path
+
+
+def test_what_a_png_says_of_its_bits_is_believed(tmp_path: Path) -> None:
+    values = np.linspace(1, 900, 40).astype(np.uint16).reshape(5, 8)
+    assert (read_rgb(png(tmp_path / "a.png", values, 12))[..., 0] == values >> 4).all()
+    assert (read_rgb(png(tmp_path / "b.png", values << 4, 12))[..., 0] == values >> 4).all()  # as the standard wants
+    assert (read_rgb(png(tmp_path / "c.png", values))[..., 0] == values >> 2).all()
+    assert (read_rgb(png(tmp_path / "d.png", values, 16))[..., 0] == values >> 8).all()
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_sixteen_bits_of_several_channels_are_scaled_too(tmp_path: Path, channels: int) -> None:
+    for top, depth in ((4000, 12), (60_000, 16)):
+        values = np.linspace(0, top, 40 * channels).astype(np.uint16).reshape(5, 8, channels)
+        pixels = read_rgb(png(tmp_path / f"{depth}.png", values))
+        np.testing.assert_array_equal(pixels, values[..., :3] >> (depth - 8))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_colours_of_sixteen_bits_in_a_tiff_are_scaled_and_turned(tmp_path: Path, order: str) -> None:
+    values = np.linspace(0, 1000, 5 * 8 * 3).astype(np.uint16).reshape(5, 8, 3)
+    path = tmp_path / "a.tif"
+    for code in (1, 6):
+        path.write_bytes(tiff(values, order, code))
+        shown = np.stack([ORIENTATIONS[code](values[..., i]) for i in range(3)], axis=2)
+        np.testing.assert_array_equal(read_rgb(path), shown >> 2)
+
+
+def tiff(values: np.ndarray, order: str, orientation: int) -> bytes:
+    """A plain TIFF of (H, W, 3) 16-bit values in one strip; by the specification (TIFF 6.0)."""
+    height, width, channels = values.shape
+    data = values.astype(f"{order}u2").tobytes()
+    bits = struct.pack(f"{order}3H", 16, 16, 16)
+    tags = [
+        (256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 8 + len(data)), (259, 3, 1, 1), (262, 3, 1, 2),
+        (273, 4, 1, 8), (274, 3, 1, orientation), (277, 3, 1, channels), (278, 3, 1, height), (279, 4, 1, len(data)),
+    ]  # fmt: skip
+    entries = b"".join(
+        struct.pack(f"{order}HHI", tag, kind, count)
+        + (struct.pack(f"{order}HH", value, 0) if kind == 3 and count == 1 else struct.pack(f"{order}I", value))
+        for tag, kind, count, value in tags
+    )
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(data) + len(bits))
+    return head + data + bits + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+
+
+def test_a_grey_map_of_sixteen_bits_is_scaled_by_the_maximum_that_it_says(tmp_path: Path) -> None:
+    values = np.linspace(0, 4095, 40).astype(np.uint16).reshape(5, 8)
+    (tmp_path / "a.pgm").write_bytes(b"P5\n8 5\n4095\n" + values.astype(">u2").tobytes())
+    assert np.abs(read_rgb(tmp_path / "a.pgm")[..., 0] - values / 4095 * 255).max() <= 1
+
+
+def test_high_bytes_of_sixteen_bits_are_as_before(tmp_path: Path) -> None:
     values = np.array([[0, 255, 256, 30_000, 65_535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
     pixels = read_rgb(tmp_path / "a.png")
