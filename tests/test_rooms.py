@@ -63,6 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *LOWER,
         *OUTER,
         "evalsuite.compare",
+        "evalsuite.docs",
         "evalsuite.runner",
         "evalsuite.conformance",
         "evalsuite.scaffold",
