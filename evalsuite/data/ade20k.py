@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from evalsuite.data.classes import Coded, coded
 from evalsuite.data.images import read_labels, size
 from evalsuite.data.segmentation import (
     IGNORE,
@@ -107,7 +108,8 @@ class Ade20k(_Ade):
             hint="the benchmark's annotations are 0 to 150; the full data set's *_seg.png are the layout ade20k-full",
         )
         pairs = pair_up(images, masks, faults)
-        return assemble(pairs, reader, CLASSES, PALETTE, name=self.name, split=split, faults=faults)
+        told = coded(self, path, pairs, r"^ADE_(train|val|frame)_", Coded(reader, CLASSES, PALETTE))
+        return assemble(pairs, *told, name=self.name, split=split, faults=faults)
 
     def demo(self, root: Path, seed: int = 0, images: int = 64) -> Path:
         from evalsuite.data.demo import write_masks

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from evalsuite.data.classes import Coded, coded
 from evalsuite.data.images import read_lines
 from evalsuite.data.segmentation import (
     IGNORE,
@@ -85,7 +86,8 @@ class CamVid(SegmentationSource):
             {11: IGNORE, **{label: label for label in range(11)}},
             hint="the SegNet tutorial's masks are 0 to 11; masks in colours belong into LabeledApproved_full",
         )
-        return assemble(pairs, reader, CLASSES, PALETTE, name=self.name, split=split, faults=faults)
+        told = coded(self, path, pairs, r"^(\d{4}[A-Z]|Seq05VD)", Coded(reader, CLASSES, PALETTE))
+        return assemble(pairs, *told, name=self.name, split=split, faults=faults)
 
     def _published(self, path: Path, split: str, faults: list[str] | None) -> SegmentationSet:
         names = [Path(line.split()[0].replace("\\", "/")).stem for line in read_lines(path / f"{split}.txt")]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torchvision.datasets import Cityscapes as _Torchvision
 
+from evalsuite.data.classes import Coded, coded
 from evalsuite.data.segmentation import IGNORE, Coding, SegmentationSet, SegmentationSource, assemble, find, pair_up
 
 __all__ = ["CLASSES", "PALETTE", "Cityscapes"]
@@ -59,7 +60,8 @@ class Cityscapes(SegmentationSource):
             values = {IGNORE: IGNORE, **{label: label for label in range(len(CLASSES))}}
         reader = Coding(values, hint=f"restore the release's *{_LABEL_IDS}.png, whose ids are 0 to 33")
         pairs = pair_up(find(path / "leftImg8bit" / split, _IMAGE), masks, faults)
-        return assemble(pairs, reader, CLASSES, PALETTE, name=self.name, split=split, faults=faults)
+        told = coded(self, path, pairs, r"_\d{6}_\d{6}$", Coded(reader, CLASSES, PALETTE))
+        return assemble(pairs, *told, name=self.name, split=split, faults=faults)
 
     def demo(self, root: Path, seed: int = 0, images: int = 64) -> Path:
         from evalsuite.data.demo import write_masks

@@ -19,8 +19,8 @@ import pydantic_core
 from numpy.typing import NDArray
 
 from evalsuite.data import Report, Source
-from evalsuite.data.detection import DRAWN, Boxes, DetectionSet, Image, assemble, check_roles, survey
-from evalsuite.data.images import fingerprint, not_utf8, relative_name
+from evalsuite.data.detection import Boxes, DetectionSet, Image, assemble, check_roles, survey
+from evalsuite.data.images import DRAWN, fingerprint, not_utf8, relative_name
 from evalsuite.errors import DataError
 
 if TYPE_CHECKING:

@@ -23,7 +23,6 @@ from evalsuite.errors import DataError, ImageError
 from evalsuite.progress import Progress
 
 __all__ = [
-    "DRAWN",
     "Boxes",
     "DetectionSet",
     "Image",
@@ -40,8 +39,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-DRAWN = ("train", "test")
-"""The splits of data that have none, see :meth:`DetectionSet.drawn`."""
 # COCO rounds x and width to two decimals each, so a box may end this far outside without being wrong.
 _ROUNDING = 0.02
 

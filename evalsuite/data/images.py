@@ -19,7 +19,7 @@ import os
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +34,7 @@ from evalsuite.errors import DataError, ImageError
 
 __all__ = [
     "DECODING",
+    "DRAWN",
     "SUFFIXES",
     "Decoded",
     "Labels",
@@ -48,6 +49,7 @@ __all__ = [
     "images_by_name",
     "leads_out",
     "list_images",
+    "listed_name",
     "not_utf8",
     "orientation",
     "read_labels",
@@ -68,6 +70,8 @@ SUFFIXES = (
     ".ppm", ".pgm", ".pbm", ".pnm", *DICOM,
 )  # fmt: skip
 DECODING = 3  # raised when the same file decodes to other pixels than before: features cached of those are stale
+
+DRAWN = ("train", "test")  # the splits of data that have none, see hashed
 
 # Only formats whose decoders are plain libraries: EPS, for one, would start a PostScript interpreter.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
@@ -389,6 +393,18 @@ def read_list(file: Path) -> list[str]:
             raise _no_list(file, f"{line!r} leads out of the image folder")
         names.append(name)
     return names
+
+
+def listed_name(line: str, known: Collection[str]) -> str:
+    """Which of the ``known`` names (paths without suffix) a line of a list means: with or without a folder, a suffix,
+    and the 1, 0 or -1 that lists of one class have. The line itself where it means none."""
+    for name in (line, line.removeprefix("./"), re.sub(r"\s+-?[01]$", "", line)):
+        stem, suffix = os.path.splitext(name)
+        stem = stem if suffix.lower() in (*SUFFIXES, ".xml") else name
+        for each in (name, stem, stem.rpartition("/")[2]):
+            if each in known:
+                return each
+    return line
 
 
 def relative_name(name: str) -> str | None:

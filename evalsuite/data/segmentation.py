@@ -447,7 +447,15 @@ def _numbers_in(mask: Path) -> list[int]:
 
 @dataclass(frozen=True)
 class SegmentationSource(Source[SegmentationSet]):
-    """What the layouts of images and masks share: roles by the names of the splits, loading, verification."""
+    """What the layouts of images and masks share: roles by the names of the splits, loading, verification.
+
+    ``official``: the classes are those of the data set that made the layout known; else the data tell.
+    """
+
+    official: bool = True
+
+    def generic(self) -> SegmentationSource:
+        return dataclasses.replace(self, official=False)
 
     @abstractmethod
     def read(self, path: Path, split: str, faults: list[str] | None = None) -> SegmentationSet:

@@ -22,13 +22,14 @@ from xml.etree import ElementTree
 import numpy as np
 
 from evalsuite.data import Report, Source, as_fault
-from evalsuite.data.detection import DRAWN, Boxes, DetectionSet, Image, assemble, check_roles, survey, union
+from evalsuite.data.detection import Boxes, DetectionSet, Image, assemble, check_roles, survey, union
 from evalsuite.data.images import (
-    SUFFIXES,
+    DRAWN,
     clutter,
     fingerprint,
     hashed,
     images_by_name,
+    listed_name,
     not_utf8,
     read_lines,
     read_list,
@@ -281,16 +282,8 @@ class _Year:
         return self._unlisted[split]
 
     def _entries(self, split: str) -> list[str]:
-        return [self._known(line) for line in read_list(self.lists[split])]
-
-    def _known(self, line: str) -> str:
-        """The name that a line of a list means: with or without a folder, a suffix, and the 1, 0 or -1 that the lists
-        of one class have."""
-        for name in (line, line.removeprefix("./"), re.sub(r"\s+-?[01]$", "", line)):
-            for each in (name, _stem(name), _stem(name).rpartition("/")[2]):
-                if each in self.images or each in self.annotations:
-                    return each
-        return line
+        known = self.images.keys() | self.annotations.keys()
+        return [listed_name(line, known) for line in read_list(self.lists[split])]
 
     def notes(self, split: str) -> list[str]:
         """What a reader of scores must know of how a split was found."""
@@ -338,12 +331,6 @@ class _Annotation(NamedTuple):
     boxes: list[tuple[float, ...]]
     difficult: list[bool]
     digest: str
-
-
-def _stem(name: str) -> str:
-    """A file's name without the suffix of an image or annotation."""
-    stem, dot, suffix = name.rpartition(".")
-    return stem if stem and f"{dot}{suffix}".lower() in (*SUFFIXES, ".xml") else name
 
 
 def _years(path: Path) -> dict[str, Path]:

@@ -14,7 +14,8 @@ from typing import ClassVar
 import numpy as np
 from scipy.io import loadmat
 
-from evalsuite.data.images import images_by_name, read_list, size, unfitting
+from evalsuite.data.classes import Coded, coded
+from evalsuite.data.images import images_by_name, listed_name, read_list, size, unfitting
 from evalsuite.data.segmentation import (
     IGNORE,
     Bytes,
@@ -62,6 +63,7 @@ class VocSegmentation(SegmentationSource):
     ``train_aug`` is listed in ImageSets/Segmentation/train_aug.txt (or trainaug.txt), or is train.txt and aug.txt
     together. A mask of it is VOC's own where VOC has one, as in mmsegmentation; else that of SegmentationClassAug; else
     SBD's ``benchmark_RELEASE/dataset/cls/*.mat`` beside VOCdevkit or in it. The test split has no public masks.
+    Anybody's data say their classes in ``labelmap.txt``, as CVAT writes it, or in a file as of the layout ``pairs``.
     """
 
     name = "voc-seg"
@@ -92,16 +94,19 @@ class VocSegmentation(SegmentationSource):
     def read(self, path: Path, split: str, faults: list[str] | None = None) -> SegmentationSet:
         if split not in self.splits(path):
             raise self.no_split(path, split)
-        names = list(dict.fromkeys(name for file in _lists(path, split) for name in read_list(file)))
+        photos = {name: paths[0] for name, paths in images_by_name(path / "JPEGImages").items()}
+        lines = [line for file in _lists(path, split) for line in read_list(file)]
+        names = list(dict.fromkeys(listed_name(line, photos) for line in lines))
         folders = [(path / "SegmentationClass", ".png")]
         if split == _AUGMENTED:
             folders.append((path / "SegmentationClassAug", ".png"))
             folders += [
                 (parent / "benchmark_RELEASE" / "dataset" / "cls", ".mat") for parent in (path.parents[1], path.parent)
             ]
-        photos = {name: paths[0] for name, paths in images_by_name(path / "JPEGImages").items()}
         pairs = pair_up(photos, _present(folders, names), faults, names)
-        return assemble(pairs, _Masks(), CLASSES, voc_palette(len(CLASSES)), name=self.name, split=split, faults=faults)
+        published = Coded(_Masks(), CLASSES, voc_palette(len(CLASSES)))
+        told = coded(self, path, pairs, r"^20\d\d_\d{6}$", published)
+        return assemble(pairs, *told, name=self.name, split=split, faults=faults)
 
     def demo(self, root: Path, seed: int = 0, images: int = 64) -> Path:
         from evalsuite.data.demo import SHAPES, write_masks

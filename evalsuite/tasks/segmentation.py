@@ -236,6 +236,9 @@ class CamVid(_Named):
 class Segment(_Segmentation):
     """Anybody's data: ``--data pairs:PATH``, or any other layout of masks (``cityscapes:PATH``, ``ade20k-full:PATH``).
 
+    In the layout of a published data set, classes are those of a ``classes.txt`` beside the data; without one the names
+    of the images must be that data set's.
+
     It learns from the split ``train`` and scores on ``test`` or, where there is none, on ``val``. Protocols, all
     ours: ``upernet`` (default; 20k iterations), ``fcn`` (MoCo's network by that schedule, for ResNets), ``linear``,
     ``frozen-fcn``, ``smoke``, as of ``cityscapes`` with images at 512x512.
@@ -303,7 +306,7 @@ def _load(
     layout: Source[SegmentationSet], path: Path, train: str, test: str, limit: int | None
 ) -> tuple[SegmentationSet, SegmentationSet]:
     """Both splits; the last pair is kept, since fingerprint, run and every seed ask for the same one."""
-    key = (type(layout), path.resolve(), train, test, limit)
+    key = (layout, path.resolve(), train, test, limit)
     if key not in _LOADED:
         _LOADED.clear()
         first, second = layout.load(path, train), layout.load(path, test)

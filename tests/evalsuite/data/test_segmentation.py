@@ -323,6 +323,35 @@ def test_verify_refuses_masks_of_one_class_as_a_run_does(world: Path) -> None:
     assert any("nothing to learn from or nothing to score on" in fault for fault in faults(world))
 
 
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [("images", "masks"), ("images", "annotations"), ("Images", "labels"), ("JPEGImages", "SegmentationClass")],
+)
+def test_images_and_masks_without_folders_of_splits_are_split_by_hash(tmp_path: Path, images: str, masks: str) -> None:
+    for i in range(8):
+        photo(tmp_path / images / f"{i}.jpg", seed=i)
+        write(tmp_path / masks / f"{i}.png", np.arange(24).reshape(4, 6) // 12)
+    (tmp_path / "classes.txt").write_text("ground\ncell\n")
+    source = Pairs()
+    assert source.locate(tmp_path) == tmp_path
+    assert source.roles(tmp_path) == {"train": "train", "test": "test", "val": "test"}
+    train, test = (source.load(tmp_path, split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (6, 2)
+    assert {r.image_id for r in train.records} | {r.image_id for r in test.records} == set("01234567")
+    assert faults(tmp_path) == []
+    (tmp_path / masks / "3.png").unlink()
+    assert any("3.jpg has no mask" in fault for fault in faults(tmp_path))
+    with pytest.raises(DataError, match="has no split"):
+        source.load(tmp_path, "val")
+
+
+def test_a_folder_of_a_split_without_masks_is_no_reason_to_split_by_hash(world: Path) -> None:
+    (world / "masks" / "train").rename(world / "masks" / "other")
+    (world / "masks" / "val").rename(world / "masks" / "another")
+    with pytest.raises(DataError, match=r"was not found|not in the layout"):
+        Pairs().locate(world)
+
+
 RED, BLUE, BLACK = [255, 0, 0], [0, 0, 255], [0, 0, 0]
 
 

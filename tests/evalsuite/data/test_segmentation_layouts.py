@@ -218,6 +218,80 @@ def test_lists_of_strangers(voc: Path, line: str, told: str) -> None:
     assert any(told in fault for fault in VocSegmentation().verify(voc).faults)
 
 
+def test_lists_may_name_files(voc: Path) -> None:
+    (voc / "ImageSets" / "Segmentation" / "train.txt").write_text("JPEGImages\\2007_1.JPG\n")
+    assert [record.image_id for record in VocSegmentation().load(voc, "train").records] == ["2007_1"]
+
+
+# --- anybody's data in the layout of a published set ------------------------------------------------------------
+
+OWN = {
+    "voc-seg": ("JPEGImages/{split}_{i}.jpg", "SegmentationClass/{split}_{i}.png"),
+    "cityscapes": ("leftImg8bit/{split}/mine_{i}_leftImg8bit.png", "gtFine/{split}/mine_{i}_gtFine_labelIds.png"),
+    "ade20k": ("images/{ade}/mine_{i}.jpg", "annotations/{ade}/mine_{i}.png"),
+    "camvid": ("{split}/mine_{i}.png", "{split}annot/mine_{i}.png"),
+}
+
+
+@pytest.fixture(params=OWN)
+def own(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[SegmentationSource, Path]:
+    """Masks of 1 and 2 in one of these layouts, of images that are not of the data set."""
+    sources = (VocSegmentation(), Cityscapes(), Ade20k(), CamVid())
+    source = next(each for each in sources if each.name == request.param)
+    for split, ade in (("train", "training"), ("val", "validation")):
+        for i in range(2):
+            image, truth = (tmp_path / each.format(split=split, ade=ade, i=i) for each in OWN[source.name])
+            photo(image, i + len(split))
+            mask(truth, [1, 1, 2, 2, 1, 2], voc_palette(256))
+        lists = tmp_path / "ImageSets" / "Segmentation"
+        lists.mkdir(parents=True, exist_ok=True)
+        (lists / f"{split}.txt").write_text(f"{split}_0\n{split}_1\n")
+    return source, source.locate(tmp_path)
+
+
+def test_classes_of_anybodys_data_are_not_those_of_the_data_set(own: tuple[SegmentationSource, Path]) -> None:
+    source, path = own
+    assert len(source.load(path, "train").classes) > 10
+    layout = source.generic()
+    with pytest.raises(DataError, match="does not say what its classes are") as told:
+        layout.load(path, "train")
+    assert f"is none of the data set {source.name}" in told.value.cause
+    assert told.value.fix in layout.verify(path).faults[0]
+    (path / "classes.txt").write_text("soil\nleaf\nstem\n")
+    assert layout.load(path, "train").classes == ("soil", "leaf", "stem")
+    assert layout.load(path, "val").mask(0)[0].tolist() == [1, 1, 2, 2, 1, 2]
+    assert layout.verify(path).ok
+
+
+def test_the_data_set_itself_keeps_its_classes(voc: Path, tmp_path: Path) -> None:
+    for name in ("2007_1", "2007_2"):
+        for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+            (voc / folder / f"{name}.{suffix}").rename(voc / folder / f"{name[:5]}00000{name[5:]}.{suffix}")
+        file = voc / "ImageSets" / "Segmentation" / ("train.txt" if name == "2007_1" else "val.txt")
+        file.write_text(f"{name[:5]}00000{name[5:]}\n")
+    assert VocSegmentation().generic().load(voc, "train").classes == voc_segmentation.CLASSES
+
+
+def test_classes_as_labelling_tools_write_them(own: tuple[SegmentationSource, Path]) -> None:
+    layout, path = own[0].generic(), own[1]
+    _, one, two = voc_palette(3).tolist()
+    (path / "labelmap.txt").write_text(
+        "# label:color_rgb:parts:actions\nleaf:{}::\nbackground:0,0,0::\nstem:{}::\n".format(
+            *(",".join(map(str, colour)) for colour in (one, two))
+        )
+    )
+    found = layout.load(path, "train")
+    assert found.classes == ("leaf", "background", "stem")
+    assert found.mask(0)[0].tolist() == [0, 0, 2, 2, 0, 2]
+    (path / "labelmap.txt").write_text("leaf\n")
+    with pytest.raises(DataError) as told:
+        layout.load(path, "train")
+    assert told.value.cause == "a line is not name:r,g,b:parts:actions"
+    (path / "labelmap.txt").rename(path / "class_names.txt")
+    (path / "class_names.txt").write_text("_background_\nleaf\nstem\n")
+    assert layout.load(path, "train").classes == ("_background_", "leaf", "stem")
+
+
 # --- ADE20K ----------------------------------------------------------------------------------------------------
 
 
