@@ -18,8 +18,8 @@ import numpy as np
 import pydantic_core
 from numpy.typing import NDArray
 
-from evalsuite.data import Report, Source
-from evalsuite.data.detection import Boxes, DetectionSet, Image, assemble, check_roles, survey
+from evalsuite.data import Report, Source, split_role
+from evalsuite.data.detection import Boxes, DetectionSet, Image, assemble, check, survey
 from evalsuite.data.images import DRAWN, fingerprint, not_utf8, relative_name
 from evalsuite.errors import DataError
 
@@ -112,13 +112,15 @@ class Coco(Source[DetectionSet]):
         report = Report(self.name, path)
         sets: dict[str, DetectionSet] = {}
         with report.examining():
-            roles = self.roles(path)
-            for split in dict.fromkeys(roles.values()):
+            for split in dict.fromkeys(self.roles(path).values()):
                 with report.examining():
                     sets[split] = self._read(path, split, report.faults)
-            check_roles(roles, sets, masks=self.official)
+            check(*self.pair(path, loaded=sets), masks=self.official)
         report.faults[:] = dict.fromkeys(report.faults)  # two splits of one file tell the same
         return survey(report, sets, lambda one, other: one != other, progress, workers, masks=self.official)
+
+    def check(self, train: DetectionSet, test: DetectionSet) -> None:
+        check(train, test)
 
     def demo(self, root: Path, seed: int = 0, images: int = 64) -> Path:
         from evalsuite.data.demo import write_coco
@@ -171,7 +173,7 @@ def _whole(parts: Mapping[str, _Part]) -> _Part | None:
 
 def _is_of(name: str, role: str) -> bool:
     """Whether a split of that name is ``train``, ``val`` or ``test``: train2017, Train, valid, test-dev."""
-    return name.lower().startswith(role)
+    return name.lower().startswith(role) or split_role(name) == role
 
 
 def _used(files: Iterable[Path]) -> frozenset[int]:

@@ -30,7 +30,6 @@ __all__ = [
     "agree",
     "assemble",
     "check",
-    "check_roles",
     "survey",
     "union",
 ]
@@ -269,13 +268,6 @@ def check(train: DetectionSet, test: DetectionSet, masks: bool = False) -> None:
                 cause="; ".join(part.notes) or "its objects have boxes but no segmentation",
                 fix="train boxes alone: --set masks=false",
             )
-
-
-def check_roles(roles: Mapping[str, str], sets: Mapping[str, DetectionSet], masks: bool = False) -> None:
-    """:func:`check` of the splits that a task takes, where both could be read."""
-    train, test = roles["train"], roles.get("test", roles["val"])
-    if train in sets and test in sets:
-        check(sets[train], sets[test], masks)
 
 
 def union(name: str, sets: Sequence[DetectionSet]) -> DetectionSet:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evalsuite.data import YOURS
+from evalsuite.data import YOURS, split_roles
 from evalsuite.data.classes import FORMAT, Table, as_colour, class_table
 from evalsuite.data.images import DRAWN, SUFFIXES, hashed, images_by_name, read_labels, subfolder
 from evalsuite.data.segmentation import (
@@ -114,13 +114,21 @@ class Pairs(SegmentationSource):
 
 def _folders(path: Path, split: str) -> tuple[Path, Path] | None:
     """Where a split's images and masks are."""
-    for images, masks in (
-        (subfolder(path, _IMAGES) / split, subfolder(path, _IN) / split),
-        (subfolder(path / split, _IMAGES), subfolder(path / split, _IN)),
-    ):
-        if images.is_dir() and masks.is_dir():
-            return images, masks
-    return None
+    images, masks = (_of(subfolder(path, names), split) for names in (_IMAGES, _IN))
+    if images and masks:
+        return images, masks
+    inner = _of(path, split)
+    below = (subfolder(inner, _IMAGES), subfolder(inner, _IN)) if inner else None
+    return below if below and all(each.is_dir() for each in below) else None
+
+
+def _of(folder: Path, split: str) -> Path | None:
+    """The folder in ``folder`` that is of a split, by that name or another that people give it."""
+    there = [each.name for each in folder.iterdir() if each.is_dir()] if folder.is_dir() else []
+    fitting = sorted(
+        (name for name, role in split_roles(there).items() if role == split), key=lambda n: (n != split, n)
+    )
+    return folder / fitting[0] if fitting else None
 
 
 def _flat(path: Path) -> tuple[Path, Path] | None:
@@ -129,7 +137,7 @@ def _flat(path: Path) -> tuple[Path, Path] | None:
     if not (images.is_dir() and masks.is_dir()):
         return None
     names = images_by_name(images)
-    split = any(name.partition("/")[0] in _SPLITS for name in names)
+    split = split_roles({name.partition("/")[0] for name in names if "/" in name})
     return (images, masks) if len(names) > 1 and not split else None
 
 

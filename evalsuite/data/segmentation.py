@@ -49,7 +49,6 @@ __all__ = [
     "SegmentationSet",
     "SegmentationSource",
     "assemble",
-    "check",
     "check_pixels",
     "find",
     "pair_up",
@@ -382,24 +381,6 @@ def _opened(pair: Pair, reader: MaskReader) -> tuple[Record, int, str, bytes | N
         return DataError(f"mask {pair.mask} cannot be read", cause=str(error), fix="restore the file from its source")
 
 
-def check(train: SegmentationSet, test: SegmentationSet) -> None:
-    """Raise :class:`DataError` unless the sets have the same classes, more than one, told alike in all masks."""
-    if train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes)) or ["their order"]
-        raise DataError(
-            f"{train.title} and {test.title} do not have the same classes",
-            cause=f"only in one of them: {_first(odd)}",
-            fix="name the same classes in both",
-        )
-    if len(train.classes) < 2:
-        raise DataError(
-            f"{train.title} has a single class",
-            cause=f"it is {train.classes[0]}, and there is nothing to tell it apart from",
-            fix="name the background as a class, too",
-        )
-    _refuse_palettes({**train.palettes, **test.palettes})
-
-
 def check_pixels(train: SegmentationSet, learnt: Set[int], test: SegmentationSet, tested: Set[int]) -> None:
     """Raise :class:`DataError` unless there are pixels to learn from and to score on. ``learnt`` and ``tested`` are the
     values of the masks' pixels."""
@@ -477,6 +458,23 @@ class SegmentationSource(Source[SegmentationSet]):
             )
         return found
 
+    def check(self, train: SegmentationSet, test: SegmentationSet) -> None:
+        """Raise :class:`DataError` unless the sets have the same classes, more than one, told alike in all masks."""
+        if train.classes != test.classes:
+            odd = sorted(set(train.classes) ^ set(test.classes)) or ["their order"]
+            raise DataError(
+                f"{train.title} and {test.title} do not have the same classes",
+                cause=f"only in one of them: {_first(odd)}",
+                fix="name the same classes in both",
+            )
+        if len(train.classes) < 2:
+            raise DataError(
+                f"{train.title} has a single class",
+                cause=f"it is {train.classes[0]}, and there is nothing to tell it apart from",
+                fix="name the background as a class, too",
+            )
+        _refuse_palettes({**train.palettes, **test.palettes})
+
     def leaks(self, one: str, other: str) -> bool:
         """Whether an image must not be in both splits."""
         return one != other
@@ -490,10 +488,9 @@ class SegmentationSource(Source[SegmentationSet]):
         seen = _survey(report, sets, self.leaks, progress or Progress(quiet=True), workers)
         with report.examining():
             roles = self.roles(path)
-            train, test = roles["train"], roles.get("test", roles["val"])
-            if train in sets and test in sets:
-                check(sets[train], sets[test])
-                check_pixels(sets[train], seen[train], sets[test], seen[test])
+            if {roles["train"], roles.get("test", roles["val"])} <= sets.keys():  # else it is told why one is not
+                train, test = self.pair(path, loaded=sets)
+                check_pixels(train, seen[train.split], test, seen[test.split])
         report.faults[:] = dict.fromkeys(report.faults)  # trainval repeats what train and val told
         report.notes[:] = dict.fromkeys(report.notes)
         return report

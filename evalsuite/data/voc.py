@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from evalsuite.data import Report, Source, as_fault
-from evalsuite.data.detection import Boxes, DetectionSet, Image, assemble, check_roles, survey, union
+from evalsuite.data.detection import Boxes, DetectionSet, Image, assemble, check, survey, union
 from evalsuite.data.images import (
     DRAWN,
     clutter,
@@ -136,13 +136,15 @@ class Voc(Source[DetectionSet]):
                     classes = classes or self._classes(path, report.faults)
                     sets[split] = self._read(path, split, classes, report.faults)
         with report.examining():
-            roles = self.roles(path)
-            joined = {role: [sets[part] for part in roles[role].split("+") if part in sets] for role in roles}
-            check_roles(roles, {roles[role]: union(roles[role], parts) for role, parts in joined.items() if parts})
+            joined = [name for name in self.roles(path).values() if set(name.split("+")) <= sets.keys()]
+            self.pair(path, loaded={name: union(name, [sets[part] for part in name.split("+")]) for name in joined})
         report.faults[:] = dict.fromkeys(report.faults)  # trainval repeats what train and val told
         survey(report, sets, _leaks, progress, workers)
         report.notes[:] = dict.fromkeys(report.notes)
         return report
+
+    def check(self, train: DetectionSet, test: DetectionSet) -> None:
+        check(train, test)
 
     def demo(self, root: Path, seed: int = 0, images: int = 64) -> Path:
         from evalsuite.data.demo import write_voc

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -276,9 +275,7 @@ class Detect(_Detection):
                 cause=f"{layout.name} is a layout of another task",
                 fix="--data voc:PATH or --data coco:PATH; or --task classify or segment",
             )
-        roles = layout.roles(path)
-        protocol = _protocol(setup)
-        return _load(layout, path, _role(roles, protocol.train_split), _role(roles, protocol.test_split), setup)
+        return _load(layout, path, setup)
 
 
 def _protocol(setup: Setup) -> DetectionProtocol:
@@ -301,29 +298,22 @@ def _readable(part: DetectionSet, setup: Setup, known: bool = False) -> Detectio
     return usable(part, read, setup.progress, strict=setup.strict, known=known, kind=kind)[0]
 
 
-def _role(roles: Mapping[str, str], wanted: str) -> str:
-    """The split of the first of the roles ``a|b`` that the data have; a name that is no role is a split's own."""
-    return next((roles[name] for name in wanted.split("|") if name in roles), wanted)
-
-
 def _of_root(setup: Setup, name: str) -> tuple[DetectionSet, DetectionSet]:
     layout = source(setup.registry, name)
-    protocol = _protocol(setup)
-    return _load(layout, layout.locate(setup.data_root), protocol.train_split, protocol.test_split, setup)
+    return _load(layout, layout.locate(setup.data_root), setup)
 
 
 _LOADED: dict[tuple[Any, ...], tuple[DetectionSet, DetectionSet]] = {}
 
 
-def _load(
-    layout: Source[DetectionSet], path: Path, train: str, test: str, setup: Setup
-) -> tuple[DetectionSet, DetectionSet]:
+def _load(layout: Source[DetectionSet], path: Path, setup: Setup) -> tuple[DetectionSet, DetectionSet]:
     """Both splits; the last pair is kept, since fingerprint, run and every seed ask for the same one."""
-    masks = _protocol(setup).masks
-    key = (layout, path.resolve(), train, test, setup.limit, masks)
+    protocol = _protocol(setup)
+    key = (layout, path.resolve(), protocol.train_split, protocol.test_split, setup.limit, protocol.masks)
     if key not in _LOADED:
         _LOADED.clear()
-        found = layout.load(path, train).limit(setup.limit), layout.load(path, test).limit(setup.limit)
-        check(*found, masks)
-        _LOADED[key] = found
+        train, test = layout.pair(path, protocol.train_split, protocol.test_split)
+        train, test = train.limit(setup.limit), test.limit(setup.limit)
+        check(train, test, protocol.masks)
+        _LOADED[key] = train, test
     return _LOADED[key]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from evalsuite.backbone import Backbone
 from evalsuite.data import Source, parse, source
 from evalsuite.data.reading import copied, left_out, usable
-from evalsuite.data.segmentation import SegmentationSet, SegmentationSource, check, check_pixels
+from evalsuite.data.segmentation import SegmentationSet, SegmentationSource, check_pixels
 from evalsuite.errors import UsageError
 from evalsuite.metrics.segmentation import SEGMENTATION_METRICS, bootstrap_scores, scores
 from evalsuite.pictures import iou_chart, segmentation_sheet
@@ -69,8 +69,7 @@ class _Segmentation(Task):
         """What to train on and what to test on."""
         layout, path = self.place(setup)
         protocol = _protocol(setup)
-        train, test = (_split(layout, path, wanted) for wanted in (protocol.train_split, protocol.test_split))
-        return _load(layout, path, train, test, setup.limit)
+        return _load(layout, path, protocol.train_split, protocol.test_split, setup.limit)
 
     def fingerprint(self, setup: Setup) -> str:
         train, test = self.sets(setup)
@@ -291,14 +290,6 @@ def _readable(part: SegmentationSet, setup: Setup, known: bool = False) -> tuple
     return usable(part, read, setup.progress, strict=setup.strict, known=known)
 
 
-def _split(layout: Source[SegmentationSet], path: Path, wanted: str) -> str:
-    """A split of that name, or of the first of the roles ``a|b`` that the data have."""
-    if "|" not in wanted:
-        return wanted
-    roles = layout.roles(path)
-    return next((roles[name] for name in wanted.split("|") if name in roles), wanted)
-
-
 _LOADED: dict[tuple[Any, ...], tuple[SegmentationSet, SegmentationSet]] = {}
 
 
@@ -309,8 +300,7 @@ def _load(
     key = (layout, path.resolve(), train, test, limit)
     if key not in _LOADED:
         _LOADED.clear()
-        first, second = layout.load(path, train), layout.load(path, test)
-        check(first, second)
+        first, second = layout.pair(path, train, test)
         _LOADED[key] = first.limit(limit), second.limit(limit)
     return _LOADED[key]
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from evalsuite.data import Report, as_fault
 from evalsuite.data.pairs import Pairs
-from evalsuite.data.segmentation import IGNORE, Coding, SegmentationSet, check, voc_palette
+from evalsuite.data.segmentation import IGNORE, Coding, SegmentationSet, voc_palette
 from evalsuite.errors import DataError
 
 Mask = Any
@@ -345,6 +345,16 @@ def test_images_and_masks_without_folders_of_splits_are_split_by_hash(tmp_path: 
         source.load(tmp_path, "val")
 
 
+@pytest.mark.parametrize(("train", "val"), [("Training", "Validation"), ("train_set", "valid"), ("TRAIN", "dev")])
+def test_splits_by_other_names(world: Path, train: str, val: str) -> None:
+    for kind in ("images", "masks"):
+        (world / kind / "train").rename(world / kind / train)
+        (world / kind / "val").rename(world / kind / val)
+    assert Pairs().splits(world) == ("train", "val")
+    assert len(Pairs().load(world, "train")) == 2
+    assert faults(world) == []
+
+
 def test_a_folder_of_a_split_without_masks_is_no_reason_to_split_by_hash(world: Path) -> None:
     (world / "masks" / "train").rename(world / "masks" / "other")
     (world / "masks" / "val").rename(world / "masks" / "another")
@@ -371,7 +381,7 @@ def test_numbers_of_palettes_that_differ_are_no_classes(world: Path, suffix: str
     if not listed:
         (world / "classes.txt").unlink()
     with pytest.raises(DataError, match="palettes differ: ") as told:
-        check(*(Pairs().load(world, split) for split in ("train", "val")))
+        Pairs().pair(world)
     assert "0-0-255" in told.value.cause
     assert as_fault(told.value) in faults(world)
     (world / "classes.txt").write_text("0 0 0 ground\n255 0 0 cell\n0 0 255 sea\n")
