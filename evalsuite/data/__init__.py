@@ -236,7 +236,7 @@ class Source(ABC, Generic[Data]):
         try:
             roles = self.roles(path)
         except DataError:
-            if not _ROLES.keys().isdisjoint(choices):
+            if wanted not in self.splits(path) and not _ROLES.keys().isdisjoint(choices):
                 raise
             return wanted
         return next((roles[name] for name in choices if name in roles), wanted)
