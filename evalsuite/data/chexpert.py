@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evalsuite.data import Report
-from evalsuite.data.classification import ClassificationSet, ClassificationSource, no_split, read_columns, read_files
+from evalsuite.data.classification import ClassificationSet, ClassificationSource, no_split, read_files
 from evalsuite.data.demo import once
 from evalsuite.data.radiographs import FINDINGS, chest, write_table
+from evalsuite.data.tables import read_columns
 from evalsuite.errors import DataError, UsageError
 
 __all__ = ["BLANK", "COMPETITION", "LABELS", "UNCERTAIN", "Chexpert", "Chexpert8x200", "Uncertain", "resolved"]

@@ -6,22 +6,21 @@ decoded when it is asked for. A :class:`ClassificationSet` is what the feature c
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import os
-import sys
 import zipfile
 import zlib
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal, NamedTuple, Protocol, cast
+from urllib.parse import parse_qsl
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ from evalsuite.data import YOURS, Report, Source, split_role, split_roles
 from evalsuite.data.demo import write_classes, write_marks
 from evalsuite.data.images import DECODING, SUFFIXES, clutter, decode, digest, leads_out, list_images, read_rgb
 from evalsuite.data.reading import Contents
+from evalsuite.data.tables import COLUMNS, ImageList, read_image_list
 from evalsuite.errors import DataError, UsageError
 from evalsuite.progress import Progress
 
@@ -49,7 +49,6 @@ __all__ = [
     "no_split",
     "npz_array",
     "npz_headers",
-    "read_columns",
     "read_files",
     "read_folder",
     "refuse_single_class",
@@ -543,13 +542,23 @@ def class_folders(path: Path) -> list[str]:
 # --- CSV --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class Csv(ClassificationSource):
-    """A list with the columns ``path`` (from the list's own folder) and ``label``, or ``label:NAME`` once a label.
+    """A list of images with a column ``path`` (from the list's own folder) and a column ``label``, or one of marks,
+    ``label:NAME``, for each of several labels.
 
-    ``label`` is a class's name; blank is a missing label. ``label:NAME`` is 1, 0, or blank or -1 for unknown.
-    ``split`` names each row's split, ``group`` its patient or scene. Without ``split``, one group in five, or one
-    image where there are no groups, is tested on, by the hash of its name.
+    ``label`` is a class's name; blank, ``nan``, ``NA``, ``None`` and ``null`` are a missing label. ``label:NAME`` is 1,
+    0, or blank or -1 for unknown. ``split`` names each row's split, ``group`` its patient or scene. Without ``split``,
+    one group in five, or one image where there are no groups, is tested on, by the hash of its name.
+
+    Columns of other names are taken where the names are usual ones (``filename``, ``class``, ``patient_id``, ...), and
+    that is told; or where ``--data`` says so: ``csv:PATH?path=FILE&label=SPECIES&group=BIRD&split=FOLD``, of several
+    labels ``label=A,B,C``. ``root=FOLDER`` is where paths count from instead. Cells may be divided by commas,
+    semicolons, bars or tabs; an index column and others are left out; paths may be written as on Windows or without
+    their suffix; whole numbers may be written ``1.0``.
     """
+
+    options: tuple[tuple[str, str], ...] = ()
 
     name = "csv"
     serves: ClassVar[tuple[str, ...]] = ("classify", "classify-multilabel")
@@ -558,6 +567,21 @@ class Csv(ClassificationSource):
     licence = YOURS
     citation = "none: it is a layout"
     file = True
+
+    @property
+    def key(self) -> Hashable:
+        return type(self), self.options
+
+    def configured(self, options: str) -> Csv:
+        found = dict(parse_qsl(options, keep_blank_values=True))
+        odd = sorted(found.keys() - {*COLUMNS, "root"})
+        if odd or not found:
+            raise UsageError(
+                f"?{options} makes no sense behind a list",
+                cause=f"unknown: {', '.join(odd)}" if odd else "it has the form name=value&name=value",
+                fix="--data 'csv:PATH?path=COLUMN&label=COLUMN&group=COLUMN&split=COLUMN&root=FOLDER', any of them",
+            )
+        return Csv(tuple(sorted(found.items())))
 
     def locate(self, root: Path | None) -> Path:
         if root is None or not root.is_file():
@@ -570,129 +594,50 @@ class Csv(ClassificationSource):
         return write_marks(root / "csv", seed, images) / "list.csv"
 
     def splits(self, path: Path) -> tuple[str, ...]:
-        there = set(_table(path, path.stat().st_mtime_ns).splits)
+        there = {split for split in self._read(path)[1].tolist() if split}
         order = [name for name in ("train", "val", "test") if name in there]
         return (*order, *sorted(there - set(order)))
 
     def load(self, path: Path, split: str) -> ClassificationSet:
-        table = _table(path, path.stat().st_mtime_ns)
-        rows = np.flatnonzero(table.splits == split)
-        if not len(rows):
-            raise no_split(path, split, self.splits(path))
-        files = read_files(path.parent, [str(table.paths[row]) for row in rows])
+        listed, splits = self._read(path)
+        rows = np.flatnonzero(splits == split)
+        known = self.splits(path)
+        if split not in known:
+            raise no_split(path, split, known)
+        files = _listed_files(path, listed.root, [listed.paths[row] for row in rows])
+        groups = None if listed.groups is None else _names(listed.groups)[rows]
         return ClassificationSet(
-            path.stem, split, table.classes, files.names, table.labels[rows], files, np.arange(len(files)),
-            None if table.groups is None else table.groups[rows],
+            path.stem, split, listed.classes, files.names, listed.labels[rows], files, np.arange(len(files)), groups,
+            listed.notes if split == known[0] else (),
         )  # fmt: skip
 
-
-@dataclass(frozen=True, eq=False)
-class _Table:
-    paths: Names
-    labels: Ints
-    classes: tuple[str, ...]
-    splits: Names
-    groups: Names | None
+    def _read(self, path: Path) -> tuple[ImageList, Names]:
+        return _image_list(path, path.stat().st_mtime_ns, self.options)
 
 
 @lru_cache(maxsize=4)
-def _table(path: Path, mtime: int) -> _Table:
-    """The whole list. Raises :class:`DataError` for wrong columns or values, with the row."""
-    rows, columns = _csv_rows(path)
-    several = [c for c in columns if c.startswith("label:")]
-    odd = [c for c in columns if c not in ("path", "label", "split", "group", *several)]
-    if "path" not in columns or ("label" in columns) == bool(several) or odd or len(set(columns)) < len(columns):
-        raise DataError(
-            f"{path} has the columns {', '.join(columns) or 'none'}",
-            cause=f"unknown: {', '.join(odd)}" if odd else "path and either label or label:NAME are needed, each once",
-            fix="its first line should be: path,label[,split][,group] or path,label:NAME,...[,split][,group]",
-        )
-    if not rows:
-        raise DataError(f"{path} lists nothing", cause="it has a first line and no other", fix="list images in it")
-    paths = _names([row["path"] for row in rows])
-    if several:
-        classes = tuple(c.removeprefix("label:") for c in several)
-        labels = np.array([[_mark(path, i, row[c]) for c in several] for i, row in enumerate(rows)], dtype=np.int64)
-    else:
-        given = [row["label"] for row in rows]
-        classes = _ordered({g for g in given if g})
-        place = {name: i for i, name in enumerate(classes)} | {"": -1}
-        labels = np.array([place[g] for g in given], dtype=np.int64)
-    groups = _names([row["group"] or row["path"] for row in rows]) if "group" in columns else None
-    splits = _names([row["split"] for row in rows]) if "split" in columns else _assigned(paths, groups)
-    return _Table(paths, labels, classes, splits, groups)
+def _image_list(path: Path, mtime: int, options: tuple[tuple[str, str], ...]) -> tuple[ImageList, Names]:
+    """A list, and the split of each row: its own, or by hash."""
+    found = read_image_list(path, dict(options))
+    if found.splits is not None:
+        return found, _names(found.splits)
+    return found, _assigned(_names(found.paths), None if found.groups is None else _names(found.groups))
 
 
-def read_columns(path: Path, wanted: Sequence[str]) -> dict[str, list[str]]:
-    """These columns of a CSV file of a known layout, whatever others it has, cells without the spaces around them.
-
-    Raises :class:`DataError` for a file that is no table, lacks one of them, or lists nothing.
-    """
+def _listed_files(path: Path, root: Path, names: Sequence[str]) -> Files:
+    """:func:`read_files`; where none is below ``root``, the refusal names the folder that they are below."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            columns = [c.strip() for c in next(reader, [])]
-            lacking = [name for name in wanted if columns.count(name) != 1]
-            if lacking:
-                raise ValueError(
-                    f"it has no column {', '.join(lacking)}; its first line is {', '.join(columns)!r:.200}"
-                )
-            places = [columns.index(name) for name in wanted]
-            rows = []
-            for cells in reader:
-                if cells and len(cells) != len(columns):
-                    raise ValueError(f"line {reader.line_num} has {len(cells)} cells, the first one {len(columns)}")
-                if cells:
-                    rows.append([sys.intern(cells[place].strip()) for place in places])
-            if not rows:
-                raise ValueError("it has a first line and no other")
-    except (OSError, ValueError, csv.Error) as error:
-        raise _no_table(path, error) from error
-    return {name: [row[i] for row in rows] for i, name in enumerate(wanted)}
+        return read_files(root, names)
+    except DataError as missing:
+        below = (Path(top) / name for top, folders, _ in os.walk(root) for name in folders if not clutter(name))
+        home = next((folder for folder in islice(below, _SEARCHED) if (folder / names[0]).is_file()), None)
+        if home is None:
+            raise
+        fix = f"say where paths count from: --data 'csv:{path}?root={home.relative_to(root)}'"
+        raise DataError(missing.problem, cause=missing.cause, fix=fix) from missing
 
 
-def _csv_rows(path: Path) -> tuple[list[dict[str, str]], list[str]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            columns = [c.strip() for c in next(reader, [])]
-            rows = []
-            for cells in reader:
-                if not cells:
-                    continue
-                if len(cells) != len(columns):
-                    raise ValueError(f"line {reader.line_num} has {len(cells)} cells, the first one {len(columns)}")
-                rows.append(dict(zip(columns, (c.strip() for c in cells), strict=True)))
-            return rows, columns
-    except (OSError, ValueError, csv.Error) as error:
-        raise _no_table(path, error) from error
-
-
-def _no_table(path: Path, error: Exception) -> DataError:
-    if isinstance(error, FileNotFoundError):
-        return _broken(path, error)
-    return DataError(
-        f"{path} is no table as wanted", cause=str(error), fix="write it as UTF-8, cells divided by commas, all columns"
-    )
-
-
-def _mark(path: Path, row: int, text: str) -> int:
-    try:
-        value = float(text) if text else -1.0
-        if value not in (-1.0, 0.0, 1.0):
-            raise ValueError
-    except ValueError:
-        raise DataError(
-            f"{path} has the mark {text!r} in row {row + 2}",
-            cause="the mark of a label is 1, 0, or blank or -1 for unknown",
-            fix="correct that cell, or use one column label with names of classes",
-        ) from None
-    return int(value)
-
-
-def _ordered(names: set[str]) -> tuple[str, ...]:
-    """By number where all are numbers, else by name."""
-    return tuple(sorted(names, key=lambda n: (int(n), n)) if all(n.isdecimal() for n in names) else sorted(names))
+_SEARCHED = 1000  # folders
 
 
 # --- NPZ --------------------------------------------------------------------------------------------------------

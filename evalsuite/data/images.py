@@ -429,6 +429,8 @@ class Encoding(NamedTuple):
 def not_utf8(data: bytes) -> Encoding | None:
     """What other encoding a text has; None where it is UTF-8, with a byte order mark or without."""
     kind = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
+    if kind is None and b"\0" in data:
+        kind = "UTF-16LE" if data[1::2].count(0) >= data[::2].count(0) else "UTF-16BE"
     if kind is None:
         try:
             data.decode()

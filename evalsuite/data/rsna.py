@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from evalsuite.data import Report
-from evalsuite.data.classification import ClassificationSet, ClassificationSource, no_split, read_columns, read_files
+from evalsuite.data.classification import ClassificationSet, ClassificationSource, no_split, read_files
 from evalsuite.data.demo import once
 from evalsuite.data.dicom import pydicom, read_dicom
 from evalsuite.data.radiographs import chest, write_dicom, write_table
+from evalsuite.data.tables import read_columns
 from evalsuite.errors import DataError
 
 __all__ = ["Rsna", "divided", "read_rsna"]

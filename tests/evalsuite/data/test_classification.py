@@ -233,10 +233,10 @@ def test_without_a_column_split_groups_stay_together(table):
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (["file,label", "0.png,a"], ["file", "path,label[,split]"]),
+        (["what,label", "0.png,a"], ["what", "path,label[,split]", "?path=COLUMN"]),
         (["path", "0.png"], ["path", "label"]),
         (["path,label,label:cat", "0.png,a,1"], ["label:cat"]),
-        (["path,label,label", "0.png,a,a"], ["each once"]),
+        (["path,label,label", "0.png,a,a"], ["once"]),
         (["path,label"], ["lists nothing"]),
         (["path,label", "0.png"], ["line 2 has 1 cells"]),
         (["path,label:cat", "0.png,maybe"], ["'maybe'", "row 2"]),
