@@ -269,7 +269,8 @@ class _Reader:
         classes = tuple(sorted(names, key=lambda n: (int(n), n)) if all(map(_is_number, names)) else sorted(names))
         place = {name: i for i, name in enumerate(classes)} | dict.fromkeys(lost, -1)
         words = [f"{count} {word}" for word, count in lost.items() if word]
-        told = [f"{sum(lost[w] for w in lost if w)} labels of the list are missing: {', '.join(words)}"] if words else []
+        total = sum(lost[word] for word in lost if word)
+        told = [f"{total} labels of the list are missing: {', '.join(words)}"] if words else []
         return np.array([place[cell] for cell in cells], dtype=np.int64), classes, told
 
     def _refuse_measures(self, column: str, names: set[str]) -> None:
