@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from evalsuite.data import Report, Source, as_fault
+from evalsuite.data import Report, Source, as_fault, split_role, split_roles
 from evalsuite.data.detection import Boxes, DetectionSet, Image, assemble, check, survey, union
 from evalsuite.data.images import (
     DRAWN,
@@ -247,7 +247,10 @@ class _Year:
 
     @cached_property
     def lists(self) -> dict[str, Path]:
-        return {file.stem: file for file in sorted((self.folder / _LISTS).glob("*.txt")) if not clutter(file.name)}
+        """The lists by their names; those of splits by these too, whatever people call them (``Train``, ``valid``)."""
+        found = {file.stem: file for file in sorted((self.folder / _LISTS).glob("*.txt")) if not clutter(file.name)}
+        named = {file: stem.lower() if stem.lower() in _SPLITS else split_role(stem) for stem, file in found.items()}
+        return {name: file for file, name in named.items() if name} | found
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
@@ -260,10 +263,13 @@ class _Year:
         pool = sorted(self.annotations.keys() & self.images.keys())
         if self.lists:
             pool = self._entries(next(iter(self.lists))) if len(self.lists) == 1 else []
-        folders = {name.partition("/")[0] for name in pool}
-        if pool and folders <= set(_SPLITS):
+        folder = {name: name.partition("/")[0] for name in pool}
+        roles = split_roles(set(folder.values()))
+        if pool and set(folder.values()) <= roles.keys():
             return {
-                split: [name for name in pool if name.startswith(f"{split}/")] for split in _SPLITS if split in folders
+                split: [name for name in pool if roles[folder[name]] == split]
+                for split in _SPLITS
+                if split in roles.values()
             }
         tested = hashed(pool)
         halves = {

@@ -345,10 +345,20 @@ def test_images_and_annotations_without_lists_are_split_by_hash(
         Voc().locate(path)
 
 
-def test_folders_of_splits_without_lists(voc_year: Year, xml: Xml, noise: Callable[..., None]) -> None:
+def test_lists_by_other_names(voc_year: Year, xml: Xml) -> None:
+    path = voc_year({"a": xml([DOG]), "b": xml([DOG])}, folder="own", Train=["a"], valid=["b"])
+    layout = Voc().generic()
+    assert layout.roles(path) == {"train": "train", "val": "val"}
+    assert layout.verify(path).ok
+
+
+@pytest.mark.parametrize(("train", "val"), [("train", "val"), ("Training", "Valid")])
+def test_folders_of_splits_without_lists(
+    voc_year: Year, xml: Xml, noise: Callable[..., None], train: str, val: str
+) -> None:
     path = voc_year({}, folder="own")
     (path / "ImageSets" / "Main").rmdir()
-    for seed, (split, name) in enumerate((("train", "a"), ("train", "b"), ("val", "c"))):
+    for seed, (split, name) in enumerate(((train, "a"), (train, "b"), (val, "c"))):
         for part, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml")):
             (path / part / split).mkdir(exist_ok=True)
             file = path / part / split / f"{name}.{suffix}"
