@@ -67,6 +67,17 @@ def test_labelled_images_without_a_test_split_ask_themselves(tmp_path):
     assert np.array_equal(image(queries, 1), image(found.train, 5))
 
 
+@pytest.mark.parametrize(
+    "splits", [("Training", "Testing"), ("train_set", "valid"), ("seg_train/seg_train", "seg_test")]
+)
+def test_splits_by_other_names_are_learned_from_and_asked(tmp_path, splits):
+    found = parse(f"folder:{tree(tmp_path, splits)}")
+    assert found.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    bank, queries = found.probe
+    assert bank is found.train
+    assert queries.labels.tolist() == found.train.labels.tolist()
+
+
 def test_images_in_no_folder_have_no_label(tmp_path):
     for i in range(3):
         write(tmp_path / f"{i}.JPEG", pixels(1)[0])
