@@ -216,8 +216,8 @@ class Backbone(nn.Module):
         digest = self.digest
         return self._drawn[1] if self._drawn is not None and self._drawn[0] == digest else digest
 
-    def drawn(self, seed: int) -> Backbone:
-        """Note, in place, that the weights are fresh ones drawn from ``seed``.
+    def drawn(self, seed: int, file: str = "") -> Backbone:
+        """Note, in place, that the weights are fresh ones drawn from ``seed``, but for those of a file, by its sha256.
 
         Initialisers do not give the same last digits on every processor (a normal distribution is drawn in another
         order with AVX2 than without), so fresh weights are known by what decides them: architecture, options, seed,
@@ -225,6 +225,7 @@ class Backbone(nn.Module):
         """
         recipe = {
             "arch": self.spec.arch, "options": self.spec.to_json()["options"], "seed": seed,
+            "file": file,
             "tensors": {k: f"{v.dtype} {tuple(v.shape)}" for k, v in self.net.state_dict().items()},
             "code": _initialisers(self.net),
         }  # fmt: skip

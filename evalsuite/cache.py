@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_low
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -49,6 +50,7 @@ from evalsuite.signals import ignore_signals, signals
 
 __all__ = [
     "SHARD",
+    "SMALL",
     "Cache",
     "Encoded",
     "Encoder",
@@ -63,6 +65,7 @@ __all__ = [
 
 FORMAT = 1
 SHARD = 4096  # rows; part of the format
+SMALL = 96  # pixels of the shorter side: CIFAR, MedMNIST, Tiny ImageNet and STL-10, and networks for them
 _DTYPES = {"float32": np.float32, "float16": np.float16}
 _AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _FIRST_BATCH = {"cuda": 1024, "cpu": 64}
@@ -93,6 +96,7 @@ class ImageSet(Protocol):
 class Preprocess:
     """How an image of any size becomes the network's input of ``size`` (height, width), all in uint8.
 
+    ``auto``: ``crop``, with a margin or without one, as the network and the images ask for (:meth:`resolved`).
     ``crop``: resize so that the image covers ``size / ratio``, keeping its aspect, and cut out the centre (ImageNet's
     Resize 256, CenterCrop 224). ``squash``: resize to ``size``. ``pad``: resize to fit into ``size`` keeping the
     aspect, and pad with black, half on each side. ``none``: images are taken as they are and must all be of ``size``.
@@ -103,15 +107,32 @@ class Preprocess:
     """
 
     size: tuple[int, int]
-    rule: Literal["crop", "squash", "pad", "none"] = "crop"
+    rule: Literal["auto", "crop", "squash", "pad", "none"] = "crop"
     ratio: float = 224 / 256
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     resize: Literal["workers", "device"] = "workers"
 
     @classmethod
     def of(cls, spec: BackboneSpec) -> Preprocess:
-        """The default for a backbone: crop to its image size."""
-        return cls(size=(spec.image_size[0], spec.image_size[1]))
+        """The default for a backbone: to its image size by ``auto``."""
+        return cls((spec.image_size[0], spec.image_size[1]), "auto")
+
+    def resolved(self, shape: Callable[[int], tuple[int, ...]], count: int, small: int = SMALL) -> Preprocess:
+        """What ``auto`` is for a set of ``count`` images, the same for all of them; any other rule is itself.
+
+        ``shape(index)`` gives (height, width, ...) of an image, or raises :class:`DataError` where it does not decode;
+        at most 64 evenly spaced ones are looked at. Where the input's shorter side is at most ``small`` pixels, or that
+        of the median image, or where all images have the network's size, images are shown without a margin: ``crop``
+        with a ratio of 1. Networks for small images are trained on whole ones, a small image is all object, and one
+        of the right size was made so. Else ``crop`` with ``ratio``, as networks for photographs are evaluated.
+        """
+        if self.rule != "auto":
+            return self
+        whole = min(self.size) <= small
+        if not whole:
+            sizes = _sizes(shape, count)
+            whole = bool(sizes) and (median_low(map(min, sizes)) <= small or set(sizes) == {self.size})
+        return dataclasses.replace(self, rule="crop", ratio=1.0 if whole else self.ratio)
 
     def __call__(self, image: npt.NDArray[np.uint8]) -> Tensor:
         """(H, W, 3) uint8 to (3, *size) uint8. Raises :class:`DataError` for an image that does not fit."""
@@ -120,6 +141,12 @@ class Preprocess:
     def sized(self, pixels: Tensor) -> Tensor:
         """The same for (3, H, W) uint8, on its device."""
         height, width = self.size
+        if self.rule == "auto":
+            raise UsageError(
+                "an image alone does not say how it is to be shown",
+                cause="the rule auto is decided once for a whole set of images",
+                fix="use what Preprocess.resolved() gives",
+            )
         if self.rule == "squash":
             return self._resize(pixels, height, width)
         if self.rule == "crop":
@@ -316,6 +343,7 @@ class Cache:
     ) -> Encoded:
         """The outputs ``what`` of every image, in one pass through the network over those that are not here yet.
 
+        ``preprocess`` is by default :meth:`Preprocess.of` the backbone; the rule ``auto`` is decided on ``data``.
         ``precision`` is ``32-true``, ``bf16-mixed`` or ``16-mixed`` (the network's arithmetic); ``dtype`` is what is
         stored, float32 or float16. ``batch_size="auto"`` starts at 1024 on a GPU and 64 on a CPU; any batch that
         does not fit into memory is halved. ``workers="auto"`` times the reading of a few images. ``channels_last``
@@ -341,8 +369,10 @@ class Cache:
                 fix="check the data and the limit",
             )
         device = torch.device(device)
+        shown = preprocess or Preprocess.of(backbone.spec)
+        shown = shown.resolved(lambda index: data[index].shape, len(data.ids))
         job = _Job(
-            backbone, data, preprocess or Preprocess.of(backbone.spec), device, precision, np.dtype(_DTYPES[dtype]),
+            backbone, data, shown, device, precision, np.dtype(_DTYPES[dtype]),
             _FIRST_BATCH.get(device.type, 64) if batch_size == "auto" else batch_size, workers,
             device.type == "cuda" if channels_last is None else channels_last, progress or Progress(quiet=True),
         )  # fmt: skip
@@ -558,6 +588,16 @@ class _Writer:
             with partial.open("rb+") as file:
                 os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
         return self._map()
+
+
+def _sizes(shape: Callable[[int], tuple[int, ...]], count: int, most: int = 64) -> list[tuple[int, int]]:
+    """(height, width) of at most so many evenly spaced images, those left out that do not decode."""
+    sizes = []
+    for index in sorted({place * (count - 1) // max(1, most - 1) for place in range(most)}):
+        with contextlib.suppress(DataError):
+            height, width = shape(index)[:2]
+            sizes.append((height, width))
+    return sizes
 
 
 def _planes(image: npt.NDArray[np.uint8]) -> Tensor:

@@ -11,6 +11,7 @@ smaller than the others, and an epoch ends wherever its last image falls in a ba
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from evalsuite.cache import Encoder, Output, Preprocess, Taps, images_in_order
 from evalsuite.data.classification import ClassificationSet
 from evalsuite.errors import BackboneError, DataError, UsageError
 from evalsuite.fit import LARS, Fit, Steps, fit
-from evalsuite.probes import Choice, choose, hold_out
+from evalsuite.probes import Choice, choose, hold_out, tied_for_best
 from evalsuite.probing import Criterion, Fitted, Floats, ImageProtocol
 from evalsuite.processes import together
 from evalsuite.signals import ignore_signals
@@ -155,10 +156,8 @@ class HeadProtocol(ImageProtocol):
         sources = [name.partition("/")[0] for name in self.outputs]
         return frozenset("maps" if s.startswith("map") else s for s in sources if not s.startswith("layer:"))
 
-    def preprocess(self, backbone: Backbone) -> Preprocess:
-        """How a test image becomes this backbone's input."""
-        height, width = (self.size, self.size) if self.size else backbone.spec.image_size
-        return Preprocess((height, width), self.rule, self.ratio, self.interpolation, self.resize)
+    def input_size(self, backbone: Backbone) -> tuple[int, int]:
+        return (self.size, self.size) if self.size else super().input_size(backbone)
 
     def fit(
         self, backbone: Backbone, train: ClassificationSet, test: ClassificationSet, criterion: Criterion, setup: Setup
@@ -243,7 +242,7 @@ def _train_heads(trainer: _Trainer, train: ClassificationSet, test: Classificati
     (scores,) = chosen.run.scores(test, [chosen.place])
     return Fitted(
         scores=scores, scale="logits", table=choice.table, details=chosen.run.details,
-        choice={**choice.setting, "validation_score": choice.value},
+        choice=choice.told(),
         timings={"choose": decided - began, "train": trained - decided, "test": monotonic() - trained},
         warnings=(*choice.warnings, *chosen.run.warnings),
     )  # fmt: skip
@@ -264,18 +263,17 @@ def _choose(
     fit_on, held = hold_out(train.labels, protocol.validation, seed, train.groups)
     part, points = train.take(fit_on), train.take(held)
     table: list[tuple[Setting, float]] = []
-    best: _Pick | None = None
+    best: list[tuple[Setting, _Pick]] = []  # a run that cannot be chosen any more gives its memory back
     shared = [list(settings)] if not protocol.tune else [[setting] for setting in settings]
     for number, group in enumerate(shared):
         run = trainer.train(group, part, f"choose-{number}", several=True)
         for place, scores in enumerate(run.scores(points, range(len(group)))):
             value = criterion(scores, points.labels, "logits") if np.isfinite(scores).all() else -math.inf
-            value = -math.inf if math.isnan(value) else value
-            if best is None or value > max(v for _, v in table):
-                best = _Pick(run, place)
-            table.append((group[place], value))
-    assert best is not None
-    return choose(table), best
+            table.append((group[place], -math.inf if math.isnan(value) else value))
+            tied = tied_for_best(table)
+            best = [row for row in (*best, (group[place], _Pick(run, place))) if row[0] in tied]
+    choice = choose(table, len(held))
+    return choice, next(pick for setting, pick in best if setting == choice.setting)
 
 
 # --- training ---------------------------------------------------------------------------------------------------
@@ -291,7 +289,7 @@ class _Trainer:
         self.outputs = protocol.read(backbone)
         self.whole = protocol.head in ("conv", "alexnet")
         self.columns = train.labels.shape[1] if train.multilabel else len(train.classes)
-        self.sizing = protocol.preprocess(backbone)
+        self.sizing = protocol.preprocess(backbone, train)
         self.frozen = not protocol.tune and protocol.backbone_norm == "eval"
         self.identity = backbone.identity
         with self.encoder(self.outputs) as encoder:
@@ -375,6 +373,7 @@ class _Trained:
             "images": len(data), "batch_size": batch, "iterations": run.iterations, "log": run.log,
             "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "outputs": [output.name for output in trainer.outputs],
+            "preprocess": dataclasses.asdict(trainer.sizing),
         }  # fmt: skip
         asked = trainer.protocol.batch_size
         short = f"{len(data)} training images are fewer than a batch of {asked}: a step sees all of them"
@@ -679,9 +678,9 @@ def recipes(kind: Literal["imagenet", "small"]) -> tuple[HeadProtocol, ...]:
             *published,
             _rotnet_linear(),
             _rotnet_nonlinear(),
-            *_finetune("crop"),
+            *_finetune("auto"),
             _finetune_simclr(),
-            _smoke("crop"),
+            _smoke("auto"),
         )
     linear = (_linear_moco_small(), _linear_simclr_small(), _online())
     return (*linear, _rotnet_conv(), _rotnet_nonlinear_small(), *_finetune("squash"), _smoke("squash"))
@@ -824,7 +823,7 @@ def _rotnet_nonlinear_small() -> HeadProtocol:
     )  # fmt: skip
 
 
-def _finetune(rule: Literal["crop", "squash"]) -> tuple[HeadProtocol, ...]:
+def _finetune(rule: Literal["auto", "squash"]) -> tuple[HeadProtocol, ...]:
     """SwAV's fine-tuning of everything on 1 % and 10 % of the labels (facebookresearch/swav, eval_semisup.py, README).
 
     Departs: images are normalised as the backbone says, and the last weights are judged. ``finetune`` is ours: the
@@ -857,7 +856,7 @@ def _finetune_simclr() -> HeadProtocol:
     )  # fmt: skip
 
 
-def _smoke(rule: Literal["crop", "squash"]) -> HeadProtocol:
+def _smoke(rule: Literal["auto", "squash"]) -> HeadProtocol:
     """Ours: three learning rates at 64 pixels for a few epochs, to see that everything works."""
     return HeadProtocol(
         id="smoke", version=2, ranked=False, size=64, lrs=(0.03, 0.3, 3.0), epochs=5, batch_size=32, rule=rule

@@ -25,6 +25,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
+from evalsuite import statistics
 from evalsuite.errors import DataError, UsageError
 from evalsuite.metrics.ranking import macro, per_label, top_k_hits
 from evalsuite.progress import Progress
@@ -42,6 +43,7 @@ __all__ = [
     "Prototypes",
     "Ridge",
     "Rows",
+    "Selection",
     "SgdHeads",
     "Site",
     "Test",
@@ -53,12 +55,14 @@ __all__ = [
     "draw_shots",
     "evaluate",
     "few_shots",
+    "fold",
     "hold_out",
     "mean_auroc",
     "mean_average_precision",
     "minimise",
     "neighbours",
     "select",
+    "tied_for_best",
 ]
 
 Array = npt.NDArray[Any]
@@ -226,13 +230,55 @@ class Probe(Protocol):
 
 
 @dataclass(frozen=True)
+class Selection:
+    """How a setting is chosen on training data.
+
+    The share ``validation`` is held out (:func:`hold_out`); of fewer than ``folds_below`` samples all are, in turn, in
+    ``folds`` parts (:func:`fold`), and the metric is averaged over them: of 130 samples a tenth is 13, on which nearly
+    all settings are equally good.
+    """
+
+    validation: float = 0.1
+    folds: int = 5
+    folds_below: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation < 1 or self.folds < 2:
+            raise UsageError(
+                f"a validation share of {self.validation} and {self.folds} folds",
+                cause="a share is between 0 and 1, and there are two folds at least",
+                fix="0.1 and 5 are usual",
+            )
+
+    def splits(self, labels: Array, seed: int, groups: Array | None = None) -> list[tuple[Ints, Ints]]:
+        """Places to fit on and to validate on, once for each fold."""
+        if len(labels) < self.folds_below:
+            return fold(labels, self.folds, seed, groups)
+        return [hold_out(labels, self.validation, seed, groups)]
+
+
+@dataclass(frozen=True)
 class Choice:
-    """What a selection found. ``table`` lists (setting, validation score) for everything that was tried."""
+    """What a selection chose.
+
+    ``table`` lists (setting, validation score) for everything that was tried, ``tied`` counts the settings that are as
+    good as the best, ``held`` the samples they were judged on, in ``folds`` parts.
+    """
 
     setting: Setting
     value: float | None
     table: tuple[tuple[Setting, float], ...]
     warnings: tuple[str, ...]
+    tied: int = 1
+    held: int = 0
+    folds: int = 0
+
+    def told(self) -> dict[str, Any]:
+        """The setting, and how it was chosen, for a result."""
+        how = {"validation_score": self.value}
+        if self.value is not None:
+            how |= {"validation_images": self.held, "validation_folds": self.folds, "tied": self.tied}
+        return {**self.setting, **how}
 
 
 @dataclass(frozen=True)
@@ -253,19 +299,20 @@ def evaluate(
     metric: Metric | None = None,
     *,
     normalise: Normalise = "none",
-    validation: float = 0.1,
+    selection: Selection | None = None,
     refit: bool = True,
     site: Site | None = None,
 ) -> Probed:
     """Choose a setting on training data, fit it on all of them, score once.
 
-    Without ``refit`` the fit is on what selection fitted on, and what it held out stays out.
+    Without ``refit`` there are no folds, the fit is on what selection fitted on, and what it held out stays out.
     ``metric(scores, labels)``, higher is better, defaults to :func:`accuracy` or :func:`mean_auroc`.
     """
-    site = site or Site()
-    choice = select(probe, train, metric, normalise=normalise, validation=validation, site=site)
+    site, selection = site or Site(), selection or Selection()
+    selection = selection if refit else dataclasses.replace(selection, folds_below=0)
+    choice = select(probe, train, metric, normalise=normalise, selection=selection, site=site)
     name = choice.setting.get("features", next(iter(train.features)))
-    index = None if refit else hold_out(train.labels, validation, site.seed, train.groups)[0]
+    index = None if refit else selection.splits(train.labels, site.seed, train.groups)[0][0]
     part, norm = _part(train, name, index, normalise, site)
     setting = {key: value for key, value in choice.setting.items() if key != "features"}
     fitted = next(iter(probe.fit(part, Rows(test.features[name], norm=norm), [setting], site)))
@@ -279,12 +326,12 @@ def select(
     metric: Metric | None = None,
     *,
     normalise: Normalise = "none",
-    validation: float = 0.1,
+    selection: Selection | None = None,
     site: Site | None = None,
 ) -> Choice:
-    """The setting, and the output where there are several, with the best metric on a part held out of ``train``.
+    """The setting, and the output where there are several, with the best metric on what is held out of ``train``.
 
-    Of equally good settings the first, the simplest, is taken. A setting whose scores are not finite loses. With
+    Of equally good settings the middle one is taken (:func:`choose`). A setting whose scores are not finite loses. With
     one setting and one output nothing is held out. A choice at the edge of its grid is warned of: the best may lie
     beyond.
     """
@@ -293,32 +340,83 @@ def select(
     grid = probe.settings(len(train.labels))
     if len(grid) == 1 and len(train.features) == 1:
         return Choice(grid[0], None, (), ())
-    fit, held = hold_out(train.labels, validation, site.seed, train.groups)
-    grid = probe.settings(len(fit))
+    splits = (selection or Selection()).splits(train.labels, site.seed, train.groups)
+    grid = probe.settings(min(len(fit) for fit, _ in splits))
     table: list[tuple[Setting, float]] = []
-    for name, array in train.features.items():
-        part, norm = _part(train, name, fit, normalise, site)
-        points = Rows(array, held, norm)
-        for setting, fitted in zip(grid, probe.fit(part, points, grid, site), strict=True):
-            value = metric(fitted.scores, train.labels[held]) if _sound(fitted.scores) else -math.inf
-            extra = {"features": name} if len(train.features) > 1 else {}
-            table.append(({**setting, **extra}, value if not math.isnan(value) else -math.inf))
-    return choose(table)
+    for name in train.features:
+        values = np.array([_validated(probe, train, name, split, grid, metric, normalise, site) for split in splits])
+        extra = {"features": name} if len(train.features) > 1 else {}
+        sizes = [len(held) for _, held in splits]
+        table += [({**s, **extra}, _mean(column, sizes)) for s, column in zip(grid, values.T, strict=True)]
+    return choose(table, sum(len(held) for _, held in splits), len(splits))
 
 
-def choose(table: Sequence[tuple[Setting, float]]) -> Choice:
+def _validated(
+    probe: Probe,
+    train: Train,
+    name: str,
+    split: tuple[Ints, Ints],
+    grid: Sequence[Setting],
+    metric: Metric,
+    normalise: Normalise,
+    site: Site,
+) -> list[float]:
+    """The metric of every setting of one output on what a split holds out; minus infinity where a fit diverged."""
+    fit, held = split
+    part, norm = _part(train, name, fit, normalise, site)
+    fits = probe.fit(part, Rows(train.features[name], held, norm), grid, site)
+    return [metric(f.scores, train.labels[held]) if _sound(f.scores) else -math.inf for f in fits]
+
+
+def _mean(values: Floats, sizes: Sequence[int]) -> float:
+    """The mean over folds, each counting as many times as it has samples, of those on which the metric is defined."""
+    defined = ~np.isnan(values)
+    return float(np.average(values[defined], weights=np.asarray(sizes)[defined])) if defined.any() else -math.inf
+
+
+def choose(table: Sequence[tuple[Setting, float]], held: int, folds: int = 1) -> Choice:
     """The best of settings with their validation scores, minus infinity for one that could not be scored.
 
-    Raises :class:`DataError` where none could.
+    Scores that differ by less than a billionth are equal: so far they depend on the processor. Of equally good settings
+    the one nearest to the middle of them is taken, number by number (of a cost, a rate, a k); of those with different
+    features the first. ``held`` samples in ``folds`` parts gave the scores; where they are few, or many settings are
+    equally good, that is warned of. Raises :class:`DataError` where none could be scored.
     """
-    best, value = max(table, key=lambda row: row[1])
+    value = max(value for _, value in table)
     if value == -math.inf:
         raise DataError(
             "no setting can be scored on the validation part",
             cause="every fit diverged, or the part lacks what the metric needs",
             fix="use smaller learning rates or costs, or a larger validation share",
         )
-    return Choice(best, value, tuple(table), tuple(_told(best, table)))
+    tied = tied_for_best(table)
+    best = _middle(tied, [setting for setting, _ in table])
+    doubts = [*_told(best, table)]
+    many = len(tied) > 1 and 4 * len(tied) > len(table)
+    if held < _FEW or many:
+        by = f"chosen on {held} validation images{f' in {folds} folds' if folds > 1 else ''}"
+        alike = f"{len(tied)} of {len(table)} settings are equally good, and the middle one is taken"
+        doubts.append(f"{by}: {alike}" if many else f"{by}, few to choose among {len(table)} settings")
+    return Choice(best, value, tuple(table), tuple(doubts), len(tied), held, folds)
+
+
+_FEW = 100  # validation samples, of which one right or wrong moves an accuracy by a hundredth
+
+
+def tied_for_best(table: Sequence[tuple[Setting, float]]) -> list[Setting]:
+    """The settings whose scores differ from the best one's by no more than rounding errors."""
+    value = max(value for _, value in table)
+    return [setting for setting, other in table if other >= value - 1e-9]
+
+
+def _middle(tied: Sequence[Setting], grid: Sequence[Setting]) -> Setting:
+    """Of settings with the first one's words, that which is nearest to the middle of their numbers, axis by axis."""
+    axes = [name for name, value in tied[0].items() if isinstance(value, int | float)]
+    alike = [s for s in tied if all(s[name] == tied[0][name] for name in s if name not in axes)]
+    steps = {name: {value: i for i, value in enumerate(sorted({s[name] for s in grid}))} for name in axes}
+    places = np.array([[steps[name][s[name]] for name in axes] for s in alike]).reshape(len(alike), len(axes))
+    middle = np.sort(places, axis=0)[(len(alike) - 1) // 2]
+    return alike[int(np.abs(places - middle).sum(axis=1).argmin())]
 
 
 def accuracy(scores: Array, labels: Array) -> float:
@@ -360,12 +458,44 @@ def hold_out(labels: Array, fraction: float, seed: int, groups: Array | None = N
     mask = np.zeros(n, dtype=bool)
     mask[held] = True
     if mask.all() or not mask.any():
-        raise DataError(
-            f"no validation part can be made of {n} training samples",
-            cause="every class has a single sample" if groups is None else "there is a single group",
-            fix="choose a protocol with fixed hyper-parameters",
-        )
+        raise _no_validation(n, groups)
     return np.flatnonzero(~mask), np.flatnonzero(mask)
+
+
+def fold(labels: Array, folds: int, seed: int, groups: Array | None = None) -> list[tuple[Ints, Ints]]:
+    """Training places to fit on and to validate on, both sorted, of every fold; each sample is held out once.
+
+    Folds have each class's share (scikit-learn's ``StratifiedKFold``, with ``groups`` ``StratifiedGroupKFold``); a
+    sample of several labels counts with the rarest of those it has. A class of one sample stays with the fits. There
+    are fewer folds where no class has a sample, or there is no group, for each. Raises :class:`DataError` where not
+    even two can be made.
+    """
+    strata = statistics.strata(labels)
+    units = [len(np.unique(strata if groups is None else groups[strata == s])) for s in np.unique(strata)]
+    counts = np.bincount(strata)[np.unique(strata)] if groups is None else units
+    count = min(folds, int(max(counts)), len(labels) if groups is None else len(np.unique(groups)))
+    if count < 2:
+        raise _no_validation(len(labels), groups)
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    with warnings.catch_warnings():  # of classes with fewer samples than folds, which are in some of them
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        parts = [held for _, held in kind(count, shuffle=True, random_state=seed).split(strata, strata, groups)]
+    lone = np.flatnonzero(np.bincount(strata)[strata] == 1) if groups is None else np.zeros(0, dtype=np.int64)
+    held = [np.setdiff1d(part, lone) for part in parts]
+    splits = [(np.setdiff1d(np.arange(len(labels)), part), part) for part in held if len(part)]
+    # where whole groups leave a single class, there is nothing to fit
+    sound = [split for split in splits if len(np.unique(strata[split[0]])) > 1] if strata.max() else splits
+    if not sound:
+        raise _no_validation(len(labels), groups)
+    return sound
+
+
+def _no_validation(count: int, groups: Array | None) -> DataError:
+    return DataError(
+        f"no validation part can be made of {count} training samples",
+        cause="every class has a single sample" if groups is None else "there is a single group, or one of each class",
+        fix="choose a protocol with fixed hyper-parameters",
+    )
 
 
 def draw_fraction(labels: Array, fraction: float, seed: int, groups: Array | None = None) -> Ints:
@@ -1066,19 +1196,26 @@ class LinearSVM:
         scores = np.full((len(points), part.classes), -np.inf, dtype=np.float32)
         chosen: list[float | None] = []
         told: list[str] = []
+        tied = 0
         with site.progress.track("svm", part.classes) as meter, _convergence(told):
             for label in range(part.classes):
                 keep = slice(None) if self.unknown == "negative" else ~np.isnan(targets[:, label])
                 y = np.where(targets[keep, label] == 1, 1, -1)
                 groups = None if part.groups is None else part.groups[keep]
-                cost = self._cost(x[keep], y, groups, costs, site.seed)
+                cost, alike = self._cost(x[keep], y, groups, costs, site.seed)
                 chosen.append(cost)
+                tied += alike > 1
                 if cost is not None:
                     scores[:, label] = self._machine(cost, site.seed).fit(x[keep], y).decision_function(where)
                 meter.update(label + 1)
         edges = [c for c in chosen if c in (costs[0], costs[-1]) and len(costs) > 1]
         if edges:
             told.append(f"SVM: {len(edges)} of {part.classes} costs are at the edge of {costs[0]:g} to {costs[-1]:g}")
+        if tied:
+            told.append(
+                f"SVM: for {tied} of {part.classes} classes several costs are equally good on {len(x)} images in "
+                f"{self.folds} folds, and the middle one is taken"
+            )
         for _ in settings:
             yield Fitted(scores, {"C": chosen}, tuple(told))
 
@@ -1088,17 +1225,21 @@ class LinearSVM:
             tol=1e-4, max_iter=self.max_iterations, random_state=seed,
         )  # fmt: skip
 
-    def _cost(self, x: Array, y: Ints, groups: Array | None, costs: Sequence[float], seed: int) -> float | None:
-        """The cost with the best mean average precision over the folds; None for a class that cannot be fitted."""
+    def _cost(
+        self, x: Array, y: Ints, groups: Array | None, costs: Sequence[float], seed: int
+    ) -> tuple[float | None, int]:
+        """The cost with the best mean average precision over the folds, and how many are as good, the middle one of
+        which it is; None for a class that cannot be fitted."""
         rarest = min((y == 1).sum(), (y == -1).sum())
         if len(costs) == 1 or rarest < self.folds:  # too few to divide: the middle of the grid, for want of better
-            return None if rarest == 0 else costs[len(costs) // 2]
+            return None if rarest == 0 else costs[len(costs) // 2], 1
         folds = StratifiedKFold(self.folds) if groups is None else StratifiedGroupKFold(self.folds)
         parts = [p for p in folds.split(x, y, groups) if (y[p[1]] == 1).any() and len(set(y[p[0]])) == 2]
         if not parts:
-            return costs[len(costs) // 2]
+            return costs[len(costs) // 2], 1
         means = [float(np.mean([self._precision(cost, seed, x, y, *fold) for fold in parts])) for cost in costs]
-        return costs[means.index(max(means))]
+        tied = tied_for_best([({"C": cost}, mean) for cost, mean in zip(costs, means, strict=True)])
+        return _middle(tied, tied)["C"], len(tied)
 
     def _precision(self, cost: float, seed: int, x: Array, y: Ints, fit: Ints, held: Ints) -> float:
         machine = self._machine(cost, seed).fit(x[fit], y[fit])

@@ -8,7 +8,7 @@ A :class:`Probing` task says where its data lie and how scores are measured; :cl
 
 >>> class Birds(Named, OneClass):  # its data set is called birds, too
 ...     name = "birds"
-...     protocols = recipes("crop")
+...     protocols = recipes()
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from scipy.special import log_softmax
 
 from evalsuite import probes
 from evalsuite.backbone import Backbone
-from evalsuite.cache import Cache, Encoded, Output, Preprocess
+from evalsuite.cache import SMALL, Cache, Encoded, Output, Preprocess
 from evalsuite.data import reading, source
 from evalsuite.data.classification import ClassificationSet, ClassificationSource, refuse_single_class
 from evalsuite.errors import DataError, ImageError, UsageError
@@ -66,6 +66,7 @@ __all__ = [
 ]
 
 REPLICATES = 1000
+FEW_TEST = 5  # test images of a class, below which its accuracy says next to nothing
 TOP5 = Metric("top5", undefined="there are no more than five classes")
 ECE = Metric("ece", higher_is_better=False, undefined="the scores of this protocol are no probabilities")
 NO_LABEL = "no label has both positives and negatives among the test images"
@@ -112,17 +113,19 @@ class ImageProtocol(Protocol, ABC):
     ``train_split`` and ``test_split`` are roles, or a split's own name; ``a|b`` is the first of them that the data
     have. ``fraction`` is the share of the training labels to learn from: the official list of the data set where it
     has one and it is there, else a draw by the run's seed, of each class its share and one image at least.
-    ``outputs`` are what is read off the network (:class:`evalsuite.cache.Output`). ``rule``, ``ratio``,
+    ``outputs`` are what is read off the network (:class:`evalsuite.cache.Output`). ``rule``, ``ratio``, ``small``,
     ``interpolation`` and ``resize`` say how an image that is not augmented becomes the network's input
-    (:class:`evalsuite.cache.Preprocess`).
+    (:class:`evalsuite.cache.Preprocess`); ``auto`` is decided once, on the training images, for all. What was done is
+    ``preprocess`` in a result's details.
     """
 
     train_split: str = "train"
     test_split: str = "test|val"
     fraction: float = 1.0
     outputs: tuple[str, ...] = ("pooled",)
-    rule: Literal["crop", "squash", "pad"] = "crop"
+    rule: Literal["auto", "crop", "squash", "pad"] = "auto"
     ratio: float = 224 / 256
+    small: int = SMALL
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     resize: Literal["workers", "device"] = "workers"
 
@@ -152,16 +155,23 @@ class ImageProtocol(Protocol, ABC):
             "maps" if name.startswith("map") else name for name in sources if not name.startswith("layer:")
         )
 
-    def preprocess(self, backbone: Backbone) -> Preprocess:
-        """How an image becomes this backbone's input."""
+    def input_size(self, backbone: Backbone) -> tuple[int, int]:
+        """(height, width) in pixels of what this backbone is shown."""
         height, width = backbone.spec.image_size
-        return Preprocess((height, width), self.rule, self.ratio, self.interpolation, self.resize)
+        return height, width
 
-    def encode(self, backbone: Backbone, data: ClassificationSet, setup: Setup) -> Encoded:
-        """The outputs of every image, from the cache or into it."""
+    def preprocess(self, backbone: Backbone, train: ClassificationSet) -> Preprocess:
+        """How an image becomes this backbone's input, training or test image; of ``train`` whole, whatever is drawn."""
+        rule = Preprocess(self.input_size(backbone), self.rule, self.ratio, self.interpolation, self.resize)
+        return rule.resolved(lambda place: train.pixels[place].shape, len(train.pixels), self.small)
+
+    def encode(
+        self, backbone: Backbone, data: ClassificationSet, setup: Setup, preprocess: Preprocess | None = None
+    ) -> Encoded:
+        """The outputs of every image, from the cache or into it; ``preprocess`` is by default that of ``data``."""
         return Cache().features(
-            backbone, data, self.outputs, preprocess=self.preprocess(backbone), device=setup.device,
-            precision=setup.precision, workers=setup.encode_workers, progress=setup.progress,
+            backbone, data, self.outputs, preprocess=preprocess or self.preprocess(backbone, data),
+            device=setup.device, precision=setup.precision, workers=setup.encode_workers, progress=setup.progress,
         )  # fmt: skip
 
 
@@ -170,16 +180,19 @@ class ProbeProtocol(ImageProtocol):
     """A head on frozen features of images that are not augmented.
 
     Of several ``outputs``, one is chosen with the head's hyper-parameters: by the task's primary metric on the share
-    ``validation`` of the training images, which keeps classes and groups together. ``refit``: the chosen head is
-    fitted again on all of them. ``knn`` takes ``ks`` and ``temperatures``, ``linear`` (logistic regression) and
-    ``svm`` ``costs``, ``ridge`` ``alphas``, ``prototypes``, the nearest class mean, nothing, and ``sgd``, linear heads
-    that all learn in one pass, ``lrs``, ``weight_decays``, ``epochs`` and ``batch_size``; their rates fall along a
-    cosine to zero, step by step, with a momentum of 0.9.
+    ``validation`` of the training images, which keeps classes and groups together; of fewer than ``folds_below`` on
+    all of them, in ``folds`` parts (:class:`evalsuite.probes.Selection`). ``refit``: the chosen head is fitted again on
+    all of them. ``knn`` takes ``ks`` and ``temperatures``, ``linear`` (logistic regression) and ``svm`` ``costs``,
+    which ``svm`` chooses class by class, always in ``folds`` parts, ``ridge`` ``alphas``, ``prototypes``, the nearest
+    class mean, nothing, and ``sgd``, linear heads that all learn in one pass, ``lrs``, ``weight_decays``, ``epochs``
+    and ``batch_size``; their rates fall along a cosine to zero, step by step, with a momentum of 0.9.
     """
 
     probe: Literal["knn", "linear", "ridge", "svm", "prototypes", "sgd"]
     normalise: probes.Normalise = "none"
     validation: float = 0.1
+    folds: int = 5
+    folds_below: int = 1000
     refit: bool = True
     ks: tuple[int, ...] = ()
     temperatures: tuple[float, ...] = ()
@@ -189,6 +202,10 @@ class ProbeProtocol(ImageProtocol):
     weight_decays: tuple[float, ...] = ()
     epochs: int = 0
     batch_size: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.selection  # refuses numbers by which nothing can be chosen
 
     def head(self) -> probes.Probe:
         """The family of heads with its grid."""
@@ -200,27 +217,42 @@ class ProbeProtocol(ImageProtocol):
             return probes.Prototypes()
         if self.probe == "sgd":
             return probes.SgdHeads(self.lrs, self.weight_decays, self.epochs, self.batch_size)
-        return probes.Ridge(self.alphas) if self.probe == "ridge" else probes.LinearSVM(self.costs)
+        return probes.Ridge(self.alphas) if self.probe == "ridge" else probes.LinearSVM(self.costs, folds=self.folds)
+
+    @property
+    def selection(self) -> probes.Selection:
+        """How a setting is chosen."""
+        return probes.Selection(self.validation, self.folds, self.folds_below)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether there is more than one setting of the head, or output."""
+        return len(self.outputs) * len(self.head().settings(10**9)) > 1
+
+    @property
+    def seeded(self) -> bool:
+        """Whether parts of the training images are drawn, to learn from or to choose on, or the head draws itself."""
+        return self.fraction < 1 or self.chooses or self.probe in ("sgd", "svm")
 
     def fit(
         self, backbone: Backbone, train: ClassificationSet, test: ClassificationSet, criterion: Criterion, setup: Setup
     ) -> Fitted:
         """Encode both splits, choose a setting on a part of ``train``, fit it on all of it, score ``test``."""
-        began = monotonic()
-        known, asked = (self.encode(backbone, part, setup) for part in (train, test))
+        began, shown = monotonic(), self.preprocess(backbone, train)
+        known, asked = (self.encode(backbone, part, setup, shown) for part in (train, test))
         encoded, head = monotonic(), self.head()
         found = probes.evaluate(
             head, probes.Train(known.arrays, train.labels, train.groups, len(train.classes)),
             probes.Test(asked.arrays, test.labels), lambda scores, labels: criterion(scores, labels, head.scale),
-            normalise=self.normalise, validation=self.validation, refit=self.refit, site=_site(setup),
+            normalise=self.normalise, selection=self.selection, refit=self.refit, site=_site(setup),
         )  # fmt: skip
         return Fitted(
             scores=found.scores, scale=head.scale, table=found.choice.table, warnings=found.warnings,
-            choice={
-                **found.choice.setting, **({"C": found.details["C"]} if self.probe == "svm" else {}),
-                "validation_score": found.choice.value,
+            choice={**found.choice.told(), **({"C": found.details["C"]} if self.probe == "svm" else {})},
+            details={
+                "encoded": known.encoded + asked.encoded, "preprocess": dataclasses.asdict(shown),
+                "fit": dict(found.details),
             },
-            details={"encoded": known.encoded + asked.encoded, "fit": dict(found.details)},
             timings={"encode": encoded - began, "fit": monotonic() - encoded},
         )  # fmt: skip
 
@@ -246,7 +278,7 @@ class FewShotProtocol(ProbeProtocol):
                 cause=f"shots are {self.shots} and draws {self.draws}",
                 fix="for example --set shots=1,4,16 --set draws=5",
             )
-        if len(self.outputs) * len(self.head().settings(10**9)) > 1:
+        if self.chooses:
             raise UsageError(
                 f"protocol {self.id!r} has something to choose",
                 cause="a few images leave none to choose by",
@@ -257,8 +289,8 @@ class FewShotProtocol(ProbeProtocol):
         self, backbone: Backbone, train: ClassificationSet, test: ClassificationSet, criterion: Criterion, setup: Setup
     ) -> Fitted:
         """Encode both splits once, for all draws."""
-        began, head = monotonic(), self.head()
-        known, asked = (self.encode(backbone, part, setup) for part in (train, test))
+        began, head, shown = monotonic(), self.head(), self.preprocess(backbone, train)
+        known, asked = (self.encode(backbone, part, setup, shown) for part in (train, test))
         encoded = monotonic()
         learnt = probes.Train(known.arrays, train.labels, train.groups, len(train.classes))
         ks, told = self._reached(train)
@@ -266,8 +298,13 @@ class FewShotProtocol(ProbeProtocol):
         shots = probes.few_shots(head, learnt, points, ks, self.draws, normalise=self.normalise, site=_site(setup))
         return Fitted(
             scores=(Shot(*shot) for shot in shots), scale=head.scale, warnings=told,
-            details={"encoded": known.encoded + asked.encoded}, timings={"encode": encoded - began},
+            details={"encoded": known.encoded + asked.encoded, "preprocess": dataclasses.asdict(shown)},
+            timings={"encode": encoded - began},
         )  # fmt: skip
+
+    @property
+    def seeded(self) -> bool:
+        return True
 
     def _reached(self, train: ClassificationSet) -> tuple[list[int], tuple[str, ...]]:
         """The numbers of images that every class has, and what is told of the others; of several labels all numbers."""
@@ -288,7 +325,7 @@ class FewShotProtocol(ProbeProtocol):
         return ks, (f"no draws of {', '.join(lost)} images: some class has {fewest}",) if lost else ()
 
 
-def recipes(rule: Literal["crop", "squash"]) -> tuple[ImageProtocol, ...]:
+def recipes(rule: Literal["auto", "crop", "squash"] = "auto") -> tuple[ImageProtocol, ...]:
     """The protocols on cached features that all tasks share; all are ours but for ``knn-20``.
 
     ``linear``: logistic regression at 45 costs, as DINOv2's and the fastest of the linear ones; also on 1 % and 10 % of
@@ -313,7 +350,7 @@ def recipes(rule: Literal["crop", "squash"]) -> tuple[ImageProtocol, ...]:
             id="ridge", version=2, probe="ridge", alphas=probes.Ridge().alphas, normalise="standard", rule=rule
         ),
         ProbeProtocol(
-            id="svm", version=2, probe="svm", costs=probes.LinearSVM().costs, normalise="l2+1e-5", rule=rule
+            id="svm", version=2, probe="svm", costs=probes.LinearSVM().costs, folds=3, normalise="l2+1e-5", rule=rule
         ),
         ProbeProtocol(
             id="sweep", version=2, probe="sgd", lrs=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
@@ -711,11 +748,26 @@ def _warnings(train: ClassificationSet, test: ClassificationSet) -> list[str]:
     if absent:
         named = f"{', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}"
         told.append(f"means over classes leave out {len(absent)} that {test.split} does not tell apart: {named}")
+    rare = _rare(test)
+    if rare:
+        more = ", ..." if len(rare) > 10 else ""
+        told.append(
+            f"{test.split} has fewer than {FEW_TEST} images of {len(rare)} classes: {', '.join(rare[:10])}{more}"
+        )
     if not train.multilabel:
         lone = int((np.bincount(train.labels, minlength=len(train.classes)) == 1).sum())
         if lone:
             told.append(f"{lone} classes have a single training image")
     return told
+
+
+def _rare(test: ClassificationSet) -> list[str]:
+    """Classes with few test images, or labels with few positives or negatives, and how many; absent ones left out."""
+    if test.multilabel:
+        counts = np.minimum((test.labels == 1).sum(axis=0), (test.labels == 0).sum(axis=0))
+    else:
+        counts = np.bincount(test.labels, minlength=len(test.classes))
+    return [f"{name} ({n})" for name, n in zip(test.classes, counts.tolist(), strict=True) if 0 < n < FEW_TEST]
 
 
 # --- scores -----------------------------------------------------------------------------------------------------

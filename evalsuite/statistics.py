@@ -21,6 +21,7 @@ __all__ = [
     "over_seeds",
     "permutation_test",
     "resample_weights",
+    "strata",
     "stratified_bootstrap",
     "ties",
     "weight_blocks",
@@ -232,6 +233,21 @@ def ties(ranked: Sequence[str], apart: Collection[tuple[str, str]]) -> list[list
             runs.append(list(ranked[start:stop]))
             end = stop
     return runs
+
+
+def strata(labels: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """What (N,) samples are divided by when each part is to be like the whole: their class, counted from 0.
+
+    Of several labels (N, L) with 1, 0 and -1 a sample counts with the rarest of those it has; those with none are one
+    part.
+    """
+    marks = np.asarray(labels)
+    if marks.ndim == 2:
+        has = marks == 1
+        order = np.argsort(has.sum(axis=0), kind="stable")
+        rarest = order[has[:, order].argmax(axis=1)]
+        marks = np.where(has.any(axis=1), rarest, -1)
+    return np.unique(marks, return_inverse=True)[1].astype(np.int64)
 
 
 def _units(n: int, groups: npt.ArrayLike | None) -> tuple[int, npt.NDArray[np.int64] | None]:

@@ -18,8 +18,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from evalsuite import Backbone
+from evalsuite.cache import Preprocess
 from evalsuite.files import atomic, room_for, write_text
 from evalsuite.probes import NearestNeighbours, Part, Rows, Site, accuracy
+from pretrain.batch import Look
 from pretrain.blocks import gather, world_size
 from pretrain.data import Images, shown
 from pretrain.views import Centre
@@ -103,23 +105,26 @@ def _signs(log: Sequence[Mapping[str, float]]) -> Iterator[tuple[Mapping[str, fl
 
 
 @torch.no_grad()
-def _pooled(backbone: Backbone, data: Images, size: int, device: torch.device, workers: int) -> np.ndarray[Any, Any]:
-    found = [backbone(pixels).pooled for pixels in shown(data, Centre(size), device, workers)]
+def _pooled(backbone: Backbone, data: Images, look: Look, device: torch.device, workers: int) -> np.ndarray[Any, Any]:
+    found = [backbone(pixels).pooled for pixels in shown(data, look, device, workers)]
     return torch.cat([f.float().cpu() for f in found if f is not None]).numpy()
 
 
 def knn_accuracy(
     backbone: Backbone, bank: Images, queries: Images, size: int, *, k: int = 20, workers: int = 0
 ) -> float:
-    """Top-1 accuracy of weighted k-NN on frozen pooled features, the evaluators' own (temperature 0.07).
+    """Top-1 accuracy of weighted k-NN on frozen pooled features, the evaluators' own (temperature 0.07), of images as
+    they are shown there by default (:meth:`evalsuite.cache.Preprocess.resolved`, decided on the bank).
 
     The backbone is asked in eval mode and left as it was.
     """
     device = next(backbone.parameters()).device
+    shape = Preprocess((size, size), "auto").resolved(lambda i: bank[i]["image"].shape[1:], len(bank))
+    look = Centre(size, share=shape.ratio)
     training = backbone.training
     backbone.eval()
     try:
-        rows = [_pooled(backbone, data, size, device, workers) for data in (bank, queries)]
+        rows = [_pooled(backbone, data, look, device, workers) for data in (bank, queries)]
     finally:
         backbone.train(training)
     setting = {"k": min(k, len(bank)), "temperature": 0.07}

@@ -114,7 +114,8 @@ APART = ("evalsuite.engines", "evalsuite.tasks", "evalsuite.backbones", "pretrai
 # Submodules that belong to the public face, names of their __all__ included.
 PUBLIC = {
     "evalsuite": {
-        *("checkpoints", "data", "errors", "files", "fit", "metrics", "pictures", "probes", "probing", "processes"),
+        *("cache", "checkpoints", "data", "errors", "files", "fit", "metrics", "pictures", "probes", "probing"),
+        "processes",
         *("docs", "poolings", "progress", "protocols", "pyramid", "signals", "statistics", "testing", "worlds"),
     },
     "pretrain": {"blocks", "testing"},

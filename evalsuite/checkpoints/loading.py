@@ -84,7 +84,7 @@ def load_backbone(
     if HEADER in file.header:
         return _own(file.path, file, registry, inputs, arch)
     found = _find(file, registry, arch, overrides, seed)
-    return _finish(file, found, inputs, allow_partial)
+    return _finish(file, found, inputs, allow_partial, seed)
 
 
 def _neither(text: str, registry: Registry) -> BackboneError:
@@ -435,7 +435,7 @@ def _unknown(file: reading.File, held: list[reading.State], read: list[Read]) ->
     )
 
 
-def _finish(file: reading.File, found: _Found, inputs: Mapping[str, Any], allow_partial: bool) -> Loaded:
+def _finish(file: reading.File, found: _Found, inputs: Mapping[str, Any], allow_partial: bool, seed: int) -> Loaded:
     """Refuse, or put the weights in place and say how."""
     fit, backbone = found.match, found.backbone
     if not fit.whole and not allow_partial:
@@ -445,6 +445,8 @@ def _finish(file: reading.File, found: _Found, inputs: Mapping[str, Any], allow_
     every = backbone.net.state_dict()
     backbone.net.load_state_dict({k: v.to(every[k].dtype) for k, v in fit.used.items()}, strict=False)
     _blank(backbone, found.heads)
+    if fit.missing:
+        backbone.drawn(seed, file.sha256)
     values, said_by = _normalisation(file, found, inputs)
     backbone.respec(**values)
     candidate = found.candidate

@@ -52,6 +52,7 @@ __all__ = [
     "read_files",
     "read_folder",
     "refuse_single_class",
+    "split_by_hash",
     "split_folders",
 ]
 
@@ -309,8 +310,8 @@ class ClassificationSource(Source[ClassificationSet]):
 
 class Folder(ClassificationSource):
     """``train``, ``val`` and ``test`` with a folder a class, or what people call these (``Training``, ``valid``,
-    ``seg_test``). Without such folders, the folder's own are the classes, and one image in five, by the hash of its
-    name, is tested on.
+    ``seg_test``). Without such folders, the folder's own are the classes, and one image in five of each, by
+    the hash of its name, is tested on (:func:`split_by_hash`).
     """
 
     name = "folder"
@@ -335,7 +336,7 @@ class Folder(ClassificationSource):
         folders = split_folders(path)
         if not folders:
             whole = read_folder(path, self.name, split, class_folders(path))
-            return whole.take(_assigned(whole.names, None) == split)
+            return whole.take(split_by_hash(whole.names, whole.labels) == split)
         if split not in folders:
             raise no_split(path, split, folders)
         return read_folder(folders[split], self.name, split, class_folders(folders["train"]))
@@ -549,7 +550,7 @@ class Csv(ClassificationSource):
 
     ``label`` is a class's name; blank, ``nan``, ``NA``, ``None`` and ``null`` are a missing label. ``label:NAME`` is 1,
     0, or blank or -1 for unknown. ``split`` names each row's split, ``group`` its patient or scene. Without ``split``,
-    one group in five, or one image where there are no groups, is tested on, by the hash of its name.
+    one group in five of each class, or one image where there are no groups, is tested on, by the hash of its name.
 
     Columns of other names are taken where the names are usual ones (``filename``, ``class``, ``patient_id``, ...), and
     that is told; or where ``--data`` says so: ``csv:PATH?path=FILE&label=SPECIES&group=BIRD&split=FOLD``, of several
@@ -621,7 +622,8 @@ def _image_list(path: Path, mtime: int, options: tuple[tuple[str, str], ...]) ->
     found = read_image_list(path, dict(options))
     if found.splits is not None:
         return found, _names(found.splits)
-    return found, _assigned(_names(found.paths), None if found.groups is None else _names(found.groups))
+    groups = None if found.groups is None else _names(found.groups)
+    return found, split_by_hash(_names(found.paths), np.asarray(found.labels), groups)
 
 
 def _listed_files(path: Path, root: Path, names: Sequence[str]) -> Files:
@@ -645,9 +647,10 @@ _SEARCHED = 1000  # folders
 
 class Npz(ClassificationSource):
     """Arrays in one ``.npz`` file, as MedMNIST and Keras name them: ``train_images`` and ``train_labels`` (also
-    ``val_`` and ``test_``), or ``x_train`` and ``y_train``, or ``images`` and ``labels``, of which one in five is
-    tested on. Images are uint8 (N,H,W), (N,H,W,1) or (N,H,W,3); labels (N,) or (N,1) integers, -1 where one is
-    missing, or (N,L) marks. ``train_groups`` and so on may name groups. Pickled objects are not read.
+    ``val_`` and ``test_``), or ``x_train`` and ``y_train``, or ``images`` and ``labels``, of which one in five of
+    each class is tested on (:func:`split_by_hash`). Images are uint8 (N,H,W), (N,H,W,1) or (N,H,W,3); labels (N,) or
+    (N,1) integers, -1 where one is missing, or (N,L) marks. ``train_groups`` and so on may name groups. Pickled
+    objects are not read.
     """
 
     name = "npz"
@@ -682,7 +685,7 @@ class Npz(ClassificationSource):
         if named is not None and named.shape != (shape[0],):
             raise _broken(path, ValueError(f"{groups} is of shape {named.shape}"))
         whole = ClassificationSet(path.stem, split, classes, ids, marks, pixels, np.arange(shape[0]), named)
-        return whole if images != "images" else whole.take(_assigned(ids, named) == split)
+        return whole if images != "images" else whole.take(split_by_hash(ids, marks, named) == split)
 
     def _classes(self, path: Path, marks: Ints, keys: Sequence[str]) -> tuple[str, ...]:
         """Numbers, up to the largest label of any split."""
@@ -792,11 +795,29 @@ def joint_digest(digests: Sequence[str]) -> str:
     return _sha256(*(digest.encode() for digest in digests))
 
 
-def _assigned(ids: Names, groups: Names | None) -> Names:
-    """``train`` or ``test`` for every row, by a hash of its group, or of its id: it depends on no other row."""
-    units = ids if groups is None else groups
-    places = {unit: hashlib.sha256(unit.encode()).digest()[0] % TEST_SHARE for unit in set(units.tolist())}
-    return _names(["test" if places[unit] == 0 else "train" for unit in units.tolist()])
+def split_by_hash(ids: Names, labels: Ints, groups: Names | None = None) -> Names:
+    """``train`` or ``test`` for every row: of each class one unit in five is tested on, those with the lowest hashes of
+    their ids; of two units one, of a single one none.
+
+    Units are rows, or groups, which count with the class that most of their rows have; a row of several labels counts
+    with the rarest of those it has. A unit that is added or removed moves at most one other, and that of its own class
+    (but where it changes which of two labels is the rarer).
+    """
+    from evalsuite.statistics import strata  # scipy: only data without splits pay for it
+
+    units, member = np.unique(ids if groups is None else groups, return_inverse=True)
+    pairs, rows = np.unique(np.stack([member, strata(labels)], axis=1), axis=0, return_counts=True)
+    pairs = pairs[np.lexsort((pairs[:, 1], -rows, pairs[:, 0]))]  # of each unit its most frequent class first
+    kind = pairs[np.unique(pairs[:, 0], return_index=True)[1], 1]
+    order = np.argsort([hashlib.sha256(unit.encode()).hexdigest() for unit in units.tolist()])
+    order = order[np.argsort(kind[order], kind="stable")]  # class after class, in each by hash
+    sizes = np.bincount(kind)
+    wanted = np.where(sizes > 1, np.maximum(1, (sizes + TEST_SHARE // 2) // TEST_SHARE), 0)
+    place = np.arange(len(units)) - (np.cumsum(sizes) - sizes)[kind[order]]
+    chosen = order[place < wanted[kind[order]]]
+    if not len(chosen) and len(units) > 1:  # every class is a single unit
+        chosen = order[:1]
+    return _names(np.where(np.isin(member, chosen), "test", "train").tolist())
 
 
 def _names(values: Sequence[str]) -> Names:

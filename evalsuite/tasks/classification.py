@@ -38,8 +38,8 @@ __all__ = [
 
 
 def _svm(name: str, costs: tuple[float, ...], rule: Literal["crop", "squash"] = "crop") -> ProbeProtocol:
-    """VOC07's machines: features to unit length, at these costs."""
-    return ProbeProtocol(id=name, version=2, probe="svm", costs=costs, normalise="l2+1e-5", rule=rule)
+    """VOC07's support vector machines: features to unit length, at these costs."""
+    return ProbeProtocol(id=name, version=2, probe="svm", costs=costs, folds=3, normalise="l2+1e-5", rule=rule)
 
 
 class Cifar10(Named, OneClass):
@@ -77,26 +77,27 @@ class TinyImageNet(Named, OneClass):
 class ImageNet(Named, OneClass):
     """ImageNet-1k, scored on val; resized to 256/224 of the backbone's image size, and its centre cut out.
 
-    Protocols as of ``cifar10``; the published linear evaluations are those on augmented images, ``linear-moco`` and so
-    on. Those on 1 % and 10 % of the labels learn from SimCLR's lists where they are there.
+    Networks for at most 96 pixels are shown it without that margin. Protocols as of ``cifar10``; the published linear
+    evaluations are those on augmented images, ``linear-moco`` and so on. Those on 1 % and 10 % of the labels learn from
+    SimCLR's lists where they are there.
     """
 
     name = "imagenet"
-    protocols = (*recipes("crop"), *heads.recipes("imagenet"))
+    protocols = (*recipes(), *heads.recipes("imagenet"))
 
 
 class Places205(Named, OneClass):
     """Places205, scored on val; protocols as of ``imagenet``."""
 
     name = "places"
-    protocols = (*recipes("crop"), *heads.recipes("imagenet"))
+    protocols = (*recipes(), *heads.recipes("imagenet"))
 
 
 class Places365(Named, OneClass):
     """Places365-Standard, scored on val; protocols as of ``imagenet``."""
 
     name = "places365"
-    protocols = (*recipes("crop"), *heads.recipes("imagenet"))
+    protocols = (*recipes(), *heads.recipes("imagenet"))
 
 
 class Voc07Classification(Named, Multilabel):
@@ -123,8 +124,8 @@ class Voc07Classification(Named, Multilabel):
         _svm("svm", (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0)),
         _svm("svm-mmselfsup", (1.0, 10.0, 100.0, *(0.5**e for e in range(4, 20))), rule="squash"),
         _svm("svm-obow", (0.05, 0.1, 0.3, 0.5, 1.0, 3.0, 5.0)),
-        FewShotProtocol(id="svm-low-shot", version=2, probe="svm", costs=(1.0,), normalise="l2+1e-5"),
-        *(protocol for protocol in recipes("crop") if protocol.id != "svm"),
+        FewShotProtocol(id="svm-low-shot", version=2, probe="svm", costs=(1.0,), normalise="l2+1e-5", rule="crop"),
+        *(protocol for protocol in recipes() if protocol.id != "svm"),
     )
 
 
@@ -154,13 +155,15 @@ class Classify(_AnyData, OneClass):
     """Anybody's images with one class each: ``--data folder:PATH``, ``csv:PATH`` or ``npz:PATH``.
 
     It learns from the split ``train`` and scores on ``test`` or, where there is none, on ``val``. ``auroc`` is of two
-    classes, the second one positive. Protocols as of ``cifar10``; ``--set rule=squash`` keeps whole images in view.
+    classes, the second one positive. Protocols as of ``cifar10``. Images are resized and cut as ImageNet's are, without
+    a margin where they, or the network's input, are small (up to 96 pixels), or all of the network's size; ``--set
+    rule=squash`` keeps all of images in view that are not square.
     """
 
     name = "classify"
     world = "folder"
     metrics = (*OneClass.metrics, AUROC)
-    protocols = (*recipes("crop"), *heads.recipes("imagenet"))
+    protocols = (*recipes(), *heads.recipes("imagenet"))
 
 
 class ClassifyMultilabel(_AnyData, Multilabel):
@@ -172,7 +175,7 @@ class ClassifyMultilabel(_AnyData, Multilabel):
 
     name = "classify-multilabel"
     world = "csv"
-    protocols = (*recipes("crop"), *heads.recipes("imagenet"))
+    protocols = (*recipes(), *heads.recipes("imagenet"))
 
 
 class MedMnist(_AnyData, OneClass):

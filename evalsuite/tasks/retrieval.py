@@ -48,6 +48,10 @@ class RetrievalProtocol(Protocol):
     ratio: float = 224 / 256
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
+    @property
+    def seeded(self) -> bool:
+        return False  # nothing is drawn
+
 
 class ChexpertRetrieval(Task):
     """CheXpert 8x200 (ConVIRT): precision among the first k of 1600 candidates, 200 of each of eight findings.

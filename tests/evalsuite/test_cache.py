@@ -608,6 +608,67 @@ def test_squash_pad_and_none():
     assert wide.shape == (3, 8, 32)
 
 
+SHOWN = {
+    "CIFAR at a network for CIFAR": ((32, 32), [(32, 32)], 1.0),
+    "Tiny ImageNet at its size": ((64, 64), [(64, 64)], 1.0),
+    "CIFAR at a network for ImageNet": ((224, 224), [(32, 32)], 1.0),
+    "MedMNIST of 28 pixels at 32": ((32, 32), [(28, 28)], 1.0),
+    "STL-10 at a network for ImageNet": ((224, 224), [(96, 96)], 1.0),
+    "photographs at a small network": ((32, 32), [(375, 500), (500, 333)], 1.0),
+    "photographs": ((224, 224), [(375, 500), (500, 333)], 0.875),
+    "images of 128 pixels at 224": ((224, 224), [(128, 128)], 0.875),
+    "photographs cut to the network's size": ((224, 224), [(224, 224)], 1.0),
+    "one that is not": ((224, 224), [(224, 224)] * 9 + [(224, 225)], 0.875),
+    "mostly small": ((224, 224), [(40, 90)] * 6 + [(400, 400)] * 5, 1.0),
+    "mostly large": ((224, 224), [(40, 90)] * 5 + [(400, 400)] * 6, 0.875),
+    "a flat input of the images' size": ((128, 256), [(128, 256)], 1.0),
+    "a flat input, turned images": ((128, 256), [(256, 128)], 0.875),
+    "long, thin images": ((224, 224), [(60, 900)], 1.0),
+}
+
+
+@pytest.mark.parametrize(("size", "images", "ratio"), SHOWN.values(), ids=SHOWN)
+def test_the_margin_follows_the_images_and_the_network(size, images, ratio):
+    auto = Preprocess(size, "auto", interpolation="bicubic")
+    found = auto.resolved(lambda index: (*images[index], 3), len(images))
+    assert found == Preprocess(size, "crop", ratio, "bicubic")
+    assert found.resolved(lambda _: pytest.fail("it is decided"), 1) == found
+
+
+def test_an_image_of_the_networks_size_is_shown_as_it_is():
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    whole = Preprocess((32, 32), "auto").resolved(lambda _: image.shape, 1)
+    assert torch.equal(whole(image), torch.from_numpy(image).permute(2, 0, 1))
+    with pytest.raises(UsageError, match="an image alone does not say"):
+        Preprocess((32, 32), "auto")(image)
+
+
+def test_the_margin_is_decided_on_images_all_over_the_set_that_can_be_read():
+    asked = []
+
+    def shape(index):
+        asked.append(index)
+        if index % 2:
+            raise DataError("it is broken", cause="of course", fix="none")
+        return (40, 40, 3) if index < 900 else (500, 500, 3)
+
+    assert Preprocess((224, 224), "auto").resolved(shape, 1000).ratio == 1.0
+    assert (len(asked), asked[0], asked[-1]) == (64, 0, 999)
+
+    def unreadable(index):
+        raise DataError("it is broken", cause="of course", fix="none")
+
+    assert Preprocess((224, 224), "auto").resolved(unreadable, 3).ratio == 0.875
+
+
+def test_by_default_what_was_done_is_in_the_key(tmp_path):
+    backbone, images, cache = make(), Images(), module.Cache(tmp_path)  # both of 8 pixels
+    cache.features(backbone, images)
+    (entry,) = cache.ls()
+    assert (entry.key["preprocess"]["rule"], entry.key["preprocess"]["ratio"]) == ("crop", 1.0)
+    assert cache.features(backbone, images, preprocess=Preprocess((8, 8), "crop", 1.0)).encoded == 0
+
+
 def test_workers_are_chosen_by_measurement(monkeypatch):
     reader = module._Reader(Images(100), PLAIN)
     assert module._measured_workers(reader, 100) == 0

@@ -281,6 +281,26 @@ def test_without_a_refit_the_chosen_head_has_not_seen_what_was_held_out(tmp_path
         np.testing.assert_array_equal(found.scores, train(alone, tmp_path / f"b{tune}", data=part).scores)
 
 
+@pytest.mark.parametrize("tune", [False, True])
+def test_of_equally_good_heads_the_middle_one_is_the_one_that_is_scored(tmp_path, tune):
+    lrs = (1e-12, 1e-11, 1e-10)
+    found = train(recipe(lrs=lrs, epochs=1, refit=False, tune=tune), tmp_path / "three")
+    assert found.choice["lr"] == 1e-11
+    assert found.choice["tied"] == 3
+    part = world().take(hold_out(world().labels, 0.1, 0)[0])
+    alone = train(recipe(lrs=(1e-11,), epochs=1, tune=tune), tmp_path / "one", data=part)
+    np.testing.assert_array_equal(found.scores, alone.scores)
+
+
+def test_small_images_are_trained_on_and_scored_without_a_margin(tmp_path):
+    protocol = recipe(view="whole", flip=0.0, epochs=1, rule="auto")
+    data = world(4, size=SIZE)
+    shown = protocol.preprocess(make(), data)
+    assert torch.equal(shown(data[0]), torch.from_numpy(data[0]).permute(2, 0, 1))
+    assert torch.equal(heads._Views(data, protocol, shown)(0, 0)[0], shown(data[0]))
+    assert train(protocol, tmp_path).details["preprocess"]["ratio"] == 1.0
+
+
 class TwoEyes(nn.Module):
     """One output sees the upper half of an image, the other the lower."""
 
@@ -411,7 +431,7 @@ def test_recipes_have_names_of_their_own_and_say_what_they_need():
     for kind in ("imagenet", "small"):
         found = heads.recipes(kind)
         assert len({p.id for p in found}) == len(found)
-        assert all(p.rule == ("crop" if kind == "imagenet" else "squash") for p in found)
+        assert all(p.rule == ("auto" if kind == "imagenet" else "squash") for p in found)
         assert {p.id for p in found if p.needs == {"maps"}} == {p.id for p in found if p.id.startswith("rotnet")}
         assert {p.fraction for p in found if p.tune} == {0.01, 0.1, 1.0}
 
@@ -499,7 +519,7 @@ def test_what_lars_leaves_alone(tmp_path):
 def test_a_view_is_torchvisions_from_a_seed():
     data = world(3, size=20)
     protocol = recipe(view="resized", flip=0.5, interpolation="bicubic")
-    sizing = protocol.preprocess(make())
+    sizing = protocol.preprocess(make(), data)
     views = heads._Views(data, protocol, sizing)
     transform = v2.Compose([
         v2.RandomResizedCrop([SIZE, SIZE], (0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
@@ -521,8 +541,8 @@ def test_a_view_is_torchvisions_from_a_seed():
 def test_a_view_of_any_image_has_the_size_of_the_input(view, size):
     pixels = np.random.default_rng(0).integers(0, 256, (1, *size, 3)).astype(np.uint8)
     data = world(1, labels=np.zeros(1, dtype=np.int64), pixels=pixels)
-    protocol = recipe(view=view, ratio=0.5)
-    views = heads._Views(data, protocol, protocol.preprocess(make()))
+    protocol = recipe(view=view, ratio=0.5, rule="crop")
+    views = heads._Views(data, protocol, protocol.preprocess(make(), data))
     drawn = [views(0, seed)[0] for seed in range(8)]
     assert {tuple(v.shape) for v in drawn} == {(3, SIZE, SIZE)}
     assert (len({v.numpy().tobytes() for v in drawn}) > 1) == (view != "whole")

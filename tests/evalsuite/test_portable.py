@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -103,6 +104,19 @@ def test_weights_that_are_no_longer_those_drawn_are_known_by_their_numbers(regis
     assert backbone.identity == fresh
     backbone.save(tmp_path / "b.safetensors")
     assert Backbone.load(tmp_path / "b.safetensors", registry).identity == backbone.digest
+
+
+def test_what_a_file_lacks_is_known_by_how_it_was_drawn(registry, tmp_path):
+    state = drawn(registry).net.state_dict()
+    names = [name for name in state if "blocks.1" not in name]
+    torch.save({name: state[name] for name in names}, tmp_path / "half.pth")
+    load = functools.partial(load_backbone, tmp_path / "half.pth", registry, arch="timm:test_vit", allow_partial=True)
+    half, again, other = load().backbone, load().backbone, load(seed=1).backbone
+    assert half.identity == again.identity != half.digest
+    assert half.identity not in (other.identity, drawn(registry).identity)
+    torch.save(state, tmp_path / "whole.pth")
+    whole = load_backbone(tmp_path / "whole.pth", registry, arch="timm:test_vit").backbone
+    assert whole.identity == whole.digest
 
 
 def test_hashes_fingerprints_and_identities_are_those_of_another_processor(registry):

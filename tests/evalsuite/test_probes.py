@@ -556,15 +556,141 @@ def test_the_choice_is_reported_with_everything_tried_and_the_edge_of_the_grid()
     assert choice.setting["features"] == "layer4"
     assert choice.value == max(value for _, value in choice.table)
     assert any(line.endswith("is at the edge of its grid, 0.0001 to 0.001") for line in choice.warnings)
-    wide = probes.select(probes.Logistic((1e-6, 1e-2, 1e6)), Train({"f": features}, labels))
+    few, marks = world(60, noise=2.0)
+    wide = probes.select(probes.Logistic((1e-6, 1e-2, 1e6)), Train({"f": few}, marks))
     assert wide.setting == {"C": 1e-2}
-    assert wide.warnings == ()
+    assert wide.warnings == ("chosen on 60 validation images in 5 folds, few to choose among 3 settings",)
 
 
-def test_of_equally_good_settings_the_simplest_is_taken():
+# --- a few samples to choose by
+
+
+def test_of_equally_good_settings_the_middle_one_is_taken():
     features, labels = world(noise=0.01)
-    choice = probes.select(probes.Logistic((1.0, 10.0, 100.0)), Train({"f": features}, labels))
-    assert choice.setting == {"C": 1.0}
+    choice = probes.select(probes.Logistic((0.1, 1.0, 10.0, 100.0, 1000.0)), Train({"f": features}, labels))
+    assert choice.told() == {
+        "C": 10.0, "validation_score": 1.0, "validation_images": 300, "validation_folds": 5, "tied": 5
+    }  # fmt: skip
+    assert choice.warnings == (
+        "chosen on 300 validation images in 5 folds: 5 of 5 settings are equally good, and the middle one is taken",
+    )
+
+
+def test_the_middle_is_that_of_the_best_ones_axis_by_axis_whatever_lies_between():
+    grid = [{"lr": lr, "decay": d, "features": f} for f in ("a", "b") for lr in (1, 2, 3, 4, 5) for d in (0.0, 0.1)]
+    best = {(3, 0.0), (4, 0.0), (4, 0.1), (5, 0.0)}
+    table = [(s, 0.75 if (s["lr"], s["decay"]) in best else 0.5) for s in grid]
+    assert probes.choose(table, 500).setting == {"lr": 4, "decay": 0.0, "features": "a"}
+    assert probes.choose(table, 500).tied == 8
+    gap = [({"C": c}, 1.0 if c in (1, 2, 8, 9) else 0.0) for c in (1, 2, 4, 8, 9)]
+    assert probes.choose(gap, 500).setting == {"C": 2}
+    assert probes.choose([({"C": 1}, 0.9), ({"C": 2}, 0.8)], 500).warnings == (
+        "C=1 is at the edge of its grid, 1 to 2",
+    )
+
+
+def test_scores_that_differ_by_rounding_are_equal():
+    """A mean of AUROCs has other last digits on other processors."""
+    table = [({"C": c}, 0.9 + 1e-13 * (c % 2)) for c in (1, 2, 3, 4, 5)]
+    assert probes.choose(table, 500).setting == {"C": 3}
+    machines = [({"C": c}, 0.9 - 1e-13 * (c % 2)) for c in (1, 2, 3, 4, 5)]
+    assert probes.choose(machines, 500).setting == {"C": 3}
+
+
+@given(st.integers(0, 100), st.sampled_from([2, 3, 5]))
+@settings(deadline=None, max_examples=25)
+def test_folds_hold_every_sample_out_once_with_the_classes_shares(seed, folds):
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.repeat([0, 1, 4, 7], [30, 20, 10, 1]))
+    parts = probes.fold(labels, folds, seed)
+    assert len(parts) == folds
+    held = np.concatenate([held for _, held in parts])
+    assert sorted(held) == np.flatnonzero(labels != 7).tolist()  # a class of one stays with every fit
+    for fitted, held in parts:
+        assert sorted([*fitted, *held]) == list(range(61))
+        assert (np.abs(np.bincount(labels[held], minlength=5)[[0, 1, 4]] - np.array([30, 20, 10]) / folds) <= 1).all()
+    again = probes.fold(labels, folds, seed)
+    assert all((a[1] == b[1]).all() for a, b in zip(parts, again, strict=True))
+
+
+def test_folds_keep_groups_whole():
+    labels, groups = np.repeat([0, 1, 2], 20), np.repeat([f"p{i}" for i in range(20)], 3)
+    for fitted, held in probes.fold(labels, 5, 0, groups):
+        assert not set(groups[fitted]) & set(groups[held])
+        assert len(held) in range(9, 16)
+    assert len(probes.fold(labels[:9], 5, 0, groups[:9])) == 3  # three patients
+    with pytest.raises(DataError, match="a single group"):
+        probes.fold(labels[:3], 5, 0, groups[:3])
+    with pytest.raises(DataError, match="one of each class"):  # held out, a patient leaves a single class
+        probes.fold(np.repeat([0, 1], 4), 5, 0, np.repeat(["p", "q"], 4))
+    uneven = np.repeat([0, 0, 0, 1], 4), np.repeat(["p", "q", "r", "s"], 4)
+    assert all(len(set(uneven[0][fitted])) == 2 for fitted, _ in probes.fold(uneven[0], 5, 0, uneven[1]))
+
+
+def test_there_are_no_more_folds_than_samples_of_a_class():
+    assert len(probes.fold(np.repeat([0, 1, 2], 3), 5, 0)) == 3
+    with pytest.raises(DataError, match="every class has a single sample"):
+        probes.fold(np.arange(4), 5, 0)
+
+
+def test_folds_of_several_labels_share_out_the_rarest():
+    marks = np.zeros((60, 3), int)
+    marks[:30, 0], marks[20:40, 1], marks[25:30, 2] = 1, 1, 1
+    marks[50:, 0] = -1
+    for _, held in probes.fold(marks, 5, 0):
+        assert marks[held, 2].sum() == 1
+        assert (marks[held, 1] == 1).sum() in (3, 4, 5)
+
+
+def test_few_samples_are_all_used_to_choose_and_many_are_not():
+    features, labels = world(120, noise=2.5, width=40)
+    seen = []
+
+    @dataclass(frozen=True)
+    class Spy(probes.Logistic):
+        def fit(self, train, points, settings, site):
+            seen.append((len(train.rows), len(points)))
+            return super().fit(train, points, settings, site)
+
+    spy, train = Spy((1e-3, 1.0)), Train({"f": features}, labels)
+    assert probes.select(spy, train).held == sum(held for _, held in seen) == 120
+    assert [fitted + held for fitted, held in seen] == [120] * 5
+    seen.clear()
+    assert probes.select(spy, train, selection=probes.Selection(folds_below=120)).folds == len(seen) == 1
+    seen.clear()
+    found = probes.evaluate(spy, train, Test({"f": features}, labels), refit=False)
+    assert len(seen) == 2  # what is held out stays out of the fit that is scored: there are no folds
+    assert seen[0][0] == seen[1][0] < 120
+    assert found.choice.folds == 1
+
+
+def test_folds_find_the_setting_that_a_tenth_of_few_images_does_not():
+    """Six images cannot tell settings apart: the mean over seeds of the accuracy of what is chosen."""
+    scores = {"tenth": [], "folds": []}
+    for seed in range(12):
+        features, labels = world(60, noise=3.0, width=100, classes=3, seed=seed)
+        test = world(500, noise=3.0, width=100, classes=3, seed=seed + 100)
+        for name, below in (("tenth", 0), ("folds", 1000)):
+            found = probes.evaluate(
+                probes.Ridge(), Train({"f": features}, labels), Test({"f": test[0]}, test[1]),
+                selection=probes.Selection(folds_below=below), site=Site(seed=seed),
+            )  # fmt: skip
+            scores[name].append(probes.accuracy(found.scores, found.labels))
+    assert np.mean(scores["folds"]) > np.mean(scores["tenth"]) + 0.02
+
+
+@pytest.mark.parametrize("wrong", [{"validation": 0.0}, {"validation": 1.0}, {"folds": 1}])
+def test_a_selection_that_holds_nothing_out_is_refused(wrong):
+    with pytest.raises(UsageError):
+        probes.Selection(**wrong)
+
+
+def test_a_machine_takes_the_middle_of_equally_good_costs():
+    features, labels = world(60, noise=0.01)
+    (found,) = fit(probes.LinearSVM((0.01, 0.1, 1.0, 10.0, 100.0)), part(features, labels), features)
+    assert found.details["C"] == [1.0] * 4
+    told = "SVM: for 4 of 4 classes several costs are equally good on 60 images in 3 folds, and the middle one is taken"
+    assert told in found.warnings
 
 
 def test_one_setting_holds_nothing_out():
@@ -603,9 +729,11 @@ def test_groups_stay_on_one_side_of_the_selection():
             seen.append((train.rows.at(slice(None)), points.at(slice(None))))
             return super().fit(train, points, settings, site)
 
-    probes.select(Spy(), Train({"f": doubled}, twice, groups))
-    ((fitted, held),) = seen
-    assert not {row.numpy().tobytes() for row in fitted} & {row.numpy().tobytes() for row in held}
+    for below in (0, 1000):
+        probes.select(Spy(), Train({"f": doubled}, twice, groups), selection=probes.Selection(folds_below=below))
+    assert len(seen) == 1 + 5
+    for fitted, held in seen:
+        assert not {row.numpy().tobytes() for row in fitted} & {row.numpy().tobytes() for row in held}
 
 
 @pytest.mark.parametrize("kind", ["l2", "l2+1e-5", "standard"])

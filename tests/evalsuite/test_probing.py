@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import types
 from collections.abc import Callable
@@ -16,11 +17,13 @@ from torch import nn
 
 from evalsuite import probes, probing
 from evalsuite.backbone import Backbone, BackboneSpec, Features
+from evalsuite.data.classification import ClassificationSet
 from evalsuite.errors import DataError, UsageError
 from evalsuite.hooks import Registry
 from evalsuite.results import Result, read_all
 from evalsuite.runner import run
 from evalsuite.tasks.classification import Classify, ClassifyMultilabel, MedMnist, Voc07Classification
+from evalsuite.tasks.retrieval import ChexpertRetrieval
 
 COLOURS = np.array([(200, 60, 60), (60, 200, 60), (60, 60, 200), (180, 180, 40)])
 FROZEN = tuple(p.id for p in probing.recipes("crop"))
@@ -169,10 +172,11 @@ def test_what_is_chosen_by_is_the_primary_metric():
 
 def test_medmnist_chooses_by_auroc_and_others_by_accuracy(ask, tmp_path):
     path = write(tmp_path / "a.npz", spread=90)
-    tables = [ask(path, task, protocol="ridge").details["validation"] for task in ("classify", "medmnist")]
-    shares, areas = (np.array([row["score"] for row in table]) for table in tables)
-    np.testing.assert_allclose(shares * 8, (shares * 8).round())  # eight images are held out
-    assert (np.abs(areas * 8 - (areas * 8).round()) > 0.01).any()
+    results = [ask(path, task, protocol="ridge") for task in ("classify", "medmnist")]
+    shares, areas = (np.array([row["score"] for row in result.details["validation"]]) for result in results)
+    held = results[0].selected["validation_images"]
+    np.testing.assert_allclose(shares * held, (shares * held).round())
+    assert (np.abs(areas * held - (areas * held).round()) > 0.01).any()
 
 
 def test_an_output_is_chosen_with_its_head(ask, tmp_path):
@@ -190,7 +194,55 @@ def test_the_edge_of_a_sweep_is_warned_of_and_no_decay_is_none(ask, tmp_path):
         f"lr={result.selected['lr']:g} is at the edge of its grid, 0.0001 to 0.0002"
     ]
     table = [({"weight_decay": d, "lr": lr}, float(d == 0)) for d in (1e-4, 0.0) for lr in (0.1, 1.0, 3.0)]
-    assert not any("weight_decay" in w for w in probes.choose(table).warnings)
+    assert not any("weight_decay" in w for w in probes.choose(table, 500).warnings)
+
+
+def test_few_images_are_chosen_on_in_folds_and_the_numbers_are_told(ask, tmp_path):
+    result = ask(write(tmp_path / "a.npz"), protocol="linear", settings=SMALL["linear"])
+    assert result.selected["validation_images"] == result.data["train_images"] < 100
+    assert result.selected["validation_folds"] == 5
+    (told,) = [w for w in result.warnings if w.startswith("chosen on")]
+    assert told.startswith(f"chosen on {result.data['train_images']} validation images in 5 folds")
+    tenth = ask(write(tmp_path / "a.npz"), settings={**SMALL["linear"], "folds_below": "0"}, out="tenth")
+    assert tenth.selected["validation_folds"] == 1
+    assert tenth.selected["validation_images"] < result.selected["validation_images"]
+
+
+@pytest.mark.parametrize("setting", [{"validation": "1.5"}, {"folds": "1"}])
+def test_numbers_by_which_nothing_can_be_chosen_are_refused_before_any_work(setting):
+    with pytest.raises(UsageError, match="a validation share of"):
+        probing.recipes()[0].override(setting)
+
+
+def test_the_view_is_that_of_the_training_images_whatever_is_drawn_of_them(ask, tmp_path):
+    result = ask(write(tmp_path / "a.npz"), protocol="linear-1", settings=SMALL["linear-1"])
+    assert result.details["preprocess"] == {
+        "size": [8, 8], "rule": "crop", "ratio": 1.0, "interpolation": "bilinear", "resize": "workers"
+    }  # fmt: skip
+    margin = ask(write(tmp_path / "a.npz"), protocol="knn-20", settings={"rule": "crop"}, out="margin")
+    assert margin.details["preprocess"]["ratio"] == 0.875
+
+
+def test_classes_with_few_test_images_are_named():
+    rare = ClassificationSet(
+        "d", "test", ("ant", "bee", "cow", "dog"), np.array([str(i) for i in range(12)]),
+        np.array([0] * 6 + [1] * 4 + [2] * 2), None, np.arange(12),
+    )  # fmt: skip
+    assert "test has fewer than 5 images of 2 classes: bee (4), cow (2)" in probing._warnings(rare, rare)
+    marks = np.array([[1, 1, -1]] * 6 + [[0, 1, -1]] * 6)
+    marks[0, 1], marks[:4, 2], marks[4:, 2] = 0, 1, 0
+    several = dataclasses.replace(rare, labels=marks, classes=("ant", "bee", "cow"))
+    assert "test has fewer than 5 images of 2 classes: bee (1), cow (4)" in probing._warnings(several, several)
+
+
+def test_a_protocol_says_whether_its_seed_moves_anything():
+    moved = {p.id: p.seeded for p in probing.recipes()}
+    assert [name for name, seeded in moved.items() if not seeded] == ["knn-20"]
+    (knn,) = (p for p in probing.recipes() if p.id == "knn-20")
+    assert knn.override({"fraction": "0.1"}).seeded
+    assert knn.override({"ks": "1,5"}).seeded
+    assert knn.override({"outputs": "pooled,map4"}).seeded
+    assert not any(protocol.seeded for protocol in ChexpertRetrieval.protocols)
 
 
 # --- few shots

@@ -92,6 +92,24 @@ def test_knn_of_colours_is_perfect_and_leaves_the_mode_alone():
     assert wrong == 0.0
 
 
+class Witness(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, pixels):
+        self.seen = pixels
+        return Features(pixels.mean((2, 3)))
+
+
+def test_small_images_are_looked_at_as_they_are():
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    spec = BackboneSpec("witness", 3, {}, frozenset({"pooled"}), mean=(0.0,) * 3, std=(1.0,) * 3)
+    backbone, both = Backbone(Witness(), spec), Arrays(images, np.arange(12) % 2)
+    knn_accuracy(backbone, both, both, 8, k=3)
+    assert torch.equal(backbone.net.seen, torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
+
+
 def test_knn_of_an_untrained_network_is_no_more_than_a_guess_on_shuffled_labels():
     bank, queries = tiny_corpus(64).probe
     mixed = Arrays(queries.pixels, np.random.default_rng(0).permutation(queries.labels))

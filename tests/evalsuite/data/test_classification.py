@@ -17,7 +17,15 @@ import evalsuite.data
 from evalsuite.cache import ImageSet
 from evalsuite.data import parse
 from evalsuite.data.cifar import Cifar10, Cifar100, Stl10
-from evalsuite.data.classification import ClassificationSet, Csv, Folder, Npz, class_folders, find_images
+from evalsuite.data.classification import (
+    ClassificationSet,
+    Csv,
+    Folder,
+    Npz,
+    class_folders,
+    find_images,
+    split_by_hash,
+)
 from evalsuite.data.imagenet import ImageNet, TinyImageNet
 from evalsuite.data.medical import MedMnist
 from evalsuite.data.reading import look
@@ -131,7 +139,7 @@ def test_class_folders_alone_are_divided_by_the_hash_of_their_names(tmp_path):
     train, test = Folder().load(tmp_path, "train"), Folder().load(tmp_path, "test")
     assert not set(train.ids) & set(test.ids)
     assert len(train) + len(test) == 60
-    assert 4 <= len(test) <= 22
+    assert np.bincount(test.labels).tolist() == [6, 6]  # one in five of each class
     shutil.rmtree(tmp_path / "b")
     assert set(Folder().load(tmp_path, "test").ids) == {i for i in test.ids if i.startswith("a/")}
 
@@ -228,6 +236,61 @@ def test_without_a_column_split_groups_stay_together(table):
     assert not set(train.groups) & set(test.groups)
     assert len(train) + len(test) == 80
     assert len(test) % 4 == 0
+
+
+@pytest.mark.parametrize(("count", "tested"), [(1, 0), (2, 1), (5, 1), (7, 1), (8, 2), (40, 8)])
+def test_every_class_of_two_images_is_tested_on(count, tested):
+    ids = np.array([f"a/{i}" for i in range(count)] + [f"b/{i}" for i in range(50)])
+    labels = np.array([0] * count + [1] * 50)
+    splits = split_by_hash(ids, labels)
+    assert ((splits == "test") & (labels == 0)).sum() == tested
+    assert ((splits == "test") & (labels == 1)).sum() == 10
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_an_image_more_moves_at_most_one_other_and_that_of_its_class(label):
+    ids, labels = np.array([f"{i % 3}/{i}" for i in range(60)]), np.arange(60) % 3
+    before = dict(zip(ids.tolist(), split_by_hash(ids, labels).tolist(), strict=True))
+    kinds = dict(zip(ids.tolist(), labels.tolist(), strict=True))
+    for extra in range(40):
+        more = np.append(ids, f"{label}/new{extra}")
+        after = dict(zip(more.tolist(), split_by_hash(more, np.append(labels, label)).tolist(), strict=True))
+        moved = [name for name in before if before[name] != after[name]]
+        assert len(moved) <= 1
+        assert all(kinds[name] == label for name in moved)
+
+
+def test_a_split_by_hash_is_pinned():
+    """Scores of data without splits may not drift between versions."""
+    ids, labels = np.array([f"{i}.png" for i in range(20)]), np.arange(20) % 2
+    splits = split_by_hash(ids, labels)
+    assert [name for name, split in zip(ids.tolist(), splits.tolist(), strict=True) if split == "test"] == [
+        "0.png",
+        "6.png",
+        "7.png",
+        "19.png",
+    ]
+    shuffled = np.random.default_rng(0).permutation(20)
+    assert (split_by_hash(ids[shuffled], labels[shuffled]) == splits[shuffled]).all()
+
+
+def test_groups_and_several_labels_are_shared_out_too():
+    groups, labels = np.array([f"p{i // 3}" for i in range(90)]), np.repeat([0, 1, 2], 30)
+    labels[::3] = 2  # of each patient one image is of another class
+    splits = split_by_hash(np.array([str(i) for i in range(90)]), labels, groups)
+    tested = set(groups[splits == "test"])
+    assert not tested & set(groups[splits == "train"])
+    assert [sum(int(g[1:]) // 10 == kind for g in tested) for kind in range(3)] == [2, 2, 2]
+    marks = np.zeros((100, 2), int)
+    marks[:80, 0], marks[10:20, 1], marks[95:] = 1, 1, -1
+    several = split_by_hash(np.array([str(i) for i in range(100)]), marks) == "test"
+    assert marks[several, 1].tolist().count(1) == 2
+    assert several[:80].sum() == 16
+
+
+def test_where_every_class_is_a_single_image_one_is_tested_on():
+    assert sorted(split_by_hash(np.array(["a", "b", "c"]), np.arange(3)).tolist()) == ["test", "train", "train"]
+    assert split_by_hash(np.array(["a"]), np.zeros(1, int)).tolist() == ["train"]
 
 
 @pytest.mark.parametrize(

@@ -433,6 +433,13 @@ def test_a_real_checkpoint_gives_the_known_answers_and_is_told_from_chance(reald
             (found[name, protocol],) = run(backbone, "cifar10", registry=ours, **flags)
     assert found["trained", "knn-20"].scores["top1"].value == pytest.approx(0.8320, abs=0.0021)
     assert found["trained", "knn-20"].ranked
+    flags = {"data": f"folder:{realdata / 'cls_cifar10_jpeg'}", "out": tmp_path / "own", "protocol": "knn-20"}
+    (own,) = run(
+        trained, "classify", registry=ours, **flags
+    )  # as one's own data they score the same, and without a mark
+    assert own.scores["top1"].value == found["trained", "knn-20"].scores["top1"].value
+    assert own.protocol.modified == ()
+    assert own.details["preprocess"] | {"rule": "crop", "ratio": 1.0} == own.details["preprocess"]
     assert found["trained", "ridge"].scores["top1"].value > 0.78
     assert found["random", "knn-20"].scores["top1"].value < 0.4
     assert found["random", "ridge"].scores["top1"].value < 0.5
