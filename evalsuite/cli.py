@@ -13,6 +13,7 @@ import typer
 
 from evalsuite.errors import Refusal, UsageError
 from evalsuite.files import writable, writable_file
+from evalsuite.progress import Progress
 
 if TYPE_CHECKING:
     from evalsuite.cache import Entry
@@ -43,6 +44,7 @@ Root = Annotated[
     Path | None,
     typer.Option("--data-root", envvar="EVALSUITE_DATA", help="Where the data sets lie.", show_default=False),
 ]
+Yes = Annotated[bool, typer.Option("--yes", help="Begin even what would take days on this device.")]
 Digests = Annotated[list[str] | None, typer.Argument(help="Beginnings of digests; all where none is given.")]
 _requests: list[str] = []
 
@@ -107,24 +109,27 @@ def run(
         typer.Option("--trust-checkpoint", help="Unpickle code from the file. Only for files of your own; marked."),
     ] = False,
     save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between two saves of the training state.")] = 60.0,
+    yes: Yes = False,
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder of results.")] = Path("runs/evalsuite"),
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
 ) -> None:
     """Evaluate backbones on tasks. The same command again does only what is missing."""
-    from evalsuite import runner
-    from evalsuite.progress import Progress
+    progress = Progress(quiet=quiet or _silent())
+    with progress.doing("loading the suite"):
+        from evalsuite import runner
 
-    request = runner.Request(
-        backbones=backbone, tasks=[t.strip() for value in task for t in value.split(",") if t.strip()],
-        protocol=protocol, engine=engine,
-        seeds=_seeds(seeds), data_root=data_root, data=data, demo=demo, device=device, devices=devices,
-        precision=precision, workers=workers, settings=_pairs(setting, "--set"), limit=limit, arch=arch,
-        save_every=save_every, strict=strict,
-        backbone_options=_values(backbone_arg, "--backbone-arg"),
-        allow_partial=allow_partial, trust=trust_checkpoint, out=out, command=_command(),
-    )  # fmt: skip
-    cells = runner.execute(request, _load().registry, Progress(quiet=quiet or _silent()))
+        registry = _load().registry
+        request = runner.Request(
+            backbones=backbone, tasks=[t.strip() for value in task for t in value.split(",") if t.strip()],
+            protocol=protocol, engine=engine,
+            seeds=_seeds(seeds), data_root=data_root, data=data, demo=demo, device=device, devices=devices,
+            precision=precision, workers=workers, settings=_pairs(setting, "--set"), limit=limit, arch=arch,
+            save_every=save_every, strict=strict, patient=yes,
+            backbone_options=_values(backbone_arg, "--backbone-arg"),
+            allow_partial=allow_partial, trust=trust_checkpoint, out=out, command=_command(),
+        )  # fmt: skip
+    cells = runner.execute(request, registry, progress)
     if quiet and not _silent():
         for _, result in cells:
             if result.status == "failed":
@@ -168,19 +173,22 @@ def pretrain(
     precision: Annotated[str, typer.Option(help="auto, 32-true, bf16-mixed, 64-true.")] = "auto",
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode and augment.")] = None,
     save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between two saves of the training state.")] = 60.0,
+    yes: Yes = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
 ) -> None:
     """Train a backbone by a method and modifiers. The same command goes on where a killed run was."""
-    from evalsuite.progress import Progress
-    from pretrain import train
+    progress = Progress(quiet=quiet or _silent())
+    with progress.doing("loading the suite"):
+        from pretrain import train
 
+        registry = _load().registry
     trained = train.run(
-        method, modifier or [], data=data, out=out, registry=_load().registry, arch=arch,
+        method, modifier or [], data=data, out=out, registry=registry, arch=arch,
         arch_options=_values(arch_option, "--arch-option"), preset=preset, settings=_pairs(setting, "--set"),
-        epochs=epochs, batch_size=batch_size, seed=seed, progress=Progress(quiet=quiet or _silent()),
+        epochs=epochs, batch_size=batch_size, seed=seed, progress=progress,
         accumulate=accumulate, clip_gradient=clip_gradient, knn_every=knn_every, strict=strict, steps=steps,
         resume=resume, device=device, devices=devices,
-        precision=precision, workers=workers, save_every=save_every,
+        precision=precision, workers=workers, save_every=save_every, patient=yes,
     )  # fmt: skip
     if _silent():
         return
@@ -200,7 +208,8 @@ def list_names(
     as_json: Json = False,
 ) -> None:
     """What can be named: tasks, methods, backbones, engines, data sets, and who brings them."""
-    loaded = _load()
+    with Progress().doing("loading plugins"):
+        loaded = _load()
     entries = loaded.registry.entries(shelf)
     if as_json:
         _print_json([entry._asdict() for entry in entries])
@@ -212,7 +221,8 @@ def list_names(
 @plugins_app.command("list")
 def plugins_list(as_json: Json = False) -> None:
     """Plugins in use, left out and broken."""
-    loaded = _load(warn=False)
+    with Progress().doing("loading plugins"):
+        loaded = _load(warn=False)
     registry = loaded.registry
     found = [(p, "loaded", "") for p in loaded.plugins] + [(p, "blocked", "") for p in loaded.blocked]
     found += [(fault.plugin, "broken", fault.reason) for fault in loaded.faults]
@@ -248,10 +258,11 @@ def plugins_new(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write evalsuite-NAME into.")] = Path(),
 ) -> None:
     """Write a package of one plugin: a working example with its tests, CI and README. Nothing is overwritten."""
-    from evalsuite import scaffold
-
     writable(out)
-    written = scaffold.write(name, kind, out, _load(warn=False).registry)
+    with Progress().doing("loading plugins"):
+        from evalsuite import scaffold
+
+        written = scaffold.write(name, kind, out, _load(warn=False).registry)
     typer.echo(f"{written.path}: {', '.join(sorted(written.files))}")
     typer.echo(f"next: pip install -e {shlex.quote(str(written.path))} && evalsuite plugins check {name}")
 
@@ -262,13 +273,14 @@ def plugins_check(
     as_json: Json = False,
 ) -> None:
     """Hold everything a plugin registers to what its kind owes. Exit 5 with a line for each fault."""
-    from evalsuite import conformance
-
     findings = []
-    for finding in conformance.check_plugin(name, _load(warn=False)):
-        findings.append(finding)
-        if not as_json:
-            typer.echo(str(finding))
+    with Progress().doing(f"checking {name}"):
+        from evalsuite import conformance
+
+        for finding in conformance.check_plugin(name, _load(warn=False)):
+            findings.append(finding)
+            if not as_json:
+                typer.echo(str(finding))
     if as_json:
         _print_json([vars(finding) for finding in findings])
     conformance.refuse_faults(name, findings)
@@ -277,7 +289,8 @@ def plugins_check(
 @data_app.command("list")
 def data_list(as_json: Json = False) -> None:
     """The data sets the suite can read."""
-    registry = _load().registry
+    with Progress().doing("loading plugins"):
+        registry = _load().registry
     entries = registry.entries("dataset")
     if as_json:
         _print_json([entry._asdict() for entry in entries])
@@ -292,25 +305,26 @@ def data_where(name: Annotated[str | None, typer.Argument()] = None, data_root: 
     Of a layout for data of one's own (folder, csv, pairs, ...), or a task that takes such (classify, detect, segment):
     the tree, and what to give to evalsuite run.
     """
-    from evalsuite.data import source
-    from evalsuite.errors import DataError
+    with Progress().doing("looking for data sets"):
+        from evalsuite.data import source
+        from evalsuite.errors import DataError
 
-    registry = _load().registry
-    layouts = [source(registry, each) for each in registry.names("dataset")]
-    yours = [layout for layout in layouts if name in layout.serves]
-    if name and not yours:
-        layouts = [source(registry, name)]
-        yours = [layout for layout in layouts if layout.layout_only]
-    for layout in yours:
-        typer.echo(_own(layout))
-    for layout in [] if yours else layouts:
-        try:
-            own = f"data of your own, --data {layout.name}:PATH" if layout.layout_only else ""
-            typer.echo(f"{layout.name}: {own or layout.locate(data_root)}")
-        except DataError as missing:
-            if name:
-                raise
-            typer.echo(f"{layout.name}: not found ({missing.cause})")
+        registry = _load().registry
+        layouts = [source(registry, each) for each in registry.names("dataset")]
+        yours = [layout for layout in layouts if name in layout.serves]
+        if name and not yours:
+            layouts = [source(registry, name)]
+            yours = [layout for layout in layouts if layout.layout_only]
+        for layout in yours:
+            typer.echo(_own(layout))
+        for layout in [] if yours else layouts:
+            try:
+                own = f"data of your own, --data {layout.name}:PATH" if layout.layout_only else ""
+                typer.echo(f"{layout.name}: {own or layout.locate(data_root)}")
+            except DataError as missing:
+                if name:
+                    raise
+                typer.echo(f"{layout.name}: not found ({missing.cause})")
 
 
 @data_app.command("verify")
@@ -322,17 +336,19 @@ def data_verify(
     """Decode every image, check every box, look for images that are in two splits. Exit 3 if anything is wrong."""
     from dataclasses import asdict
 
-    from evalsuite.data import parse, source
     from evalsuite.errors import DataError
-    from evalsuite.progress import Progress
 
-    registry = _load().registry
-    if ":" in name:
-        layout, path = parse(name, registry)
-    else:
-        layout = source(registry, name)
-        path = layout.locate(data_root)
-    report = layout.verify(path, progress=Progress())
+    progress = Progress()
+    with progress.doing(f"verifying {name}"):
+        from evalsuite.data import parse, source
+
+        registry = _load().registry
+        if ":" in name:
+            layout, path = parse(name, registry)
+        else:
+            layout = source(registry, name)
+            path = layout.locate(data_root)
+        report = layout.verify(path, progress=progress)
     found = asdict(report) | {"path": str(report.path)}
     if as_json:
         _print_json(found)
@@ -354,14 +370,16 @@ def inspect(
 
     Exit 4 if it does not load or its features are unusable.
     """
-    from evalsuite import checkpoints
     from evalsuite.errors import BackboneError
 
-    registry = _load().registry
-    loaded = checkpoints.load_backbone(
-        checkpoint, registry, arch=arch, allow_partial=allow_partial, trust=trust_checkpoint
-    )
-    description = checkpoints.describe(loaded, registry)
+    with Progress().doing(f"inspecting {checkpoint}"):
+        from evalsuite import checkpoints
+
+        registry = _load().registry
+        loaded = checkpoints.load_backbone(
+            checkpoint, registry, arch=arch, allow_partial=allow_partial, trust=trust_checkpoint
+        )
+        description = checkpoints.describe(loaded, registry)
     if as_json:
         _print_json(description)
     else:
@@ -381,12 +399,13 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Write a backbone under the names of torchvision, timm or detectron2, and say what they need to be told."""
-    from evalsuite import checkpoints
-
     writable_file(out, "OUT")
-    registry = _load().registry
-    loaded = checkpoints.load_backbone(checkpoint, registry, arch=arch)
-    done = checkpoints.convert(loaded.backbone, to, out, registry)
+    with Progress().doing(f"converting {checkpoint}"):
+        from evalsuite import checkpoints
+
+        registry = _load().registry
+        loaded = checkpoints.load_backbone(checkpoint, registry, arch=arch)
+        done = checkpoints.convert(loaded.backbone, to, out, registry)
     told = {"file": str(done.path), "for": done.arch, "read_back_as": loaded.report.arch, "identity": done.identity}
     if as_json:
         _print_json(told | {"use": dict(done.use)})
@@ -397,9 +416,10 @@ def convert(
 @app.command()
 def doctor(data_root: Root = None, as_json: Json = False) -> None:
     """What this machine has: python, torch, devices, extras, engines, data sets, plugin faults."""
-    from evalsuite.doctor import examine
+    with Progress().doing("looking at this machine"):
+        from evalsuite.doctor import examine
 
-    findings = examine(_load(warn=False), data_root)
+        findings = examine(_load(warn=False), data_root)
     if as_json:
         _print_json(findings)
     else:
@@ -416,10 +436,11 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Which backbone is better, and whether that can be told: paired tests from result files. Prints Markdown."""
-    from evalsuite import compare as comparing
+    with Progress().doing("comparing results"):
+        from evalsuite import compare as comparing
 
-    limits = _limits(fail_if_worse)
-    report = comparing.compare(results)
+        limits = _limits(fail_if_worse)
+        report = comparing.compare(results)
     if as_json:
         _print_json(report.to_json())
     else:
@@ -433,11 +454,13 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Not report.html in that folder, but this.")] = None,
 ) -> None:
     """One self-contained HTML page of all results in a folder: scores, plots, pictures, and how to reproduce them."""
-    from evalsuite.board.report import report as write
-
     if out is not None or results.is_dir():
         writable_file(out or results / "report.html")
-    typer.echo(write(results, out))
+    with Progress().doing(f"reading {results}"):
+        from evalsuite.board.report import report as write
+
+        page = write(results, out)
+    typer.echo(page)
 
 
 @submit_app.command("check")
@@ -445,9 +468,10 @@ def submit_check(
     folder: Annotated[Path, typer.Argument(help="A folder with submission.json and results/.")], as_json: Json = False
 ) -> None:
     """Whether a submission can be taken: one line a fault, exit 8 where there is one. Nothing in it is trusted."""
-    from evalsuite.board import submissions
+    with Progress().doing(f"checking {folder}"):
+        from evalsuite.board import submissions
 
-    faults = submissions.check(folder, _load(warn=False).registry)
+        faults = submissions.check(folder, _load(warn=False).registry)
     if as_json:
         _print_json([vars(fault) for fault in faults])
     else:
@@ -469,13 +493,14 @@ def board_build(
     as_json: Json = False,
 ) -> None:
     """Rank results: pages, leaderboard.json, leaderboard.csv. Demo, limited and modified ones are not ranked."""
-    from evalsuite.board.references import published
-    from evalsuite.board.site import build
-    from evalsuite.board.table import collect
-
     writable(out)
-    board = collect(results, published())
-    index = build(board, out, title)
+    with Progress().doing("ranking results"):
+        from evalsuite.board.references import published
+        from evalsuite.board.site import build
+        from evalsuite.board.table import collect
+
+        board = collect(results, published())
+        index = build(board, out, title)
     if as_json:
         _print_json(board.to_json())
         return
@@ -515,9 +540,10 @@ def cache_ls(as_json: Json = False) -> None:
     """Entries, the most recently used first."""
     from datetime import datetime
 
-    from evalsuite.cache import Cache
+    with Progress().doing("reading the cache"):
+        from evalsuite.cache import Cache
 
-    entries = Cache().ls()
+        entries = Cache().ls()
     if as_json:
         _print_json([vars(entry) for entry in entries])
         return
@@ -536,11 +562,12 @@ def cache_ls(as_json: Json = False) -> None:
 @cache_app.command("verify")
 def cache_verify(digests: Digests = None, as_json: Json = False) -> None:
     """Read entries again and check their hashes. Exit 3 if one is damaged."""
-    from evalsuite.cache import Cache
-    from evalsuite.errors import DataError
-    from evalsuite.progress import Progress
+    progress = Progress()
+    with progress.doing("reading the cache"):
+        from evalsuite.cache import Cache
+        from evalsuite.errors import DataError
 
-    faults = Cache().verify(digests or (), Progress())
+        faults = Cache().verify(digests or (), progress)
     if as_json:
         _print_json(faults)
     else:
@@ -554,9 +581,12 @@ def cache_gc(
     max_size: Annotated[str, typer.Option(help="What may stay: 10GB, 500MB, 0.")], as_json: Json = False
 ) -> None:
     """Remove entries, the least recently used first, until the rest fits."""
-    from evalsuite.cache import Cache
+    size = _size(max_size)
+    with Progress().doing("removing entries"):
+        from evalsuite.cache import Cache
 
-    _removed(Cache().gc(_size(max_size)), as_json)
+        removed = Cache().gc(size)
+    _removed(removed, as_json)
 
 
 @cache_app.command("rm")
@@ -565,9 +595,11 @@ def cache_rm(
     as_json: Json = False,
 ) -> None:
     """Remove entries."""
-    from evalsuite.cache import Cache
+    with Progress().doing("removing entries"):
+        from evalsuite.cache import Cache
 
-    _removed(Cache().rm(digests), as_json)
+        removed = Cache().rm(digests)
+    _removed(removed, as_json)
 
 
 def main() -> NoReturn:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from evalsuite.errors import TrainingError
 from evalsuite.files import atomic, forget_partials
+from evalsuite.preflight import Demand, afford, out_of_memory, training_step
 from evalsuite.progress import Progress
 from evalsuite.signals import Told, ignore_signals, signals
 
@@ -91,6 +93,9 @@ class Fit:
     from which step the run goes on. ``stepped`` hears of every step before the state is saved; the numbers it returns
     are logged and shown beside the losses. ``clip_gradient`` is the largest norm of all gradients together, of order
     ``clip_norm`` (infinity: their largest entry). ``advice`` is for a loss that is not finite.
+
+    ``demand`` is what the run asks of the machine, which is estimated before its first step (None: nothing worth it);
+    ``few(n)`` is a batch of n images for that, where there are ``batches``.
     """
 
     model: nn.Module
@@ -115,6 +120,8 @@ class Fit:
     stepped: Callable[[Moment], Mapping[str, float]] | None = None
     resumed: Callable[[int], None] | None = None
     advice: str = "lower the learning rate (--set lr=...) or clip gradients (--set clip_gradient=1.0)"
+    demand: Demand | None = None
+    few: Callable[[int], Any] | None = None
 
 
 def fit(run: Fit, fabric: Fabric, progress: Progress) -> nn.Module:
@@ -124,9 +131,9 @@ def fit(run: Fit, fabric: Fabric, progress: Progress) -> nn.Module:
     the same machine. A signal of :func:`signals` saves the state and exits with 128 and its number (SIGTERM 143, SIGINT
     130, SIGUSR1 138); with several processes within the next few steps.
 
-    Raises :class:`evalsuite.ResourceError` when the disk is full, the state before it being whole, and
-    :class:`TrainingError` when the loss is not finite in any process, in all of them; the last state before it
-    is kept.
+    Raises :class:`evalsuite.ResourceError` when the disk is full, the state before it being whole, or where the run
+    asks for more memory or time than there is, and :class:`TrainingError` when the loss is not finite in any process,
+    in all of them; the last state before it is kept.
     """
     model, optimizer = fabric.setup(run.model, run.optimizer)
     bases = [group["lr"] for group in optimizer.param_groups]
@@ -136,7 +143,9 @@ def fit(run: Fit, fabric: Fabric, progress: Progress) -> nn.Module:
     if run.resumed is not None:
         run.resumed(start)
     model.train()
-    with progress.track(run.what, run.iterations, start) as meter, signals() as told:
+    if run.demand is not None and not start and fabric.device.type == "cpu" and fabric.world_size == 1:
+        afford(run.demand, partial(_small_step, run, model, optimizer, fabric), progress)
+    with out_of_memory(run.demand), progress.track(run.what, run.iterations, start) as meter, signals() as told:
         clock = _Clock(run, fabric, told)
         batches = clock.waiting(iter(_loader(run, fabric, start)))
         for step in range(start, run.iterations):
@@ -164,6 +173,16 @@ def fit(run: Fit, fabric: Fabric, progress: Progress) -> nn.Module:
     return run.model
 
 
+def _small_step(run: Fit, model: Any, optimizer: Any, fabric: Fabric, images: int) -> Iterator[float]:
+    """A step on so many images in the three parts that :func:`evalsuite.preflight.afford` measures."""
+    if run.few is not None:
+        batch = run.few(images)
+    else:
+        assert run.sample is not None
+        batch = Steps(run.sample, run.length, images, run.seed)[0]
+    return training_step(lambda: _total(model(batch)), optimizer, fabric.backward)
+
+
 def _loader(run: Fit, fabric: Fabric, start: int) -> Iterable[Any]:
     if run.batches is not None:
         return run.batches(start * run.accumulate)
@@ -186,7 +205,7 @@ def _backward(run: Fit, model: Any, fabric: Fabric, batches: Iterator[Any], step
         torch.manual_seed(mix_seed(run.seed, step, 2 + fabric.global_rank, *([part] * (part > 0))))
         with fabric.no_backward_sync(model, enabled=part < run.accumulate - 1):
             losses = model(batch)
-            total = torch.stack([loss.float() for loss in losses.values()]).sum()
+            total = _total(losses)
             fabric.backward(total / run.accumulate)
         finite = torch.isfinite(total.detach()) & finite
         for name, loss in losses.items():
@@ -197,6 +216,10 @@ def _backward(run: Fit, model: Any, fabric: Fabric, batches: Iterator[Any], step
     if not finite:  # asked for after the backward pass is under way, so that a GPU need not wait for the answer
         raise _not_finite(mean, step, run, fabric)
     return mean
+
+
+def _total(losses: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([loss.float() for loss in losses.values()]).sum()
 
 
 def _everywhere(losses: Mapping[str, Tensor], fabric: Fabric) -> dict[str, float]:

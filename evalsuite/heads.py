@@ -34,6 +34,7 @@ from evalsuite.cache import Encoder, Output, Preprocess, Taps, images_in_order
 from evalsuite.data.classification import ClassificationSet
 from evalsuite.errors import BackboneError, DataError, UsageError
 from evalsuite.fit import LARS, Fit, Steps, fit
+from evalsuite.preflight import Demand
 from evalsuite.probes import Choice, choose, hold_out, tied_for_best
 from evalsuite.probing import Criterion, Fitted, Floats, ImageProtocol
 from evalsuite.processes import together
@@ -266,7 +267,7 @@ def _choose(
     best: list[tuple[Setting, _Pick]] = []  # a run that cannot be chosen any more gives its memory back
     shared = [list(settings)] if not protocol.tune else [[setting] for setting in settings]
     for number, group in enumerate(shared):
-        run = trainer.train(group, part, f"choose-{number}", several=True)
+        run = trainer.train(group, part, f"choose-{number}", several=True, times=len(shared) if not number else 0)
         for place, scores in enumerate(run.scores(points, range(len(group)))):
             value = criterion(scores, points.labels, "logits") if np.isfinite(scores).all() else -math.inf
             table.append((group[place], -math.inf if math.isnan(value) else value))
@@ -302,8 +303,22 @@ class _Trainer:
             progress=self.setup.progress, whole=whole,
         )  # fmt: skip
 
-    def train(self, settings: Sequence[Setting], data: ClassificationSet, name: str, several: bool = False) -> _Trained:
-        """Train one head a setting on ``data``, or go on from the state of that name."""
+    def demand(self, part: int, batch: int, data: ClassificationSet, times: int) -> Demand | None:
+        """What ``times`` trainings ask of the machine; None of one that another was like."""
+        if not times:
+            return None
+        height, width = self.sizing.size
+        return Demand(
+            what=f"training by {self.protocol.id}", pixels=height * width, batch=batch, at_once=part, times=times,
+            steps=max(1, math.ceil(self.protocol.epochs * len(data) / batch)), patient=self.setup.patient,
+            shorter=("--set epochs={}", math.floor(self.protocol.epochs)),
+        )  # fmt: skip
+
+    def train(
+        self, settings: Sequence[Setting], data: ClassificationSet, name: str, several: bool = False, times: int = 1
+    ) -> _Trained:
+        """Train one head a setting on ``data``, or go on from the state of that name; in all there are ``times``
+        trainings like this one (0: it is not the first of them)."""
         protocol, fabric = self.protocol, self.fabric
         names = list(dict.fromkeys(setting.get("features", self.outputs[0].name) for setting in settings))
         outputs = [output for output in self.outputs if output.name in names]
@@ -324,12 +339,12 @@ class _Trainer:
             iterations=max(1, math.ceil(protocol.epochs * len(data) / batch)), seed=self.setup.seed,
             key=f"{self.identity} {protocol.hash} {data.digest} {self.setup.seed} {fabric.world_size} {settings}",
             state=self.setup.work / f"{name}.pt", what=f"{name} of {protocol.id}", saves=self.setup.save_every,
-            accumulate=protocol.accumulate,
+            accumulate=protocol.accumulate, demand=self.demand(part, batch, data, times),
         )  # fmt: skip
         run.logs = max(20, run.iterations // _LOGGED)
         trained = _Trained(self, model, encoder, run, data, part)
         with trained.ready():
-            run.batches = trained.batches
+            run.batches, run.few = trained.batches, trained.few
             fit(run, fabric, self.setup.progress)
         return trained
 
@@ -388,11 +403,22 @@ class _Trained:
         with context:
             yield
 
+    def _steps(self, part: int) -> Steps:
+        trainer = self.trainer
+        views = _Views(self.data, trainer.protocol, trainer.sizing)
+        place = trainer.fabric.global_rank, trainer.fabric.world_size
+        return Steps(views, len(self.data), part, trainer.setup.seed, *place)
+
+    def few(self, images: int) -> tuple[Any, Tensor]:
+        """A batch of so many images."""
+        found = _stacked(self._steps(images)[0])
+        if isinstance(found, DataError):
+            raise found
+        return self._inputs(found[0]), found[1].to(self.device)
+
     def batches(self, first: int) -> Iterator[tuple[Any, Tensor]]:
         """What the model learns from, from the batch of that number on: features or pixels, and labels."""
-        protocol, setup, fabric = self.trainer.protocol, self.trainer.setup, self.trainer.fabric
-        views = _Views(self.data, protocol, self.trainer.sizing)
-        steps = Steps(views, len(self.data), self.part, setup.seed, fabric.global_rank, fabric.world_size)
+        protocol, setup, steps = self.trainer.protocol, self.trainer.setup, self._steps(self.part)
         loader = DataLoader(
             steps, batch_size=None, sampler=range(first, self.run.iterations * protocol.accumulate),
             num_workers=setup.workers, collate_fn=_stacked, pin_memory=self.device.type == "cuda",

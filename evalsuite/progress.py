@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from threading import Event, Thread
 from typing import TextIO
 
 from rich.console import Console
@@ -13,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 __all__ = ["Meter", "Progress"]
+
+PATIENCE = 1.5  # seconds without a word
 
 
 class Meter:
@@ -33,15 +36,53 @@ class Progress:
         self.stream = stream or sys.stderr
         self.quiet, self.interval = quiet, interval
         self.terminal = not quiet and self.stream.isatty()
+        self._spoke, self._tracked = time.perf_counter(), 0
+        self._inside: list[Event] = []
 
     def say(self, line: str) -> None:
         """One line of its own."""
+        self._spoke = time.perf_counter()
         if not self.quiet:
             print(line, file=self.stream, flush=True)
 
     @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Something without steps to count, which is nearly always quick. Where nothing is said within it for longer
+        than ``PATIENCE`` seconds, not by an activity that is tracked or done inside either, it is said what is being
+        done, and again at every interval."""
+        if self.quiet:
+            yield
+            return
+        over = Event()
+        self._inside.append(over)
+        thread = Thread(target=self._speak, args=(what, over), name="doing", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            self._inside.remove(over)
+
+    def _speak(self, what: str, over: Event) -> None:
+        began, wait, again = time.perf_counter(), PATIENCE, False
+        while not over.wait(0.1):
+            now = time.perf_counter()
+            if self._inside[-1:] == [over] and not self._tracked and now - max(began, self._spoke) >= wait:
+                self.say(f"{what} ({_clock(now - began)})" if again else what)
+                wait, again = max(PATIENCE, self.interval), True
+
+    @contextmanager
     def track(self, what: str, total: int, done: int = 0) -> Iterator[Meter]:
         """Report an activity of ``total`` steps of which ``done`` were made before (a resumed run)."""
+        self._tracked += 1
+        try:
+            yield from self._meter(what, total, done)
+        finally:
+            self._tracked -= 1
+            self._spoke = time.perf_counter()
+
+    def _meter(self, what: str, total: int, done: int) -> Iterator[Meter]:
         if self.quiet:
             yield Meter()
         elif self.terminal:

@@ -64,6 +64,11 @@ class Training(Protocol):
     backbone_norm: Literal["train", "frozen"] = "train"
     precise_bn: int = 0
 
+    @property
+    def pixels(self) -> int:
+        """How many pixels a training image has, or is enlarged to, at most; 0 where it is not of images."""
+        return 0
+
     def rate(self, iteration: int) -> float:
         """The factor on the learning rate at an iteration counted from 0."""
         factor = self.gamma ** sum(iteration >= m for m in self.milestones)
@@ -121,6 +126,10 @@ class DetectionProtocol(Training):
                 cause="each of its five levels has one",
                 fix="--set anchor_sizes=32,64,128,256,512",
             )
+
+    @property
+    def pixels(self) -> int:
+        return max(self.min_sizes) * self.max_size
 
 
 @dataclass(frozen=True)
@@ -241,6 +250,11 @@ class SegmentationProtocol(Training):
         for applies, problem, cause, fix in wrong:
             if applies:
                 raise UsageError(f"{self.id}: {problem}", cause=cause, fix=fix)
+
+    @property
+    def pixels(self) -> int:
+        height, width = self.crop if self.encode is None else self.encode
+        return height * width
 
     def rate(self, iteration: int) -> float:
         """The factor on the learning rate at an iteration counted from 0."""

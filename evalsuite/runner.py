@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,8 +27,9 @@ from evalsuite.data import source
 from evalsuite.errors import Refusal, ResourceError, UsageError
 from evalsuite.files import atomic, writable
 from evalsuite.hooks import Registry, load
+from evalsuite.preflight import Fits, TooLarge, estimating, spell
 from evalsuite.progress import Progress
-from evalsuite.protocols import job
+from evalsuite.protocols import Training, job
 from evalsuite.results import BackboneRecord, ProtocolRecord, Result, Score, cell_path, read
 from evalsuite.task import Outcome, Protocol, Setup, Task, evaluate
 
@@ -67,6 +68,7 @@ class Request:
     limit: int | None = None
     save_every: float = 60.0
     strict: bool = False
+    patient: bool = False
     out: Path = Path("runs/evalsuite")
     arch: str | None = None
     backbone_options: Mapping[str, Any] | None = None
@@ -122,7 +124,7 @@ def _listed(names: str | Sequence[str]) -> list[str]:
 
 def plan(request: Request, registry: Registry, progress: Progress) -> list[Cell]:
     """The cells of a request, everything checked: names, data, and that each backbone gives what each task needs."""
-    for folder in (request.out / "results", request.out / "work"):
+    for folder in (request.out, request.out / "results", request.out / "work"):
         writable(folder)
     tasks: list[Task] = [registry.get("task", name)() for name in request.tasks]
     recipes = [task.protocol(request.protocol).override(request.settings or {}) for task in tasks]
@@ -132,10 +134,11 @@ def plan(request: Request, registry: Registry, progress: Progress) -> list[Cell]
     seeds = range(request.seeds) if isinstance(request.seeds, int) else request.seeds
     cells = []
     for spec in request.backbones:
-        loaded = load_backbone(
-            spec, registry, arch=request.arch, allow_partial=request.allow_partial, trust=request.trust,
-            options=dict(request.backbone_options or {}),
-        )  # fmt: skip
+        with progress.doing(f"loading {spec}"):
+            loaded = load_backbone(
+                spec, registry, arch=request.arch, allow_partial=request.allow_partial, trust=request.trust,
+                options=dict(request.backbone_options or {}),
+            )  # fmt: skip
         for task, protocol in zip(tasks, recipes, strict=True):
             task.refuse(loaded.backbone, protocol)
             for seed in seeds:
@@ -201,7 +204,8 @@ def _cell(
     work = request.out / "work" / path.parent.parent.name / path.parent.name / path.stem
     root, data = request.data_root or _environment_root(), request.data
     if request.demo:
-        root = demo_root(task, registry)
+        with progress.doing(f"drawing the demo world of {task.name}"):
+            root = demo_root(task, registry)
         data = f"{task.world}:{root}" if task.world else None
     precision = request.precision
     if precision == "auto":
@@ -214,9 +218,11 @@ def _cell(
         precision=precision, devices=request.devices, workers=workers,
         encode_workers="auto" if request.workers is None else request.workers, data_root=root, data=data,
         engine=request.engine, limit=request.limit, demo=request.demo,
-        save_every=request.save_every, strict=request.strict,
+        save_every=request.save_every, strict=request.strict, patient=request.patient,
     )  # fmt: skip
-    return Cell(loaded, task, setup, path, task.fingerprint(setup))
+    with progress.doing(f"reading the data of {task.name}"):
+        fingerprint = task.fingerprint(setup)
+    return Cell(loaded, task, setup, path, fingerprint)
 
 
 def _variant(task: Task, protocol: Protocol, request: Request) -> tuple[str, ...]:
@@ -265,11 +271,14 @@ def _settle(cell: Cell, request: Request, progress: Progress) -> Result:
     if cell.setup.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(cell.setup.device)
     try:
-        outcome = evaluate(cell.task, cell.loaded.backbone.to(cell.setup.device), cell.setup)
+        with progress.doing(f"{_name(cell)}: at work"):
+            outcome = evaluate(cell.task, cell.loaded.backbone.to(cell.setup.device), cell.setup)
         result = _result(cell, request, outcome, time.monotonic() - began)
         if _first_of_all():
             _keep(cell, outcome)
     except Exception as error:
+        if isinstance(error, TooLarge):
+            error = _with_lighter(cell, error)
         result = _failure(cell, request, error, time.monotonic() - began)
         progress.say(str(error) if isinstance(error, Refusal) else traceback.format_exc().rstrip())
     if not _first_of_all():
@@ -278,6 +287,42 @@ def _settle(cell: Cell, request: Request, progress: Progress) -> Result:
     if result.status == "ok":
         _clear(cell.setup.work, request.out)
     return read(cell.path)
+
+
+def _with_lighter(cell: Cell, error: TooLarge) -> TooLarge:
+    """The same refusal, which names the first of the task's other protocols that fits this machine."""
+    if cell.setup.device.type != "cpu" or cell.setup.devices > 1:
+        return error  # only there can another one be estimated
+    with cell.setup.progress.doing("looking for a protocol that fits"), estimating():
+        for protocol in cell.task.protocols:
+            if not _is_lighter(protocol, cell):
+                continue
+            try:
+                setup = replace(cell.setup, protocol=protocol, progress=Progress(quiet=True))
+                evaluate(cell.task, cell.loaded.backbone, setup)
+            except Fits as fits:
+                advice = f"--protocol {protocol.id} ({spell(fits.seconds)} or more)"
+                return TooLarge(error.problem, cause=error.cause, fix=f"{advice}, or {error.fix}")
+            except Exception:  # it does not fit either, or cannot be run on these data
+                continue
+    return error
+
+
+def _is_lighter(protocol: Protocol, cell: Cell) -> bool:
+    """Whether a protocol is worth an estimate: of the same kind and less work, by a step that needs no features of all
+    images first."""
+    refused = cell.setup.protocol
+    if type(protocol) is not type(refused) or getattr(protocol, "encode", None) is not None:
+        return False
+    if not cell.task.requires(protocol) <= cell.loaded.backbone.gives:
+        return False
+    if isinstance(protocol, Training) and isinstance(refused, Training):
+        return _work(protocol) < _work(refused)
+    return protocol.id != refused.id
+
+
+def _work(protocol: Training) -> int:
+    return protocol.iterations * protocol.batch_size * protocol.pixels
 
 
 def _refuse_another(there: Result, cell: Cell) -> None:

@@ -139,6 +139,7 @@ class Setup:
     ``work`` is a folder of this cell's own that outlives a crash: state to resume from belongs there, and it is
     removed when the cell is written; training saves its state there every ``save_every`` seconds. ``workers`` read
     training images, ``encode_workers`` those that are encoded once (``"auto"``: as many as pay, by measurement).
+    ``patient`` begins what would take very long on this device all the same (:mod:`evalsuite.preflight`).
     ``limit`` caps the number of images of every split. ``strict``: where images cannot be read or rows have no label,
     refuse the data rather than leave those out and count them.
     """
@@ -160,6 +161,7 @@ class Setup:
     demo: bool = False
     save_every: float = 60.0
     strict: bool = False
+    patient: bool = False
 
     @property
     def rng(self) -> np.random.Generator:

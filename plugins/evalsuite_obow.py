@@ -84,6 +84,7 @@ class OBoW(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Training):
+        size: int = 224  # said here, for maps with a margin need images as large
         words: int = 8192  # of each level
         levels: int = 2  # maps of the teacher, the coarsest ones
         inv_delta: float | None = 15.0  # sharpness of assignments; none: to the nearest word alone

@@ -70,6 +70,7 @@ class SwAV(Method):
         epsilon: float = 0.05  # of Sinkhorn-Knopp: lower is sharper
         iterations: int = 3  # of Sinkhorn-Knopp
         crops: tuple[int, int] = (2, 6)  # how many large ones, of `size` pixels, and small ones
+        pixels: ClassVar[tuple[str, ...]] = ("size", "small")
         small: int = 96  # pixels of the small ones
         areas: tuple[float, float, float, float] = (0.14, 1.0, 0.05, 0.14)  # shares of the image: large, small
         assign: tuple[int, ...] = (0, 1)  # the crops that are assigned to prototypes

@@ -45,6 +45,7 @@ __all__ = [
     "parse",
     "read_npz",
     "shown",
+    "typical_side",
 ]
 
 Pixels = NDArray[np.uint8]
@@ -198,6 +199,17 @@ class Worlds(Images):
             "segments": torch.from_numpy(self.world.segments()),
             "state": torch.from_numpy(state),
         }
+
+
+def typical_side(data: Images, look_at: int = 32) -> int | None:
+    """The median of the shorter sides, in pixels, of images spread over the rows; None where none can be read."""
+    sides = []
+    for row in np.unique(np.linspace(0, len(data) - 1, min(look_at, len(data))).astype(int)):
+        try:
+            sides.append(min(data[int(row)]["image"].shape[1:]))
+        except DataError:  # which training passes over, too
+            continue
+    return int(np.median(sides)) if sides else None
 
 
 class _Seen(Dataset[Tensor]):

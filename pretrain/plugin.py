@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import pydantic
 import safetensors.torch
@@ -41,8 +42,12 @@ class Training:
     normalisation decay (and, under LARS, are adapted) too. ``trust``, ``trust_ratio`` and ``trust_clip`` are those of
     :class:`pretrain.blocks.LARS`. Gradients are scaled down where their norm is above ``clip`` (``--clip-gradient`` is
     stronger): their length, ``l2``, or their largest entry, ``max``.
+
+    Where neither a preset nor the user says a size, ``size`` follows the data, and with it, in proportion, the other
+    fields that ``pixels`` names; a class that declares a ``size`` of its own has said it.
     """
 
+    pixels: ClassVar[tuple[str, ...]] = ("size",)
     size: int = 224
     optimizer: Literal["sgd", "lars", "adamw"] = "sgd"
     lr: float = 0.05
@@ -64,6 +69,16 @@ class Training:
     trust_clip: bool = False
     clip: float | None = None
     clip_norm: Literal["l2", "max"] = "l2"
+
+    @classmethod
+    def says_size(cls) -> bool:
+        """Whether the method's own options, rather than these, say how large images are."""
+        first = next(kind for kind in cls.__mro__ if "size" in inspect.get_annotations(kind))
+        return first is not Training
+
+    def sized(self, size: int) -> Self:
+        """The same options for images of another size."""
+        return replace(self, **{name: round(getattr(self, name) * size / self.size) for name in self.pixels})
 
     def __post_init__(self) -> None:
         if self.nesterov and (self.optimizer != "sgd" or self.momentum <= 0):

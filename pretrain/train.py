@@ -28,12 +28,13 @@ from evalsuite import Backbone, DataError, Features, PluginError, Registry, Reso
 from evalsuite.errors import Refusal
 from evalsuite.files import writable, write_text
 from evalsuite.fit import Fit, Moment, fit, mix_seed
+from evalsuite.preflight import Demand
 from evalsuite.processes import together
 from evalsuite.progress import Progress
 from evalsuite.signals import ignore_signals
 from pretrain.batch import Batch, Draw, Look, Pairs, Sample, collate, join, join_pairs
 from pretrain.blocks import rank, world_size
-from pretrain.data import Corpus, Images, parse
+from pretrain.data import Corpus, Images, parse, typical_side
 from pretrain.hooks import Recipe
 from pretrain.monitor import Journal, collapsed, health, knn_accuracy, last_collapse, plot
 from pretrain.norms import group_norms
@@ -53,7 +54,7 @@ class Plan:
     """How a recipe is trained. ``batch_size`` counts images of one optimiser step over all processes; it is taken in
     ``accumulate`` parts, and negatives and batch statistics come from one part. ``save_every`` is in seconds,
     ``log_every`` in steps, ``knn_every`` in epochs (0: never). ``strict`` refuses unreadable images, which are else
-    replaced by the next row and counted."""
+    replaced by the next row and counted. ``patient`` begins what would take very long on this device all the same."""
 
     out: Path
     epochs: int
@@ -72,6 +73,7 @@ class Plan:
     log_every: int = 20
     save_every: float = 60.0
     steps: int | None = None
+    patient: bool = False
     note: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -109,16 +111,23 @@ def run(
     ``data`` is ``scheme:path`` or ``demo`` (:func:`pretrain.data.parse`); ``arch`` an architecture with fresh weights,
     or a checkpoint to go on from (None: the method's own, :attr:`pretrain.Method.arch`); ``settings`` are
     ``{"simclr.temperature": "0.2"}``; ``plan`` holds further fields of :class:`Plan`. Epochs and batch size are the
-    preset's where none are given.
+    preset's where none are given; images are as large as a preset or a setting says, else as they are, and no larger
+    than the network's own.
 
     Raises a :class:`evalsuite.Refusal` for whatever cannot work, before any work is done.
     """
+    said = progress or Progress(quiet=True)
     recipe, chosen = compose(method, modifiers, registry=registry, preset=preset, settings=settings or {})
     writable(out)
-    corpus = parse(data)
+    with said.doing(f"reading {data}"):
+        corpus = parse(data)
     arch = recipe.method.arch if arch is None else arch
     spec = arch if Path(arch).expanduser().exists() or arch.startswith("random:") else f"random:{arch}"
-    backbone = load_backbone(spec, registry, options=arch_options or {}, seed=seed).backbone
+    with said.doing(f"loading {arch}"):
+        backbone = load_backbone(spec, registry, options=arch_options or {}, seed=seed).backbone
+    owner = recipe.parts[_owner(recipe)]
+    if preset is None and f"{_owner(recipe)}.size" not in (settings or {}):
+        _follow_data(owner, corpus, backbone, said)
     made = Plan(
         out=Path(out),
         epochs=chosen.epochs if epochs is None else epochs,
@@ -128,6 +137,20 @@ def run(
         **plan,
     )
     return train(recipe, backbone, corpus, made, progress)
+
+
+def _follow_data(part: Plugin, corpus: Corpus, backbone: Backbone, progress: Progress) -> None:
+    """Let the size of images follow the data and the network where nobody says it: what is enlarged shows nothing
+    more, and costs more. Networks that cut images into patches keep the size they have positions for."""
+    options: Training = part.options
+    if options.says_size() or hasattr(backbone.net, "patch_embed"):
+        return
+    with progress.doing("looking at the size of images"):
+        side = typical_side(corpus.train) or options.size
+    size = min(options.size, side, *backbone.spec.image_size)
+    if size < options.size:
+        part.options = options.sized(size)
+        progress.say(f"images are learnt at {size} pixels: theirs are {side}, the network's {backbone.spec.image_size}")
 
 
 def compose(
@@ -331,7 +354,8 @@ def _train(
     recipe: Recipe, backbone: Backbone, corpus: Corpus, plan: Plan, fabric: Fabric, progress: Progress | None
 ) -> Trained:
     progress = progress if progress is not None and fabric.is_global_zero else Progress(quiet=True)
-    state = prepare(recipe, backbone, corpus, plan, fabric.device)
+    with progress.doing(f"preparing {recipe.name}"):
+        state = prepare(recipe, backbone, corpus, plan, fabric.device)
     _claim(plan, state.description, fabric)
     journal = Journal(plan.out / "metrics.jsonl" if fabric.is_global_zero else None)
     optimizer = recipe.optimizer(state.run, state.objective)
@@ -354,10 +378,25 @@ def _train(
         batches=lambda first: state.draws(plan, first),
         stepped=watch.stepped,
         resumed=lambda _: journal.rewrite(),
+        demand=_demand(state, plan),
+        few=lambda images: state.few(images, plan),
         advice=f"lower the learning rate (--set {_owner(recipe)}.lr=...) or clip gradients (--clip-gradient 1)",
     )
     fit(job, fabric, progress)
     return _finish(state, plan, journal, fabric, progress)
+
+
+def _demand(state: State, plan: Plan) -> Demand:
+    """What the run asks of the machine; views are taken to be as large as the largest."""
+    run, recipe = state.run, state.recipe
+    side = run.training.size
+    return Demand(
+        what=f"training {run.backbone.spec.arch} by {recipe.name}",
+        pixels=len(state.looks) * side**2, batch=run.batch_size, at_once=run.micro_size, steps=run.steps,
+        groups=recipe.method.norm_groups, patient=plan.patient,
+        less=("--batch-size {}",) if plan.accumulate == 1 else (), shorter=("--epochs {}", run.epochs),
+        smaller=(f"--set {_owner(recipe)}.size={{}}", side),
+    )  # fmt: skip
 
 
 def _owner(recipe: Recipe) -> str:
@@ -379,6 +418,14 @@ class State:
     @property
     def key(self) -> str:
         return hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()
+
+    def few(self, images: int, plan: Plan) -> Draw:
+        """A batch of the first so many images. Raises what a data worker would not read."""
+        reader = _Reader(self.data, self.looks, plan.seed, plan.strict)
+        draw = reader[0, 0, [(row, row % len(self.data)) for row in range(images)]]
+        if isinstance(draw, Refusal):
+            raise draw
+        return draw
 
     def draws(self, plan: Plan, first: int = 0) -> Iterator[Draw]:
         """This process's batches from the ``first``-th on. Raises what a data worker would not read."""

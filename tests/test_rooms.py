@@ -36,19 +36,37 @@ MIDDLE = (  # each may import those before it
     "evalsuite.heads",
 )
 OUTER = {"evalsuite.engines", "evalsuite.tasks", "evalsuite.backbones", "evalsuite.board"}
-LOWER = {*TOLD, "evalsuite.hooks", *NUMBERS, *MIDDLE, "evalsuite.fit", "evalsuite.processes", "evalsuite.worlds"}
+LOWER = {
+    *TOLD,
+    "evalsuite.hooks",
+    *NUMBERS,
+    *MIDDLE,
+    "evalsuite.fit",
+    "evalsuite.preflight",
+    "evalsuite.processes",
+    "evalsuite.worlds",
+}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "evalsuite.errors": set(),
     "evalsuite.files": {"evalsuite.errors"},
     "evalsuite.progress": {"evalsuite.errors"},
     "evalsuite.signals": set(),
+    "evalsuite.preflight": {"evalsuite.errors", "evalsuite.progress", "evalsuite.signals"},
     "evalsuite.hooks": {"evalsuite.errors"},
     **{room: {*TOLD, *NUMBERS} for room in NUMBERS},
     **{room: {*TOLD, *NUMBERS, "evalsuite.hooks", *MIDDLE[:i]} for i, room in enumerate(MIDDLE)},
-    "evalsuite.fit": {*TOLD, "evalsuite.backbone"},
+    "evalsuite.fit": {*TOLD, "evalsuite.backbone", "evalsuite.preflight"},
     "evalsuite.processes": TOLD,
-    "evalsuite.heads": {*TOLD, *NUMBERS, "evalsuite.hooks", *MIDDLE[:-1], "evalsuite.fit", "evalsuite.processes"},
+    "evalsuite.heads": {
+        *TOLD,
+        *NUMBERS,
+        "evalsuite.hooks",
+        *MIDDLE[:-1],
+        "evalsuite.fit",
+        "evalsuite.preflight",
+        "evalsuite.processes",
+    },
     "evalsuite.worlds": TOLD,
     **{room: LOWER for room in OUTER},
     "evalsuite.compare": {*TOLD, *NUMBERS},
@@ -114,8 +132,8 @@ APART = ("evalsuite.engines", "evalsuite.tasks", "evalsuite.backbones", "pretrai
 # Submodules that belong to the public face, names of their __all__ included.
 PUBLIC = {
     "evalsuite": {
-        *("cache", "checkpoints", "data", "errors", "files", "fit", "metrics", "pictures", "probes", "probing"),
-        "processes",
+        *("cache", "checkpoints", "data", "errors", "files", "fit", "metrics", "pictures", "preflight", "probes"),
+        *("probing", "processes"),
         *("docs", "poolings", "progress", "protocols", "pyramid", "signals", "statistics", "testing", "worlds"),
     },
     "pretrain": {"blocks", "testing"},

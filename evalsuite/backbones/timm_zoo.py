@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -47,8 +48,7 @@ def build(
     Raises ValueError for a name timm does not know, a model without feature maps, and ``positions`` that are unknown
     or of a model without a table of them.
     """
-    if not timm.is_model(name):
-        raise ValueError(f"timm {timm.__version__} has no model {name!r}")
+    _refuse_unknown(name)
     net: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **_any_size(name), **options)
     if not hasattr(net, "forward_intermediates"):
         raise ValueError(f"timm's {name} gives no feature maps (no forward_intermediates)")
@@ -91,6 +91,24 @@ def _set_positions(net: Any, name: str, positions: Positions) -> None:
     if type(net) is not VisionTransformer or net.pos_embed is None:
         raise ValueError(f"timm's {name} has no table of positions, which could be {positions!r}")
     vars(net)["_pos_embed"] = partial(_with_positions, net, positions)
+
+
+def _refuse_unknown(name: str) -> None:
+    """Raise ValueError, with the nearest names, where timm has no such model or no weights by that tag."""
+    base, _, tag = name.partition(".")
+    if not timm.is_model(name):
+        near = get_close_matches(base, timm.list_models(), n=3)
+        raise ValueError(f"timm {timm.__version__} has no model {name!r}{_meant(near)}")
+    try:
+        timm.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError as error:
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{base}.*")]
+        near = [f"{base}.{known}" for known in get_close_matches(tag, tags, n=3) or tags[:3]]
+        raise ValueError(f"timm {timm.__version__} has no weights {tag!r} of {base}{_meant(near)}") from error
+
+
+def _meant(names: Sequence[str]) -> str:
+    return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
 def _dilated(name: str, options: dict[str, Any], output_stride: int) -> Backbone:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -28,8 +29,11 @@ def build(name: str, *, pretrained: bool = False, output_stride: int | None = No
     where the network ends in a norm (ConvNeXt, Swin); of a ViT it is the class token. Raises ValueError for an
     unknown name or an architecture without stages.
     """
-    if name not in torchvision.models.list_models(torchvision.models):
-        raise ValueError(f"torchvision {torchvision.__version__} has no classifier {name!r}")
+    known = torchvision.models.list_models(torchvision.models)
+    if name not in known:
+        near = get_close_matches(name, known, n=3)
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"torchvision {torchvision.__version__} has no classifier {name!r}{meant}")
     weights = "DEFAULT" if pretrained else None
     dilation = {} if output_stride is None else _dilation(output_stride)
     net = torchvision.models.get_model(name, weights=weights, **options, **dilation)

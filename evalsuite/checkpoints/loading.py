@@ -15,7 +15,7 @@ import torch
 import torchvision
 
 from evalsuite.backbone import HEADER, IMAGENET_MEAN, IMAGENET_STD, Backbone, build, read_header
-from evalsuite.checkpoints import configs, folders, origins, reading
+from evalsuite.checkpoints import configs, folders, hubs, origins, reading
 from evalsuite.checkpoints.cifar import SMALL
 from evalsuite.checkpoints.configs import Described
 from evalsuite.checkpoints.layouts import Candidate
@@ -114,16 +114,17 @@ def _published(text: str, registry: Registry, options: Mapping[str, Any], seed: 
         )
     if scheme not in ZOOS:
         return _seeded(text, registry, options, seed)
-    try:
-        return build(text, registry, pretrained=True, **options).eval()
-    except Exception as error:  # hubs raise their own, urllib's and the operating system's errors
-        _seeded(text, registry, options, seed)  # an unknown name or option is told as such
-        root = error.__cause__ or error
-        raise BackboneError(
-            f"the weights of {text} cannot be fetched",
-            cause=f"{type(root).__name__}: {' '.join(str(root).split())[:200]}",
-            fix=f"connect to the network, or download the file elsewhere and give its path with --arch {text}",
-        ) from error
+    with hubs.at_once(scheme, text.partition(":")[2]):
+        try:
+            return build(text, registry, pretrained=True, **options).eval()
+        except Exception as error:  # hubs raise their own, urllib's and the operating system's errors
+            _seeded(text, registry, options, seed)  # an unknown name or option is told as such
+            root = error.__cause__ or error
+            raise BackboneError(
+                f"the weights of {text} cannot be fetched",
+                cause=f"{type(root).__name__}: {' '.join(str(root).split())[:200]}",
+                fix=f"connect to the network, or download the file elsewhere and give its path with --arch {text}",
+            ) from error
 
 
 def _zoo(text: str, backbone: Backbone, inputs: Mapping[str, Any], how: str, **provenance: Any) -> Loaded:

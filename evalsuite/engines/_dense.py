@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.ops._utils import split_normalization_params
 
 from evalsuite.fit import Fit, Steps, fit, mix_seed
+from evalsuite.preflight import Demand
 from evalsuite.processes import together
 from evalsuite.protocols import Training
 from evalsuite.task import Setup
 
-__all__ = ["OnBackbone", "Trainable", "Trained", "infer_all", "optimizer_of", "train_and_test"]
+__all__ = ["OnBackbone", "Trainable", "Trained", "demand_of", "infer_all", "optimizer_of", "train_and_test"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,15 @@ class OnBackbone(nn.Module):
         return self
 
 
+def demand_of(protocol: Training, tests: int, setup: Setup) -> Demand:
+    """What training a dense head asks of the machine."""
+    return Demand(
+        what=f"training by {protocol.id}", pixels=protocol.pixels, batch=protocol.batch_size,
+        steps=protocol.iterations, tests=tests + protocol.precise_bn * protocol.batch_size, patient=setup.patient,
+        shorter=("--set iterations={}", protocol.iterations),
+    )  # fmt: skip
+
+
 def optimizer_of(model: nn.Module, protocol: Training) -> Optimizer:
     """SGD or AdamW, without weight decay on norms (detectron2's SOLVER.WEIGHT_DECAY_NORM = 0)."""
     norms, others = split_normalization_params(model)
@@ -121,7 +131,7 @@ def _train_and_test(
         model=model, optimizer=made.optimizer, rate=protocol.rate, iterations=protocol.iterations,
         sample=made.sample, length=made.length, batch_size=protocol.batch_size, seed=setup.seed,
         key=key, state=setup.work / "state.pt", clip_gradient=protocol.clip_gradient, workers=setup.workers,
-        saves=setup.save_every,
+        saves=setup.save_every, demand=demand_of(protocol, tests, setup),
     )  # fmt: skip
     began = time.monotonic()
     fit(run, fabric, setup.progress)

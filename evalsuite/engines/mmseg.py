@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from evalsuite.backbone import Backbone
 from evalsuite.data.segmentation import IGNORE, SegmentationSet
-from evalsuite.engines._dense import OnBackbone, Trainable, Trained, infer_all, optimizer_of
+from evalsuite.engines._dense import OnBackbone, Trainable, Trained, demand_of, infer_all, optimizer_of
 from evalsuite.engines._mmengine import Rate, Saving, Training, Watching, apart, saved_run  # before mmseg: see there
 from evalsuite.engines._segmentation import (
     Before,
@@ -32,6 +32,7 @@ from evalsuite.engines._segmentation import (
 )
 from evalsuite.errors import UsageError
 from evalsuite.fit import Steps
+from evalsuite.preflight import afford, training_step
 from evalsuite.protocols import SegmentationProtocol, Segmented
 from evalsuite.pyramid import Levels
 from evalsuite.signals import ignore_signals, signals
@@ -314,7 +315,7 @@ def _trained(
         read=Reading(test),
     )
     began = monotonic()
-    log = run_loop(made, protocol, setup, key)
+    log = run_loop(made, protocol, setup, key, len(test))
     trained = monotonic()
     devices: Any = [setup.device.index] if setup.device.index is not None else 1
     fabric = Fabric(accelerator=setup.device.type, devices=devices)
@@ -325,10 +326,20 @@ def _trained(
     return Trained(outputs, log, timings, details)
 
 
-def run_loop(made: Trainable, protocol: SegmentationProtocol, setup: Setup, key: str) -> list[dict[str, float]]:
+def _small_step(made: Trainable, seed: int, images: int) -> Iterator[float]:
+    """A step on so many images in the three parts that :func:`evalsuite.preflight.afford` measures."""
+    model: Any = made.model.train()
+    data = model.data_preprocessor(packed(Steps(made.sample, made.length, images, seed)[0]), True)
+    return training_step(lambda: model.parse_losses(model(**data, mode="loss"))[0], made.optimizer)
+
+
+def run_loop(
+    made: Trainable, protocol: SegmentationProtocol, setup: Setup, key: str, tests: int = 0
+) -> list[dict[str, float]]:
     """mmengine's loop over the protocol's iterations, within :func:`apart`; the training log comes back.
 
-    ``key`` names what is trained on what: a state in ``setup.work`` of another key is not gone on from.
+    ``key`` names what is trained on what: a state in ``setup.work`` of another key is not gone on from. ``tests`` are
+    the images that are looked at afterwards, for the estimate of time.
     """
     resumed: Mapping[str, Any] | None = saved_run(setup.work / STATE, key)
     start = resumed["meta"]["iter"] if resumed is not None else 0
@@ -340,6 +351,8 @@ def run_loop(made: Trainable, protocol: SegmentationProtocol, setup: Setup, key:
         num_workers=setup.workers,
         worker_init_fn=ignore_signals,
     )
+    if resumed is None and setup.device.type == "cpu":
+        afford(demand_of(protocol, tests, setup), partial(_small_step, made, setup.seed), setup.progress)
     clip = {"max_norm": protocol.clip_gradient} if protocol.clip_gradient is not None else None
     wrapped = OptimWrapper(made.optimizer, clip_grad=clip)
     log: list[dict[str, float]] = []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -27,6 +29,7 @@ from evalsuite.errors import UsageError
 from evalsuite.files import atomic
 from evalsuite.fit import mix_seed
 from evalsuite.poolings import Encoder
+from evalsuite.preflight import Demand, afford
 from evalsuite.protocols import AgentProtocol, Arena, Played
 from evalsuite.signals import signals
 from evalsuite.task import Setup
@@ -34,6 +37,7 @@ from evalsuite.task import Setup
 __all__ = ["StableBaselines3"]
 
 Array = npt.NDArray[Any]
+PIXELS, FEW_STEPS = 64 * 64, 64  # of a picture of a world; steps that are timed to estimate the whole
 TEST_WORLDS = 20  # that are played at once in a test
 TRAIN, CURVE, FINAL, FILM = range(4)  # what a seed is for
 
@@ -100,6 +104,8 @@ def _check_unseen(
 def _learn(run: _Run, protocol: AgentProtocol, setup: Setup, make: Callable[[int, str], Encoded]) -> None:
     """Update after update; a test comes first, at the first update at or after each ``test_every`` steps, and last."""
     agent, taken = run.agent, run.resume()
+    if not taken and setup.device.type == "cpu":
+        afford(_demand(protocol, setup), partial(_small_play, agent), setup.progress)
     with setup.progress.track("play", protocol.steps, taken) as meter, signals() as told:
         while True:
             over = taken >= protocol.steps
@@ -121,6 +127,26 @@ def _learn(run: _Run, protocol: AgentProtocol, setup: Setup, make: Callable[[int
             if told.signal:
                 raise SystemExit(128 + told.signal)
     run.save_if_due(stop=True)
+
+
+def _demand(protocol: AgentProtocol, setup: Setup) -> Demand:
+    """What learning asks of the machine: time above all. A small step is as many whole minibatches of a few rounds."""
+    few = math.lcm(protocol.environments, protocol.batch_size)
+    few *= math.ceil(FEW_STEPS / few)
+    return Demand(
+        what=f"an agent by {protocol.id}", unit="steps", pixels=PIXELS, batch=1, at_once=few, few=few,
+        steps=protocol.steps, patient=setup.patient, less=(), shorter=("--set steps={}", protocol.steps),
+    )  # fmt: skip
+
+
+def _small_play(agent: PPO, steps: int) -> Iterator[float]:
+    """So many steps and the update that they are for, in place of a whole roll-out: for a child process."""
+    agent.n_steps = agent.rollout_buffer.buffer_size = steps // agent.n_envs
+    agent.rollout_buffer.reset()
+    agent.learn(steps, reset_num_timesteps=False)
+    yield 0.0
+    yield 0.0
+    yield 0.0
 
 
 # --- the worlds -------------------------------------------------------------------------------------------------

@@ -84,7 +84,8 @@ class _Detection(Task):
         engine = setup.registry.get("engine", setup.engine or self.engines[0])()
         found: Detected = engine.detect(backbone, protocol, train, test, setup)
         began = monotonic()
-        scores, replicates, details = self.score(test, found.detections, protocol)
+        with setup.progress.doing("scoring detections"):
+            scores, replicates, details = self.score(test, found.detections, protocol)
         picture = setup.work / "detections.png"
         detections_sheet(test, found.detections, picture)
         records = setup.work / "predictions.npz"

@@ -33,6 +33,7 @@ def evalsuite(monkeypatch, capsys):
         said = capsys.readouterr()
         return int(leave.value.code or 0), said.out, said.err
 
+    monkeypatch.setattr("evalsuite.progress.PATIENCE", 3600.0)  # a busy machine has more to say
     monkeypatch.setenv("EVALSUITE_PLUGINS", "")
     monkeypatch.delenv("EVALSUITE_DATA", raising=False)
     return call

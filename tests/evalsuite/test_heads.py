@@ -22,6 +22,7 @@ from evalsuite.data.classification import Arrays, ClassificationSet
 from evalsuite.errors import BackboneError, DataError, ImageError, TrainingError, UsageError
 from evalsuite.hooks import Registry
 from evalsuite.metrics.ranking import top_k_hits
+from evalsuite.preflight import TooLarge
 from evalsuite.probes import hold_out
 from evalsuite.progress import Progress
 from evalsuite.task import Setup
@@ -187,6 +188,12 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(tmp_path, changes, after, s
     np.testing.assert_array_equal(resumed.scores, whole.scores)
     assert resumed.table == whole.table
     assert resumed.details["log"] == whole.details["log"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"tune": True, "backbone_lr": 0.1}, {"lrs": (0.1, 0.5), "accumulate": 2}])
+def test_a_run_of_years_is_refused_before_its_first_step(tmp_path, changes):
+    with pytest.raises(TooLarge, match="training by test would take about"):
+        train(recipe(epochs=10**9, **changes), tmp_path)
 
 
 def test_workers_and_a_second_run_change_nothing_and_a_seed_does(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 
 import pytest
 
@@ -94,3 +95,41 @@ def test_what_is_left_is_told_in_minutes_and_hours(monkeypatch):
         meter.update(1)
         meter.update(100)
     assert [line.split()[-1] for line in stream.getvalue().splitlines()[1:]] == ["1:00:00", "0:36", "1:01:05"]
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr("evalsuite.progress.PATIENCE", 0.01)
+
+
+def wait_for(stream: io.StringIO, line: str) -> None:
+    until = time.monotonic() + 30
+    while line not in stream.getvalue():
+        assert time.monotonic() < until, stream.getvalue()
+        time.sleep(0.01)
+
+
+def test_what_takes_long_says_what_it_is_and_again(impatient):
+    stream = io.StringIO()
+    with Progress(stream=stream, interval=0.0).doing("reading"):
+        wait_for(stream, "reading\nreading (0:00)\n")
+
+
+def test_what_is_quick_or_quiet_says_nothing(impatient):
+    stream = io.StringIO()
+    with Progress(stream=stream, interval=0.0, quiet=True).doing("reading"):
+        time.sleep(0.3)
+    with Progress(stream=stream).doing("reading"):
+        pass
+    assert stream.getvalue() == ""
+
+
+def test_the_innermost_of_several_is_said_and_none_beside_steps_that_are_counted(impatient):
+    stream = io.StringIO()
+    progress = Progress(stream=stream, interval=3600)
+    with progress.doing("outer"):
+        with progress.doing("inner"):
+            wait_for(stream, "inner\n")
+        with progress.track("train", 2):
+            time.sleep(0.3)
+    assert "outer" not in stream.getvalue()

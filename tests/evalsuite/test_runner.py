@@ -20,6 +20,7 @@ from evalsuite.data import source
 from evalsuite.errors import BackboneError, DataError, ImageError, TrainingError, UsageError
 from evalsuite.hooks import Registry
 from evalsuite.metrics.detection import Detections
+from evalsuite.preflight import Fits, TooLarge
 from evalsuite.protocols import Detected
 from evalsuite.results import read, read_all
 from evalsuite.runner import run
@@ -245,6 +246,27 @@ def test_a_failed_cell_is_a_result_the_others_go_on_and_it_is_run_again(ask):
     assert "not finite" in results[0].error
     Oracle.failure = None
     assert [r.status for r in ask(["coco", "voc"])] == ["ok", "ok"]
+
+
+def test_a_cell_that_cannot_be_done_here_names_the_protocol_that_can(ask, monkeypatch):
+    tried = []
+
+    def detect(self, backbone, protocol, train, test, setup):
+        tried.append(protocol.id)
+        if len(tried) > 1 and protocol.id == "frozen-fpn":
+            raise Fits(600.0)
+        raise TooLarge(f"{protocol.id} would take days", cause="it is long", fix="--yes")
+
+    monkeypatch.setattr(Oracle, "detect", detect)
+    (result,) = ask(protocol="fpn-1x", device="cpu")
+    assert (result.status, result.error_code) == ("failed", 7)
+    assert "fpn-1x would take days" in result.error
+    assert result.error.endswith("fix: --protocol frozen-fpn (10 minutes or more), or --yes")
+    assert tried == ["fpn-1x", "frozen-fpn"]  # fpn-2x and c4-1x are as much work
+    tried.clear()
+    (result,) = ask(protocol="smoke", device="cpu")
+    assert result.error.endswith("fix: --yes")
+    assert tried == ["smoke"]
 
 
 def test_an_unforeseen_error_leaves_its_trace_in_the_cell(ask):

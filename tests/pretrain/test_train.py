@@ -107,6 +107,40 @@ def test_presets_give_epochs_batch_and_options(methods):
     assert (o.size, o.temperature, o.lr, o.scaling, o.width) == (32, 0.5, 1.0, "linear", 16)
 
 
+def written(folder: Path, side: int) -> str:
+    pixels = np.random.default_rng(0).integers(0, 255, (16, side, side, 3), dtype=np.uint8)
+    np.savez(folder / f"{side}.npz", image=pixels)
+    return f"npz:{folder / f'{side}.npz'}"
+
+
+@pytest.mark.parametrize(
+    ("side", "network", "preset", "settings", "learnt"),
+    [
+        (16, 32, None, {}, 16),  # as large as they are
+        (48, 32, None, {}, 32),  # no larger than the network's own
+        (48, 224, None, {}, 48),
+        (300, 256, None, {"simclr.size": "24"}, 24),  # as they are said to be
+        (16, 32, "cifar", {}, 32),
+    ],
+)
+def test_images_are_as_large_as_somebody_says_or_as_they_are(
+    methods, tmp_path, side, network, preset, settings, learnt
+):
+    trained = train(
+        methods, tmp_path / "out", data=written(tmp_path, side), preset=preset, steps=1,
+        arch_options={"width": 4, "image_size": network}, settings={"simclr.width": "8", **settings},
+    )  # fmt: skip
+    assert trained.backbone.spec.image_size == (learnt, learnt)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["options"]["simclr"]["size"] == learnt
+
+
+def test_a_method_that_says_its_own_size_keeps_it_and_small_crops_shrink_along(registry):
+    swav, byol, simclr = (registry.get("method", name).Options for name in ("swav", "byol", "simclr"))
+    assert (swav().sized(32).size, swav().sized(32).small) == (32, 14)
+    assert byol.says_size()
+    assert not simclr.says_size()
+
+
 def test_training_goes_on_from_a_file(methods, tmp_path):
     first = train(methods, tmp_path / "a")
     second = train(methods, tmp_path / "b", arch=str(first.path), arch_options={}, seed=1)
@@ -226,6 +260,18 @@ def test_a_full_disk_leaves_the_previous_state_to_go_on_from(tmp_path):
     assert process.exitcode == 7
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 2
     assert losses(tiny_train(simclr, out=tmp_path)) == losses(tiny_train(simclr))
+
+
+@pytest.mark.parametrize("make", [simclr, moco])
+def test_a_run_of_years_is_refused_before_its_first_step(tmp_path, make):
+    with pytest.raises(ResourceError, match="would take about") as refusal:
+        tiny_train(make, steps=10**10, epochs=10**9, out=tmp_path)
+    assert refusal.value.code == 7
+    assert "--epochs" in refusal.value.fix
+    assert not (tmp_path / "state.pt").exists()
+    corpus = Corpus(Trap(tiny_corpus().train, signal.SIGTERM, 10))
+    with pytest.raises(SystemExit):
+        tiny_train(make, steps=10**10, epochs=10**9, out=tmp_path, patient=True, corpus=corpus)
 
 
 # Batches

@@ -27,6 +27,7 @@ from evalsuite.engines.native import build_model as build_native
 from evalsuite.errors import BackboneError, ResourceError, TrainingError, UsageError
 from evalsuite.hooks import Registry
 from evalsuite.metrics.segmentation import scores
+from evalsuite.preflight import TooLarge
 from evalsuite.progress import Meter, Progress
 from evalsuite.protocols import SegmentationProtocol, Segmented
 from evalsuite.task import Setup
@@ -352,6 +353,11 @@ def test_a_resumed_run_ends_in_the_same_numbers(
     assert resumed.log == expected.log
     assert np.array_equal(resumed.counts, expected.counts)
     assert np.array_equal(resumed.matrix, expected.matrix)
+
+
+def test_a_run_of_years_is_refused_before_its_first_step(blocks, registry, tmp_path):
+    with pytest.raises(TooLarge, match="training by tiny would take about"):
+        segment(tiny(iterations=10**11), blocks, tmp_path, registry)
 
 
 def test_the_batches_of_steps_that_were_made_are_not_made_again(blocks, registry, engine):

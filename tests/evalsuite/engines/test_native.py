@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from evalsuite.engines.native import Native, build_model, padded
 from evalsuite.errors import BackboneError, UsageError
 from evalsuite.hooks import Registry
 from evalsuite.metrics.segmentation import scores
+from evalsuite.preflight import TooLarge
 from evalsuite.progress import Progress
 from evalsuite.protocols import SegmentationProtocol, Segmented
 from evalsuite.task import Setup
@@ -359,6 +361,13 @@ def test_a_resumed_run_ends_in_the_same_numbers(what, blocks, registry, tmp_path
     assert resumed.log == whole.log
     assert np.array_equal(resumed.counts, whole.counts)
     assert np.array_equal(resumed.matrix, whole.matrix)
+
+
+def test_a_run_of_years_is_refused_before_its_first_step(blocks, registry, tmp_path):
+    with pytest.raises(TooLarge, match="training by tiny would take") as refusal:
+        segment("timm:test_resnet", tiny(iterations=10**11), blocks, tmp_path, registry)
+    assert re.fullmatch(r"--set iterations=\d+, or --yes to begin all the same", refusal.value.fix)
+    assert not any(tmp_path.rglob("state.pt"))
 
 
 def test_seeds_differ_and_one_seed_does_not(blocks, registry, tmp_path):

@@ -18,6 +18,7 @@ from evalsuite.backbone import Backbone, BackboneSpec, Features
 from evalsuite.engines.sb3 import StableBaselines3
 from evalsuite.errors import UsageError
 from evalsuite.hooks import load
+from evalsuite.preflight import TooLarge
 from evalsuite.progress import Meter, Progress
 from evalsuite.protocols import AgentProtocol, Played
 from evalsuite.task import Setup
@@ -116,6 +117,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(tmp_path: Path, whol
     assert again.curve == whole.curve
     assert np.array_equal(again.successes["objects-1"], whole.successes["objects-1"])
     assert np.array_equal(again.film, whole.film)
+
+
+def test_a_game_of_years_is_refused_before_its_first_step(tmp_path: Path):
+    with pytest.raises(TooLarge, match="an agent by tiny would take about") as refusal:
+        play(tmp_path, dataclasses.replace(TINY, steps=10**11))
+    assert refusal.value.fix.startswith("--set steps=")
 
 
 class Finger:
