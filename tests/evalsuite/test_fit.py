@@ -101,7 +101,9 @@ def test_the_state_of_another_key_is_not_resumed_from(tmp_path):
     ("number", "code"),
     [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138), (signal.SIGUSR2, 140), (signal.SIGHUP, 129)],
 )
-def test_a_signal_saves_and_leaves_with_its_code(tmp_path, number, code):
+def test_a_signal_saves_and_leaves_with_its_code(tmp_path, number, code, request):
+    given = signal.signal(number, signal.SIG_DFL)  # under nohup a closed terminal would be ignored
+    request.addfinalizer(lambda: signal.signal(number, given))
     whole = train(plan(tmp_path / "whole"))
 
     def told(index: int, seed: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from evalsuite.signals import SIGNALS, ignore_signals, signals
 
 @pytest.fixture(autouse=True)
 def _handlers():
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}  # as without nohup
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
