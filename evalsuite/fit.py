@@ -1,7 +1,9 @@
-"""The one training loop, of heads and of pretraining, resumable to the same numbers on one device or many; and LARS."""
+"""The one training loop, of heads and of pretraining, resumable to the same numbers on one device or many; what it runs
+on, and in which precision; and LARS."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,7 +16,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset
 
 from evalsuite.errors import TrainingError
@@ -23,13 +29,85 @@ from evalsuite.preflight import Demand, afford, out_of_memory, training_step
 from evalsuite.progress import Progress
 from evalsuite.signals import Told, ignore_signals, signals
 
-__all__ = ["LARS", "Fit", "Moment", "Steps", "Told", "fit", "mix_seed", "signals"]
+__all__ = [
+    "LARS",
+    "Fit",
+    "Moment",
+    "Steps",
+    "Told",
+    "fit",
+    "full_precision",
+    "full_precision_outputs",
+    "launched",
+    "mix_seed",
+    "signals",
+]
 
 
 def mix_seed(*numbers: int) -> int:
     """One 63-bit seed of several numbers; neighbours give unrelated seeds."""
     high, low = np.random.SeedSequence(numbers).generate_state(2, np.uint32).tolist()
     return int(high >> 1) << 32 | int(low)
+
+
+def launched(
+    device: torch.device, devices: int = 1, *, nodes: int = 1, precision: str = "32-true", own_buffers: bool = False
+) -> Fabric:
+    """Lightning Fabric on ``device``, or on as many ``devices`` of its kind, its processes started.
+
+    ``precision`` is ``32-true``, ``bf16-mixed``, ``16-mixed`` or ``64-true``. Parameters may be without a gradient: of
+    heads that a backbone's file carries, of a mask head without a positive region. Buffers are those of the first
+    process, or each process's own: statistics of emulated devices, queues.
+    """
+    several, bf16 = devices * nodes > 1, precision == "bf16-mixed"
+    buffers = _buffers_apart() if own_buffers else {}
+    fabric = Fabric(
+        accelerator=device.type,
+        devices=devices if several or device.index is None else [device.index],
+        num_nodes=nodes,
+        strategy=DDPStrategy(find_unused_parameters=True, **buffers) if several else "auto",
+        # by its name Fabric would announce it on the terminal
+        plugins=MixedPrecision("bf16-mixed", device.type) if bf16 else None,
+        precision=None if bf16 else precision,  # type: ignore[arg-type]  # the command line holds it to Fabric's list
+    )
+    fabric.launch()
+    return fabric
+
+
+def _buffers_apart() -> dict[str, Any]:
+    """What makes DistributedDataParallel leave buffers alone, in the words of this torch."""
+    words = inspect.signature(DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in words else "broadcast_buffers": False}
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """Half-precision numbers as float32; others as they are, for losses, coordinates and statistics under autocast."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def full_precision_outputs(*modules: nn.Module) -> None:
+    """Let modules whose code is not ours answer in :func:`full_precision`, in lists, tuples and dictionaries too."""
+    for module in modules:
+        module.register_forward_hook(lambda _, __, output: tree_map_only(Tensor, full_precision, output))
+
+
+class _Batch:
+    """A batch that Fabric does not look into, for it casts every floating-point tensor it sees to the precision of
+    the network: boxes, and other targets too. Networks cast what they compute with by themselves, under autocast."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+
+class _OnBatches(nn.Module):
+    """A model as Fabric and DistributedDataParallel call it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: _Batch) -> Any:
+        return self.model(batch.content)
 
 
 class Steps(Dataset[list[Any]]):
@@ -135,7 +213,7 @@ def fit(run: Fit, fabric: Fabric, progress: Progress) -> nn.Module:
     asks for more memory or time than there is, and :class:`TrainingError` when the loss is not finite in any process,
     in all of them; the last state before it is kept.
     """
-    model, optimizer = fabric.setup(run.model, run.optimizer)
+    model, optimizer = fabric.setup(_OnBatches(run.model), run.optimizer)
     bases = [group["lr"] for group in optimizer.param_groups]
     if fabric.is_global_zero:
         forget_partials(run.state)
@@ -180,7 +258,7 @@ def _small_step(run: Fit, model: Any, optimizer: Any, fabric: Fabric, images: in
     else:
         assert run.sample is not None
         batch = Steps(run.sample, run.length, images, run.seed)[0]
-    return training_step(lambda: _total(model(batch)), optimizer, fabric.backward)
+    return training_step(lambda: _total(model(_Batch(batch))), optimizer, fabric.backward)
 
 
 def _loader(run: Fit, fabric: Fabric, start: int) -> Iterable[Any]:
@@ -204,7 +282,7 @@ def _backward(run: Fit, model: Any, fabric: Fabric, batches: Iterator[Any], step
         batch = next(batches)
         torch.manual_seed(mix_seed(run.seed, step, 2 + fabric.global_rank, *([part] * (part > 0))))
         with fabric.no_backward_sync(model, enabled=part < run.accumulate - 1):
-            losses = model(batch)
+            losses = model(_Batch(batch))
             total = _total(losses)
             fabric.backward(total / run.accumulate)
         finite = torch.isfinite(total.detach()) & finite

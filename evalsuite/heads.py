@@ -33,7 +33,7 @@ from evalsuite.backbone import Backbone
 from evalsuite.cache import Encoder, Output, Preprocess, Taps, images_in_order
 from evalsuite.data.classification import ClassificationSet
 from evalsuite.errors import BackboneError, DataError, UsageError
-from evalsuite.fit import LARS, Fit, Steps, fit
+from evalsuite.fit import LARS, Fit, Steps, fit, launched
 from evalsuite.preflight import Demand
 from evalsuite.probes import Choice, choose, hold_out, tied_for_best
 from evalsuite.probing import Criterion, Fitted, Floats, ImageProtocol
@@ -224,7 +224,8 @@ def train_heads(
     that diverges loses.
     """
     frozen = not protocol.tune and protocol.backbone_norm == "eval"
-    fabric = _fabric(setup, "32-true" if frozen else setup.precision)  # heads alone need no other
+    # heads alone need no other precision
+    fabric = launched(setup.device, setup.devices, precision="32-true" if frozen else setup.precision)
     with together(fabric):
         return _train_heads(_Trainer(backbone, protocol, train, setup, fabric), train, test, criterion)
 
@@ -300,7 +301,7 @@ class _Trainer:
     def encoder(self, outputs: Sequence[Output], whole: bool = True) -> Encoder:
         return Encoder(
             self.backbone, outputs, self.sizing, self.fabric.device, self.setup.precision,
-            progress=self.setup.progress, whole=whole,
+            channels_last=self.setup.channels_last, progress=self.setup.progress, whole=whole,
         )  # fmt: skip
 
     def demand(self, part: int, batch: int, data: ClassificationSet, times: int) -> Demand | None:
@@ -326,10 +327,12 @@ class _Trainer:
         model: nn.Module = _Classifiers([self.head(outputs[p]) for p in places], places, settings, data, several)
         encoder = self.encoder(outputs, self.whole) if self.frozen else None
         if encoder is None:
-            model = _Network(copy.deepcopy(self.backbone), model, outputs, self.whole, protocol)
-        if fabric.device.type == "cuda":
-            if fabric.world_size > 1:
-                model = convert_sync_batchnorm(model)  # timm's: it keeps the activations its norms carry
+            model = _Network(
+                copy.deepcopy(self.backbone), model, outputs, self.whole, bool(self.setup.channels_last), protocol
+            )
+        if fabric.device.type == "cuda" and fabric.world_size > 1:
+            model = convert_sync_batchnorm(model)  # timm's: it keeps the activations its norms carry
+        if self.setup.channels_last:
             model = model.to(memory_format=torch.channels_last)
         part = max(1, min(protocol.batch_size, len(data)) // protocol.accumulate)
         batch = part * protocol.accumulate
@@ -421,7 +424,7 @@ class _Trained:
         protocol, setup, steps = self.trainer.protocol, self.trainer.setup, self._steps(self.part)
         loader = DataLoader(
             steps, batch_size=None, sampler=range(first, self.run.iterations * protocol.accumulate),
-            num_workers=setup.workers, collate_fn=_stacked, pin_memory=self.device.type == "cuda",
+            num_workers=setup.workers, collate_fn=_stacked, pin_memory=bool(setup.pin_memory),
             prefetch_factor=self._ahead() if setup.workers else None, worker_init_fn=ignore_signals,
         )  # fmt: skip
         for found in loader:
@@ -449,7 +452,7 @@ class _Trained:
         wanted, found = list(places), list[list[Tensor]]()
         self.model.eval()
         with self.ready(), torch.no_grad(), setup.progress.track("score", len(rows)) as meter:
-            loader = images_in_order(data, self.trainer.sizing, batches, setup.workers, self.device.type == "cuda")
+            loader = images_in_order(data, self.trainer.sizing, batches, setup.workers, bool(setup.pin_memory))
             for done, pixels in enumerate(loader, 1):
                 with fabric.autocast():
                     logits = self.model((self._inputs(pixels), None))
@@ -468,18 +471,6 @@ def _joined(mine: list[Floats], rows: int, world: int) -> list[Floats]:
         for scores, part in zip(whole, theirs, strict=True):
             scores[rank::world] = part
     return whole
-
-
-def _fabric(setup: Setup, precision: str) -> Fabric:
-    fabric = Fabric(
-        accelerator=setup.device.type,
-        devices=setup.devices if setup.devices > 1 or setup.device.index is None else [setup.device.index],
-        # heads a backbone file carries take no part
-        strategy="ddp_find_unused_parameters_true" if setup.devices > 1 else "auto",
-        precision=precision,  # type: ignore[arg-type]  # the CLI holds it to Fabric's list
-    )
-    fabric.launch()
-    return fabric
 
 
 def _optimizer(model: nn.Module, settings: Sequence[Setting], protocol: HeadProtocol) -> torch.optim.Optimizer:
@@ -559,9 +550,11 @@ class _Network(nn.Module):
     """A backbone with its heads, on pixels (B, 3, H, W) uint8. It learns with them, or only its batch norm moves."""
 
     def __init__(
-        self, backbone: Backbone, heads: nn.Module, outputs: Sequence[Output], whole: bool, protocol: HeadProtocol
-    ) -> None:
+        self, backbone: Backbone, heads: nn.Module, outputs: Sequence[Output], whole: bool, channels_last: bool,
+        protocol: HeadProtocol,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.channels_last = channels_last
         self.backbone, self.heads = backbone.requires_grad_(protocol.tune), heads
         self.taps = Taps(backbone, outputs, whole)
         self._tune, self._norm = protocol.tune, protocol.backbone_norm
@@ -576,7 +569,7 @@ class _Network(nn.Module):
 
     def forward(self, batch: tuple[Tensor, Tensor | None]) -> Any:
         pixels, labels = batch
-        if pixels.is_cuda:
+        if self.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._tune):
             features = self.taps(pixels.float() / 255)

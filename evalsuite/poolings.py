@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evalsuite.backbone import Backbone, Features
+from evalsuite.cache import autocast
 from evalsuite.errors import BackboneError, UsageError
 
 __all__ = ["Encoder", "NatureCNN", "PoolingName", "RelationNetwork", "TransformerPooling", "pooling"]
@@ -65,8 +66,9 @@ class Encoder:
     ``reads``: ``"tokens"`` or ``"pooled"`` of the backbone's features; ``"auto"``: tokens where it gives them.
     ``pooling``: a name of :func:`pooling`; ``"auto"``: ``transformer`` of tokens, ``mlp`` of one vector. ``size`` is
     the side in pixels of what the backbone sees (None: its own image size). A backbone that gives ``"state"`` is shown
-    the state of the worlds, not their images. ``calls`` and ``encoded`` count what was done; ``tokens`` and ``width``
-    are known after the first call.
+    the state of the worlds, not their images. ``precision`` is that of the network on images, as of
+    :meth:`evalsuite.cache.Cache.features`; a state is coordinates, and read in float32. ``calls`` and ``encoded``
+    count what was done; ``tokens`` and ``width`` are known after the first call.
 
     Raises :class:`BackboneError` where the backbone does not give what is read.
     """
@@ -80,12 +82,14 @@ class Encoder:
         pooling: Literal["auto", PoolingName] = "auto",
         layers: int = 1,
         size: int | None = None,
+        precision: str = "32-true",
     ) -> None:
         # A copy, for tasks that come after see the original's layout. Channels last spares a convolution to order its
         # weights anew at every call, which for the few images of a step is half of the time.
         self.backbone = deepcopy(backbone).to(memory_format=torch.channels_last)
         self.device, self.layers = device, layers
         self.observation: Literal["state", "image"] = "state" if "state" in backbone.gives else "image"
+        self.precision = precision if self.observation == "image" else "32-true"
         self.reads = reads if reads != "auto" else "tokens" if "tokens" in backbone.gives else "pooled"
         if self.reads not in backbone.gives:
             raise BackboneError(
@@ -132,7 +136,8 @@ class Encoder:
     def _look(self, seen: Tensor) -> Features:
         if self.observation == "image" and seen.shape[-2:] != torch.Size(self.size):
             seen = F.interpolate(seen, self.size, mode="bilinear", antialias=True)
-        found: Features = self.backbone(seen)
+        with autocast(self.device, self.precision):
+            found: Features = self.backbone(seen)
         return found
 
 

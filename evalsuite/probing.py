@@ -171,7 +171,8 @@ class ImageProtocol(Protocol, ABC):
         """The outputs of every image, from the cache or into it; ``preprocess`` is by default that of ``data``."""
         return Cache().features(
             backbone, data, self.outputs, preprocess=preprocess or self.preprocess(backbone, data),
-            device=setup.device, precision=setup.precision, workers=setup.encode_workers, progress=setup.progress,
+            device=setup.device, precision=setup.precision, workers=setup.encode_workers,
+            channels_last=setup.channels_last, pin_memory=setup.pin_memory, progress=setup.progress,
         )  # fmt: skip
 
 

@@ -141,7 +141,8 @@ class Setup:
     training images, ``encode_workers`` those that are encoded once (``"auto"``: as many as pay, by measurement).
     ``patient`` begins what would take very long on this device all the same (:mod:`evalsuite.preflight`).
     ``limit`` caps the number of images of every split. ``strict``: where images cannot be read or rows have no label,
-    refuse the data rather than leave those out and count them.
+    refuse the data rather than leave those out and count them. ``channels_last`` (the layout of convolutions) and
+    ``pin_memory`` (of batches, in page-locked memory) are what a GPU wants (None: there).
     """
 
     protocol: Protocol
@@ -162,6 +163,13 @@ class Setup:
     save_every: float = 60.0
     strict: bool = False
     patient: bool = False
+    channels_last: bool | None = None
+    pin_memory: bool | None = None
+
+    def __post_init__(self) -> None:
+        gpu = self.device.type == "cuda"
+        self.channels_last = gpu if self.channels_last is None else self.channels_last
+        self.pin_memory = gpu if self.pin_memory is None else self.pin_memory
 
     @property
     def rng(self) -> np.random.Generator:

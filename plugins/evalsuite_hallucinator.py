@@ -103,7 +103,8 @@ class Hallucinator(Modifier):
 
     def extended(self, pairs: Pairs, rng: torch.Generator) -> Pairs:
         """Pairs of M rows and the imagined ones: 2 M rows, the first half as it was."""
-        query, mate = pairs.query, pairs.key if pairs.mate is None else pairs.mate
+        query = blocks.full_precision(pairs.query)
+        mate = blocks.full_precision(pairs.key if pairs.mate is None else pairs.mate)
         rows = (len(query), 1) if self.options.per_sample else (1, 1)
         r = self.options.reach * torch.rand(rows, generator=rng).to(query)
         copies = blocks.apart(pairs.source) if self.options.official_duplicates else pairs.source

@@ -31,7 +31,7 @@ from pretrain import (
     look_through,
     multi_crop,
 )
-from pretrain.blocks import EmaTwin, Queue, gather, mlp_head, rank, world_size
+from pretrain.blocks import EmaTwin, Queue, full_precision, gather, mlp_head, rank, world_size
 
 DECAY = 0.99  # of the running mean of distances
 GRID = 3  # patches are cut at the places of a grid of 3 x 3
@@ -118,6 +118,9 @@ class OBoW(Method):
                 raise ValueError(f"patches of {self.patch} moved by {self.shift} do not fit into {self.source} pixels")
 
     options: Options
+    small: ClassVar[Mapping[str, Any]] = {
+        "words": 32, "margin": 0, "crop": 12, "patch": 8, "source": 16, "shift": 2, "patches": 3
+    }  # fmt: skip
     presets: ClassVar[Mapping[str, Preset]] = {
         "imagenet": Preset("valeoai/obow config/ImageNetFull/ResNet50_OBoW_full.yaml", 200, 256),
         "resnet18": Preset("valeoai/obow config/ImageNet20/ResNet18_OBoW_full.yaml", 80, 128, RESNET18),
@@ -212,7 +215,7 @@ class OBoW(Method):
 
     def weights(self, level: int) -> Tensor:
         """The student's weight (K, D) for each word of a level: a unit vector made of the word."""
-        return F.normalize(self.generators[level](F.normalize(self._levels[level].words.rows)))
+        return F.normalize(full_precision(self.generators[level](F.normalize(self._levels[level].words.rows))))
 
     def logits(self, rows: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
         """The student's logits (M, K) for the words of each level, of features (M, D)."""
@@ -223,7 +226,7 @@ class OBoW(Method):
 
     def drawn(self, cells: Tensor, rng: torch.Generator) -> Tensor:
         """A new word of each image (B, C): one place, at random, of its averaged map (B, C, H, W)."""
-        places = F.avg_pool2d(cells, self.options.window, 1).flatten(2)
+        places = F.avg_pool2d(full_precision(cells), self.options.window, 1).flatten(2)
         place = _mine(torch.randint(places.shape[2], (len(cells) * world_size(),), generator=rng))
         return places[torch.arange(len(cells), device=cells.device), :, place.to(cells.device)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from evalsuite import Features, Registry, UsageError, hookimpl
 from pretrain import Batch, Look, Method, Preset, Run, Training, pixpro_pair
-from pretrain.blocks import EmaTwin, neg_cosine
+from pretrain.blocks import EmaTwin, full_precision, neg_cosine
 
 
 @hookimpl
@@ -77,6 +77,7 @@ class PixPro(Method):
             if self.transform not in (0, 1, 2) or self.clamp < 0 or self.power <= 0 or self.reach <= 0:
                 raise ValueError("transform is 0, 1 or 2, clamp at least 0, power and reach above it")
 
+    small: ClassVar[Mapping[str, Any]] = {"width": 16, "hidden": 32}
     presets: ClassVar[Mapping[str, Preset]] = {
         "imagenet": Preset("zdaxie/PixPro tools/pixpro_base_r50_100ep.sh", 100, 1024),
         "imagenet-400": Preset("zdaxie/PixPro tools/pixpro_base_r50_400ep.sh", 400, 1024),
@@ -159,8 +160,8 @@ class PixPro(Method):
 
     def instances(self, maps: list[Tensor], slow: list[Tensor]) -> Tensor:
         """-2 cos of the averaged predictions of one view and the averaged projections of the other, both ways."""
-        own = [self.instance_predictor(self.instance_projector(m)).mean((2, 3)) for m in maps]
-        keys = [self.slow_instance(m).mean((2, 3)) for m in slow]
+        own = [full_precision(self.instance_predictor(self.instance_projector(m))).mean((2, 3)) for m in maps]
+        keys = [full_precision(self.slow_instance(m)).mean((2, 3)) for m in slow]
         return 2 * (neg_cosine(own[0], keys[1]) + neg_cosine(own[1], keys[0]))
 
     @hookimpl
@@ -185,8 +186,7 @@ def transform(layers: int, width: int) -> nn.Module:
 
 def unit(pixels: Tensor) -> Tensor:
     """(B,C,H,W) as (B,C,HW), each pixel of length 1."""
-    wide = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
-    return F.normalize(wide.flatten(2), dim=1)
+    return F.normalize(full_precision(pixels).flatten(2), dim=1)
 
 
 def propagated(pixels: Tensor, values: Tensor, clamp: float = 0.0, power: float = 2.0) -> Tensor:

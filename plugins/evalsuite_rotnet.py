@@ -32,6 +32,7 @@ from pretrain import (
     look_at,
     look_through,
 )
+from pretrain.blocks import full_precision
 
 
 @hookimpl
@@ -128,7 +129,7 @@ class RotNet(Method):
 
     def answers(self, features: list[Features]) -> tuple[Tensor, Tensor]:
         """Logits (4B, 4) for the turns, and which turn it was (4B,)."""
-        logits = torch.cat([self.classifier(f.pooled) for f in features])
+        logits = full_precision(torch.cat([self.classifier(f.pooled) for f in features]))
         turn = torch.arange(len(features), device=logits.device)
         return logits, turn.repeat_interleave(len(logits) // len(features))
 

@@ -98,6 +98,7 @@ class SwAV(Method):
                 raise ValueError(f"assign is {self.assign}, and small crops are never assigned")
 
     options: Options
+    small: ClassVar[Mapping[str, Any]] = {"small": 8, "width": 8, "hidden": 16, "prototypes": 12}
     presets: ClassVar[Mapping[str, Preset]] = {
         "imagenet": Preset("facebookresearch/swav scripts/swav_800ep_pretrain.sh", 800, 4096),
         "imagenet-256": Preset(

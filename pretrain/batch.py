@@ -86,16 +86,17 @@ class Pairs:
         return Pairs(self.query.detach(), self.key.detach(), self.source, mate)
 
 
+@dataclass(frozen=True)
 class Draw:
-    """A batch and the step it belongs to. No dataclass: Fabric takes those apart to convert their numbers."""
+    """A batch, the step and the part of it that it belongs to, and the rows that could not be read for it."""
 
-    __slots__ = ("bad", "batch", "micro", "step")
-
-    def __init__(self, step: int, micro: int, batch: Batch, bad: tuple[int, ...] = ()) -> None:
-        self.step, self.micro, self.batch, self.bad = step, micro, batch, bad
+    step: int
+    micro: int
+    batch: Batch
+    bad: tuple[int, ...] = ()
 
     def pin_memory(self) -> Draw:
-        return Draw(self.step, self.micro, self.batch.pin_memory(), self.bad)
+        return replace(self, batch=self.batch.pin_memory())
 
 
 def collate(views: Sequence[Sequence[View]], samples: Sequence[Sample], index: Sequence[int]) -> Batch:

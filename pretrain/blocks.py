@@ -20,9 +20,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from evalsuite import UsageError
-from evalsuite.fit import LARS
+from evalsuite.fit import LARS, full_precision
 
 __all__ = [
     "LARS",
@@ -36,6 +37,7 @@ __all__ = [
     "cosine_schedule",
     "ema_momentum",
     "firsts",
+    "full_precision",
     "gather",
     "info_nce",
     "kmeans",
@@ -122,7 +124,7 @@ class Noise:
     def _filled(self, like: Tensor, fill: Callable[..., Tensor]) -> Tensor:
         if len(like) != len(self.generators):
             raise ValueError(f"there is noise for {len(self.generators)} images, not for {len(like)}")
-        drawn = torch.empty_like(like)
+        drawn = torch.empty_like(like, memory_format=torch.contiguous_format)  # numbers fill memory in its order
         for row, generator in zip(drawn, self.generators, strict=True):
             fill(row, generator=generator)
         return drawn
@@ -400,7 +402,7 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tens
     left out.
     """
     with torch.autocast(scores.device.type, enabled=False):
-        log = _wide(scores) / epsilon
+        log = full_precision(scores) / epsilon
         for _ in range(iterations):
             prototypes = log.logsumexp(0, keepdim=True)
             log = log - gather(prototypes).logsumexp(0, keepdim=True)
@@ -427,7 +429,7 @@ def kmeans(
         )
     options = {"n_clusters": clusters, "random_state": seed % 2**32, "max_iter": iterations, "n_init": 1}
     model = KMeans(**options) if batch is None else MiniBatchKMeans(batch_size=batch, **options)
-    fitted = model.fit(_wide(rows.detach()).cpu().numpy())
+    fitted = model.fit(full_precision(rows.detach()).cpu().numpy())
     labels = torch.as_tensor(fitted.labels_, dtype=torch.long, device=rows.device)
     return labels, torch.as_tensor(fitted.cluster_centers_, dtype=rows.dtype, device=rows.device)
 
@@ -435,19 +437,15 @@ def kmeans(
 # Losses ----------------------------------------------------------------------------------------------------
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
 def _precise(loss: Callable[P, R]) -> Callable[P, R]:
     """Run a loss outside autocast, on half-precision features widened: its exponentials need the range."""
 
     @wraps(loss)
     def precisely(*args: P.args, **kwargs: P.kwargs) -> R:
-        widened = [_wide(a) if isinstance(a, Tensor) else a for a in args]
-        kind = next(a.device.type for a in args if isinstance(a, Tensor))
+        wide, named = tree_map_only(Tensor, full_precision, (args, kwargs))
+        kind = next(a.device.type for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
         with torch.autocast(kind, enabled=False):
-            return loss(*widened, **kwargs)  # type: ignore[arg-type]
+            return loss(*wide, **named)
 
     return precisely
 

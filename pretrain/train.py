@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
-import inspect
 import json
 import math
 import os
@@ -18,16 +17,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from evalsuite import Backbone, DataError, Features, PluginError, Registry, ResourceError, UsageError, load_backbone
 from evalsuite.errors import Refusal
 from evalsuite.files import writable, write_text
-from evalsuite.fit import Fit, Moment, fit, mix_seed
+from evalsuite.fit import Fit, Moment, fit, launched, mix_seed
 from evalsuite.preflight import Demand
 from evalsuite.processes import together
 from evalsuite.progress import Progress
@@ -54,7 +51,9 @@ class Plan:
     """How a recipe is trained. ``batch_size`` counts images of one optimiser step over all processes; it is taken in
     ``accumulate`` parts, and negatives and batch statistics come from one part. ``save_every`` is in seconds,
     ``log_every`` in steps, ``knn_every`` in epochs (0: never). ``strict`` refuses unreadable images, which are else
-    replaced by the next row and counted. ``patient`` begins what would take very long on this device all the same."""
+    replaced by the next row and counted. ``patient`` begins what would take very long on this device all the same.
+    ``channels_last`` (the layout of convolutions) and ``pin_memory`` (of batches, in page-locked memory) are what a GPU
+    wants (None: there)."""
 
     out: Path
     epochs: int
@@ -74,6 +73,8 @@ class Plan:
     save_every: float = 60.0
     steps: int | None = None
     patient: bool = False
+    channels_last: bool | None = None
+    pin_memory: bool | None = None
     note: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -436,7 +437,7 @@ class State:
             sampler=_Tasks(self.run, self.recipe, self.data, plan.accumulate, first),
             num_workers=workers,
             prefetch_factor=4 if workers else None,
-            pin_memory=self.run.device.type == "cuda",
+            pin_memory=self.run.device.type == "cuda" if plan.pin_memory is None else plan.pin_memory,
             worker_init_fn=ignore_signals,
         )
         for draw in loader:
@@ -458,24 +459,9 @@ def _fabric(plan: Plan) -> Fabric:
     if kind == "cuda" and not torch.cuda.is_available():
         raise ResourceError("there is no CUDA device", cause="torch finds none", fix="--device cpu")
     number = plan.device.partition(":")[2]
-    many = plan.devices * plan.nodes > 1
-    fabric = Fabric(
-        accelerator=kind,
-        devices=[int(number)] if number and not many else plan.devices,
-        num_nodes=plan.nodes,
-        # Buffers are each process's own: statistics of emulated devices, queues. Heads of published architectures
-        # that no feature depends on take no gradient.
-        strategy=DDPStrategy(find_unused_parameters=True, **_apart()) if many else "auto",
-        precision=("bf16-mixed" if kind == "cuda" else "32-true") if plan.precision == "auto" else plan.precision,  # type: ignore[arg-type]
-    )
-    fabric.launch()
-    return fabric
-
-
-def _apart() -> dict[str, Any]:
-    """What tells DistributedDataParallel to leave buffers alone, in the words of this torch."""
-    words = inspect.signature(DistributedDataParallel).parameters
-    return {"forward_sync_buffers" if "forward_sync_buffers" in words else "broadcast_buffers": False}
+    precision = ("bf16-mixed" if kind == "cuda" else "32-true") if plan.precision == "auto" else plan.precision
+    device = torch.device(kind, int(number)) if number else torch.device(kind)
+    return launched(device, plan.devices, nodes=plan.nodes, precision=precision, own_buffers=True)
 
 
 def prepare(recipe: Recipe, backbone: Backbone, corpus: Corpus, plan: Plan, device: torch.device = CPU) -> State:
@@ -501,7 +487,7 @@ def prepare(recipe: Recipe, backbone: Backbone, corpus: Corpus, plan: Plan, devi
     _refuse_another(plan, description)
     recipe.prepared(run, data)
     objective = Objective(run, recipe).to(device)
-    if device.type == "cuda":
+    if plan.channels_last or (plan.channels_last is None and device.type == "cuda"):
         objective = objective.to(memory_format=torch.channels_last)
     group_norms(objective, recipe.method.norm_groups, run.micro_size)
     return State(recipe, run, data, looks, objective, description)

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from torchvision.ops._utils import split_normalization_params
 
-from evalsuite.fit import Fit, Steps, fit, mix_seed
+from evalsuite.fit import Fit, Steps, fit, launched, mix_seed
 from evalsuite.preflight import Demand
 from evalsuite.processes import together
 from evalsuite.protocols import Training
@@ -106,14 +106,7 @@ def train_and_test(
 
     ``key`` names what is trained on what: a state of another key is not resumed from. ``what`` is done to test images.
     """
-    fabric = Fabric(
-        accelerator=setup.device.type,
-        devices=setup.devices if setup.devices > 1 or setup.device.index is None else [setup.device.index],
-        # heads a backbone file carries take no part, nor does a mask head without positive regions
-        strategy="ddp_find_unused_parameters_true" if setup.devices > 1 else "auto",
-        precision=setup.precision,  # type: ignore[arg-type]  # the CLI holds it to Fabric's list
-    )
-    fabric.launch()
+    fabric = launched(setup.device, setup.devices, precision=setup.precision)
     with together(fabric):
         return _train_and_test(build, protocol, tests, setup, fabric, key, what)
 
@@ -123,9 +116,9 @@ def _train_and_test(
 ) -> Trained:
     made = build()
     model = made.model
-    if fabric.device.type == "cuda":
-        if fabric.world_size > 1:
-            model = convert_sync_batchnorm(model)  # timm's: it keeps the activations its norms carry
+    if fabric.device.type == "cuda" and fabric.world_size > 1:
+        model = convert_sync_batchnorm(model)  # timm's: it keeps the activations its norms carry
+    if setup.channels_last:
         model = model.to(memory_format=torch.channels_last)
     run = Fit(
         model=model, optimizer=made.optimizer, rate=protocol.rate, iterations=protocol.iterations,

@@ -18,20 +18,23 @@ from typing import Any
 import torch
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MessageHub, MMLogger
+from mmengine.optim import OptimWrapper
 from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
 from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 from torch import nn
+from torch.optim import Optimizer
 
+from evalsuite.cache import autocast
 from evalsuite.errors import ResourceError, TrainingError
 from evalsuite.files import atomic
 from evalsuite.fit import mix_seed
 from evalsuite.progress import Meter
 from evalsuite.signals import Told
 
-__all__ = ["Rate", "Saving", "Training", "Watching", "apart", "saved_run"]
+__all__ = ["Mixed", "Rate", "Saving", "Training", "Watching", "apart", "saved_run"]
 
 NAME = "evalsuite"
 LOGS = 20  # steps from one line of the log to the next
@@ -155,6 +158,20 @@ class Rate(LRSchedulerMixin, _ParamScheduler):  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Any]:
         return {name: value for name, value in super().state_dict().items() if name != "rate"}
+
+
+class Mixed(OptimWrapper):  # type: ignore[misc]
+    """An optimiser whose losses are computed in a precision. mmengine's own scales losses, which bfloat16 does not need
+    and which a resumed run would have to be told."""
+
+    def __init__(self, optimizer: Optimizer, device: torch.device, precision: str, **options: Any) -> None:
+        self.where = device, precision
+        super().__init__(optimizer, **options)
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        with super().optim_context(model), autocast(*self.where):
+            yield
 
 
 class Watching(Hook):  # type: ignore[misc]

@@ -35,6 +35,7 @@ from evalsuite.engines._dense import OnBackbone
 from evalsuite.engines._detection import Detector as Assembled
 from evalsuite.engines._detection import learnable, train_and_detect
 from evalsuite.errors import BackboneError, TrainingError, UsageError
+from evalsuite.fit import full_precision, full_precision_outputs
 from evalsuite.metrics.detection import Detections
 from evalsuite.protocols import Detected, DetectionProtocol
 from evalsuite.pyramid import Pyramid
@@ -119,8 +120,8 @@ def _library() -> SimpleNamespace:
                 name: importlib.import_module(f"detectron2.{name}".rstrip("."))
                 for name in (
                     "", "config", "data.detection_utils", "data.transforms", "layers", "modeling",
-                    "modeling.backbone.fpn", "modeling.backbone.resnet", "modeling.roi_heads.roi_heads",
-                    "solver", "solver.build", "structures", "utils.events",
+                    "modeling.backbone.fpn", "modeling.backbone.resnet", "modeling.poolers",
+                    "modeling.roi_heads.roi_heads", "solver", "solver.build", "structures", "utils.events",
                 )
             }  # fmt: skip
             _hush_tracing()
@@ -141,6 +142,7 @@ def _library() -> SimpleNamespace:
             "build_roi_heads",
         ),
         "modeling.backbone.fpn": ("LastLevelMaxPool",),
+        "modeling.poolers": ("ROIPooler",),
         "modeling.backbone.resnet": ("BasicBlock", "ResNet", "build_resnet_backbone"),
         "modeling.roi_heads.roi_heads": ("ROI_HEADS_REGISTRY", "Res5ROIHeads"),
         "solver": ("build_optimizer",),
@@ -219,7 +221,20 @@ def build_detector(backbone: Backbone, protocol: DetectionProtocol, classes: int
         else:
             rcnn, body = _wrapped(cfg, copy.deepcopy(backbone), protocol)
             network = f"{backbone.spec.arch}, wrapped"
+    _coordinates_in_float32(rcnn)
     return Detector(rcnn, cfg, body, network, protocol)
+
+
+def _coordinates_in_float32(rcnn: Any) -> None:
+    """Boxes, masks and losses in float32 where the network computes in less: detectron2 rounds regions to the precision
+    of the maps that they are drawn from, and takes losses of logits as they come."""
+    heads, pooler = rcnn.roi_heads, _library().ROIPooler
+    full_precision_outputs(rcnn.proposal_generator.rpn_head, heads.box_predictor)
+    if heads.mask_on:
+        full_precision_outputs(heads.mask_head.predictor)
+    for module in heads.modules():
+        if isinstance(module, pooler):
+            module.register_forward_pre_hook(lambda _, inputs: ([full_precision(m) for m in inputs[0]], *inputs[1:]))
 
 
 def configure(protocol: DetectionProtocol, spec: BackboneSpec, classes: int, resnet: Mapping[str, Any]) -> Any:

@@ -10,14 +10,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from evalsuite.backbone import Backbone
 from evalsuite.data.segmentation import IGNORE, SegmentationSet
 from evalsuite.engines._dense import OnBackbone, Trainable, Trained, demand_of, infer_all, optimizer_of
-from evalsuite.engines._mmengine import Rate, Saving, Training, Watching, apart, saved_run  # before mmseg: see there
+from evalsuite.engines._mmengine import (
+    Mixed,
+    Rate,
+    Saving,
+    Training,
+    Watching,
+    apart,
+    saved_run,
+)  # before mmseg: see there
 from evalsuite.engines._segmentation import (
     Before,
     Reading,
@@ -31,7 +38,7 @@ from evalsuite.engines._segmentation import (
     training_sample,
 )
 from evalsuite.errors import UsageError
-from evalsuite.fit import Steps
+from evalsuite.fit import Steps, full_precision_outputs, launched
 from evalsuite.preflight import afford, training_step
 from evalsuite.protocols import SegmentationProtocol, Segmented
 from evalsuite.pyramid import Levels
@@ -41,7 +48,6 @@ from evalsuite.task import Setup
 # isort: split
 import mmseg
 from mmengine.config import ConfigDict
-from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS as SHELF
 from mmengine.structures import PixelData
 from mmseg.models.segmentors import SegTTAModel
@@ -102,7 +108,8 @@ def _refuse(protocol: SegmentationProtocol, classes: int, setup: Setup) -> None:
         (protocol.precise_bn > 0, "precise_bn", "mmengine's loop does not measure batch-norm statistics anew"),
         (classes < 2, "one class", "mmsegmentation takes a single class for the foreground of two"),
         (setup.devices > 1, f"{setup.devices} devices", "this engine trains on one"),
-        (setup.precision != "32-true", f"precision {setup.precision}", "this engine trains in single precision"),
+        (setup.precision not in ("32-true", "bf16-mixed"), f"precision {setup.precision}",
+         "this engine does not scale the loss, which float16 needs"),
     ]  # fmt: skip
     for applies, what, cause in wrong:
         if applies:
@@ -220,6 +227,8 @@ def build_model(backbone: Backbone, protocol: SegmentationProtocol, classes: int
         config = configure(Maps(body, protocol), protocol, classes)
         model: Any = MODELS.build(ConfigDict(config))
         model.init_weights()
+    heads = [model.decode_head] + ([model.auxiliary_head] if protocol.auxiliary else [])
+    full_precision_outputs(*(head.conv_seg for head in heads))  # logits are resampled, and losses made, in float32
     told = copy.deepcopy({**config, "backbone": {"type": "EvalsuiteBackbone", "arch": body.spec.arch}})
     return model, told
 
@@ -317,8 +326,7 @@ def _trained(
     began = monotonic()
     log = run_loop(made, protocol, setup, key, len(test))
     trained = monotonic()
-    devices: Any = [setup.device.index] if setup.device.index is not None else 1
-    fabric = Fabric(accelerator=setup.device.type, devices=devices)
+    fabric = launched(setup.device, precision=setup.precision)
     outputs = infer_all(Segmenter(model, protocol), made, len(test), setup, fabric, "segment")
     timings = {"train": trained - began, "segment": monotonic() - trained}
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -354,7 +362,7 @@ def run_loop(
     if resumed is None and setup.device.type == "cpu":
         afford(demand_of(protocol, tests, setup), partial(_small_step, made, setup.seed), setup.progress)
     clip = {"max_norm": protocol.clip_gradient} if protocol.clip_gradient is not None else None
-    wrapped = OptimWrapper(made.optimizer, clip_grad=clip)
+    wrapped = Mixed(made.optimizer, setup.device, setup.precision, clip_grad=clip)
     log: list[dict[str, float]] = []
     with setup.progress.track("train", protocol.iterations, start) as meter, signals() as told:
         runner = Training(

@@ -299,7 +299,7 @@ class _Scored(nn.Module):
     def loss(self, logits: Tensor, masks: Tensor) -> Tensor:
         """The mean cross-entropy of (B,K,H,W) over labelled pixels, weighted by class; 0 where there is none."""
         each = self.weights[: self.classes]
-        total = F.cross_entropy(logits.float(), masks, each, ignore_index=IGNORE, reduction="sum")
+        total = F.cross_entropy(logits, masks, each, ignore_index=IGNORE, reduction="sum")
         return total / self.weights[masks].sum().clamp(min=torch.finfo(torch.float32).tiny)
 
     def labels(self, logits: Tensor, grow: Callable[[Tensor], Tensor]) -> Tensor:
@@ -343,9 +343,10 @@ class Segmenter(OnBackbone):
         masks = torch.stack([mask for _, mask in batch]).to(device, non_blocking=True).long()
         size = images.shape[-2], images.shape[-1]
         maps = self._maps(images)
-        losses = {"loss": self.scored.loss(self._grown(self.head(maps, self._padded(size)), size), masks)}
+        logits = self.head(maps, self._padded(size)).float()
+        losses = {"loss": self.scored.loss(self._grown(logits, size), masks)}
         if self.auxiliary is not None:
-            other = self.auxiliary({self.before.stride: self.before.take(maps)}, self._padded(size))
+            other = self.auxiliary({self.before.stride: self.before.take(maps)}, self._padded(size)).float()
             losses["loss_auxiliary"] = self.protocol.auxiliary * self.scored.loss(self._grown(other, size), masks)
         return losses
 
@@ -477,16 +478,15 @@ class CachedSegmenter(nn.Module):
 
     def forward(self, batch: list[Any]) -> Any:
         device, corners = self.scored.weights.device, self.scored.corners
-        maps = {
-            stride: torch.stack([each[stride] for each, _ in batch]).to(device, non_blocking=True).float()
-            for stride in batch[0][0]
-        }
-        logits = self.head(maps, self.size)
+        with torch.autocast("cpu", enabled=False):  # which has no rule for maps that are stored as float16
+            stacked = {stride: torch.stack([each[stride] for each, _ in batch]) for stride in batch[0][0]}
+        maps = {stride: each.to(device, non_blocking=True).float() for stride, each in stacked.items()}
+        logits = self.head(maps, self.size).float()
         if self.training:
             masks = torch.stack([mask for _, mask in batch]).to(device, non_blocking=True).long()
             return {"loss": self.scored.loss(_sized(logits, (masks.shape[-2], masks.shape[-1]), corners), masks)}
         return [
-            self.scored.labels(one[None].float(), partial(_sized, size=(mask.shape[0], mask.shape[1]), corners=corners))
+            self.scored.labels(one[None], partial(_sized, size=(mask.shape[0], mask.shape[1]), corners=corners))
             for one, (_, mask) in zip(logits, batch, strict=True)
         ]
 
@@ -539,7 +539,7 @@ def _encode(
     found = Cache().features(
         body, _Images(data), list(names.values()), preprocess=Preprocess(size, "squash"), device=setup.device,
         precision=setup.precision, dtype=protocol.encode_dtype, batch_size=_BATCH, workers=setup.encode_workers,
-        progress=setup.progress,
+        channels_last=setup.channels_last, pin_memory=setup.pin_memory, progress=setup.progress,
     )  # fmt: skip
     arrays = {stride: found.arrays[name] for stride, name in names.items()}
     thinned = size[0] // protocol.label_stride, size[1] // protocol.label_stride

@@ -51,6 +51,13 @@ class StableBaselines3:
         return f"stable-baselines3 {version('stable-baselines3')}"
 
     def play(self, backbone: Backbone, protocol: AgentProtocol, arena: Arena, setup: Setup) -> Played:
+        """Learn, then play the test episodes. Raises :class:`UsageError` for an encoder to be trained in float16."""
+        if protocol.fine_tune and setup.precision == "16-mixed":
+            raise UsageError(
+                f"{protocol.id} does not train its encoder in precision 16-mixed",
+                cause="this engine does not scale the loss, which float16 needs",
+                fix="--precision bf16-mixed or 32-true",
+            )
         with _global_generators():
             return _play(backbone, protocol, arena, setup, self.version())
 
@@ -58,7 +65,7 @@ class StableBaselines3:
 def _play(backbone: Backbone, protocol: AgentProtocol, arena: Arena, setup: Setup, engine: str) -> Played:
     encoder = Encoder(
         backbone, setup.device, reads=protocol.reads, pooling=protocol.pooling, layers=protocol.layers,
-        size=protocol.encode_size,
+        size=protocol.encode_size, precision=setup.precision,
     )  # fmt: skip
 
     def make(count: int, variant: str) -> Encoded:

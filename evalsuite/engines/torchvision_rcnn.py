@@ -27,6 +27,7 @@ from evalsuite.data.detection import DetectionSet, Record
 from evalsuite.engines._dense import OnBackbone, optimizer_of
 from evalsuite.engines._detection import Detector, learnable, train_and_detect
 from evalsuite.errors import BackboneError
+from evalsuite.fit import full_precision, full_precision_outputs
 from evalsuite.metrics.detection import Detections
 from evalsuite.protocols import Detected, DetectionProtocol
 from evalsuite.pyramid import Pyramid
@@ -128,6 +129,9 @@ def build_model(backbone: Backbone, protocol: DetectionProtocol, classes: int, s
             box_detections_per_img=protocol.detections,
         )
         _start_small(detector)
+    heads = detector.roi_heads
+    # from here on boxes and masks are made, and losses: torchvision computes these in the precision of what it is given
+    full_precision_outputs(detector.rpn.head, heads.box_predictor, *([heads.mask_predictor] if protocol.masks else []))
     detector.transform = GeneralizedRCNNTransform(
         protocol.test_min_size,
         protocol.test_max_size,
@@ -174,10 +178,19 @@ class _PyramidBody(nn.Module):
         return named
 
 
+class _Anchors(AnchorGenerator):  # type: ignore[misc]
+    """Anchors in float32 at least: torchvision rounds them to the precision of the maps, which may be whole pixels."""
+
+    def forward(self, image_list: Any, feature_maps: list[Tensor]) -> list[Tensor]:
+        # of a map only its size, precision and device are looked at
+        anchors: list[Tensor] = super().forward(image_list, [full_precision(level[:1, :1]) for level in feature_maps])
+        return anchors
+
+
 def _fpn(body: Backbone, protocol: DetectionProtocol, classes: int) -> dict[str, Any]:
     levels = ["4", "8", "16", "32"]
     pool = partial(torchvision.ops.MultiScaleRoIAlign, levels, sampling_ratio=2)
-    anchors = AnchorGenerator(tuple((size,) for size in protocol.anchor_sizes), (protocol.anchor_ratios,) * 5)
+    anchors = _Anchors(tuple((size,) for size in protocol.anchor_sizes), (protocol.anchor_ratios,) * 5)
     parts = {
         "backbone": _PyramidBody(body, protocol),
         "rpn_anchor_generator": anchors,
@@ -252,7 +265,7 @@ def _c4(body: Backbone, protocol: DetectionProtocol, classes: int) -> dict[str, 
     res5 = _Res5(tail, width, protocol.res5_norm)
     parts = {
         "backbone": _Trunk(trunk, body.spec.strides[16], protocol.freeze_backbone),
-        "rpn_anchor_generator": AnchorGenerator((protocol.anchor_sizes,), (protocol.anchor_ratios,)),
+        "rpn_anchor_generator": _Anchors((protocol.anchor_sizes,), (protocol.anchor_ratios,)),
         "box_roi_pool": _AlignedRegions(protocol.roi_size),
         "box_head": _Res5Pooled(res5),
         "box_predictor": FastRCNNPredictor(width, classes + 1),

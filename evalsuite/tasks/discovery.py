@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from scipy.ndimage import distance_transform_edt, label
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
@@ -24,7 +23,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from evalsuite.backbone import Backbone, BackboneSpec, Features
-from evalsuite.fit import Fit, fit, mix_seed
+from evalsuite.fit import Fit, fit, launched, mix_seed
 from evalsuite.metrics.objects import adjusted_rand, foreground_adjusted_rand, owners
 from evalsuite.pictures import columns_sheet, painted
 from evalsuite.poolings import Encoder
@@ -125,7 +124,9 @@ class ObjectDiscovery(Task):
 
     def run(self, backbone: Backbone, setup: Setup) -> Outcome:
         protocol, found = _asked(setup.protocol), _rules(setup)
-        encoder = Encoder(backbone, setup.device, reads=protocol.reads, size=protocol.encode_size)
+        encoder = Encoder(
+            backbone, setup.device, reads=protocol.reads, size=protocol.encode_size, precision=setup.precision
+        )
         began = monotonic()
         train, test = (
             n if setup.limit is None else min(n, setup.limit) for n in (protocol.train_images, protocol.test_images)
@@ -342,8 +343,6 @@ def _matched(costs: Tensor, there: Tensor) -> list[tuple[Tensor, Tensor]]:
 def _fit_head(head: _Head, seen: _Seen, backbone: Backbone, setup: Setup, protocol: DiscoveryProtocol) -> _Head:
     count = len(seen.vectors)
     steps = math.ceil(count / protocol.batch_size) * protocol.epochs
-    fabric = Fabric(accelerator=setup.device.type, devices=1 if setup.device.index is None else [setup.device.index])
-    fabric.launch()
 
     def sample(index: int, seed: int) -> tuple[Tensor, ...]:
         return seen.vectors[index], seen.kinds[index], seen.places[index], seen.there[index]
@@ -354,7 +353,7 @@ def _fit_head(head: _Head, seen: _Seen, backbone: Backbone, setup: Setup, protoc
         key=f"{backbone.identity} {protocol.hash} {count} {setup.seed}", state=setup.work / "state.pt",
         saves=setup.save_every,
     )  # fmt: skip
-    fit(run, fabric, setup.progress)
+    fit(run, launched(setup.device), setup.progress)
     return head.to(setup.device)
 
 

@@ -16,7 +16,6 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy.stats import binomtest
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from evalsuite.backbone import Backbone
 from evalsuite.errors import BackboneError, ResourceError, UsageError
 from evalsuite.files import atomic
-from evalsuite.fit import Fit, fit, mix_seed
+from evalsuite.fit import Fit, fit, launched, mix_seed
 from evalsuite.poolings import Encoder
 from evalsuite.protocols import AgentProtocol, Arena, Played, ProxyProtocol, Reading
 from evalsuite.statistics import iqm, over_seeds, stratified_bootstrap, weight_blocks
@@ -339,7 +338,7 @@ def _frames(task: str, variant: str, count: int, seed: int, encoder: Encoder) ->
 def _proxy(task: Task, backbone: Backbone, setup: Setup, protocol: ProxyProtocol) -> Outcome:
     encoder = Encoder(
         backbone, setup.device, reads=protocol.reads, pooling=protocol.pooling, layers=protocol.layers,
-        size=protocol.encode_size,
+        size=protocol.encode_size, precision=setup.precision,
     )  # fmt: skip
     began = monotonic()
     train, test = (
@@ -375,8 +374,6 @@ def _fit_head(
     head: _Head, seen: Tensor, labels: npt.NDArray[np.int64], backbone: Backbone, setup: Setup, protocol: ProxyProtocol
 ) -> _Head:
     steps = math.ceil(len(seen) / protocol.batch_size) * protocol.epochs
-    fabric = Fabric(accelerator=setup.device.type, devices=1 if setup.device.index is None else [setup.device.index])
-    fabric.launch()
 
     def sample(index: int, seed: int) -> tuple[Tensor, int]:
         return seen[index], int(labels[index])
@@ -389,7 +386,7 @@ def _fit_head(
         key=f"{backbone.identity} {protocol.hash} {len(seen)} {setup.seed}", state=setup.work / "state.pt",
         saves=setup.save_every,
     )  # fmt: skip
-    fit(run, fabric, setup.progress)
+    fit(run, launched(setup.device), setup.progress)
     return head.to(setup.device)
 
 

@@ -188,7 +188,7 @@ def _encode(backbone: Backbone, data: ClassificationSet, setup: Setup) -> Encode
     return Cache().features(
         backbone, data, (recipe.output,), device=setup.device, precision=setup.precision, workers=setup.encode_workers,
         preprocess=Preprocess((height, width), recipe.rule, recipe.ratio, recipe.interpolation),
-        progress=setup.progress,
+        channels_last=setup.channels_last, pin_memory=setup.pin_memory, progress=setup.progress,
     )  # fmt: skip
 
 

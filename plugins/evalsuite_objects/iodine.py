@@ -20,7 +20,7 @@ from evalsuite import Backbone, BackboneSpec, Features, UsageError, hookimpl
 from evalsuite.metrics.objects import foreground_adjusted_rand, owners
 from evalsuite_objects.discovery import picture, segments
 from pretrain import Batch, Centre, Images, Look, Method, Preset, Run, Training, look_through
-from pretrain.blocks import Noise
+from pretrain.blocks import Noise, full_precision
 
 __all__ = ["IODINE", "Inferred", "Iodine", "iodine"]
 
@@ -116,9 +116,10 @@ class Refiner(nn.Module):
 
     def forward(self, seen: Tensor, stand: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         shape = stand.shape[:2]
-        x = self.mlc(seen.flatten(0, 1)).mean((2, 3))
+        x = full_precision(self.mlc(seen.flatten(0, 1))).mean((2, 3))
         x = F.elu(F.elu(self.mlp(x)))  # twice, as in the official code
-        state = self.lstm(torch.cat([x, stand.flatten(0, 1)], dim=1), state)
+        with torch.autocast(x.device.type, enabled=False):  # what steps hand on, and where a slot stands
+            state = self.lstm(torch.cat([full_precision(x), stand.flatten(0, 1)], dim=1), state)
         cell = state[1]  # which the official code takes for the hidden state: its layers have learned to read this one
         moves = (update(cell).unflatten(0, shape).to(stand.dtype) for update in (self.mean_update, self.logsig_update))
         return (*moves, state)
@@ -166,7 +167,7 @@ class Iodine(nn.Module):
         with torch.inference_mode(False), torch.enable_grad():
             if noise is None:
                 noise = self.noise.expand(len(images), -1, -1, -1)
-                noise = torch.randn_like(noise) if self.training else noise
+                noise = torch.randn_like(noise, memory_format=torch.contiguous_format) if self.training else noise
             if images.is_inference():
                 images, noise = images.clone(), noise.clone()
             found = self._infer(images, noise.to(images.dtype), learns)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from evalsuite import Features, UsageError, hookimpl
 from pretrain import Augment, Batch, Centre, Images, Look, Method, Preset, Run, Training, look_through
-from pretrain.blocks import Noise
+from pretrain.blocks import Noise, full_precision
 
 __all__ = ["MAE", "Decoder", "Masked", "patches", "visible"]
 
@@ -103,7 +103,7 @@ class Decoder(nn.Module):
 
     def forward(self, every: Tensor, order: Tensor) -> Tensor:
         """``every`` and ``order`` are those of :class:`Masked`."""
-        x = self.embed(every)
+        x = full_precision(self.embed(every))  # positions are added in float32, as the encoder does
         prefix, seen = x[:, : self.prefix], x[:, self.prefix :]
         shown = order[:, : seen.shape[1], None].expand(-1, -1, x.shape[2])
         masked = self.mask_token.to(x.dtype).expand(*order.shape, -1)

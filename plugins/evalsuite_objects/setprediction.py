@@ -23,6 +23,7 @@ from evalsuite.worlds import COLOURS, SCALES, SHAPES
 from evalsuite_objects.discovery import SlotMethod, discovery
 from evalsuite_objects.slots import linear
 from pretrain import Batch, Centre, Images, Preset, Run, look_through
+from pretrain.blocks import full_precision
 
 __all__ = ["KINDS", "SlotSet", "hungarian_huber", "targets"]
 
@@ -106,7 +107,7 @@ class SlotSet(SlotMethod):
 
     @hookimpl
     def losses(self, batch: Batch, features: list[Features]) -> dict[str, Tensor]:
-        found = self.head(features[0].tokens)
+        found = full_precision(self.head(features[0].tokens))
         wanted = targets(batch.extra["state"], batch.extra["segments"], found.shape[1])
         return {"huber": hungarian_huber(found, wanted.to(found.dtype)).mean()}
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from evalsuite import Backbone, BackboneSpec, Features
 from evalsuite_objects.slots import PositionEmbedding, Slots, as_masks, linear
-from pretrain.blocks import Noise
+from pretrain.blocks import Noise, full_precision
 
 __all__ = [
     "SLATE",
@@ -41,7 +41,10 @@ def gumbel_softmax(logits: Tensor, temperature: float, hard: bool, dim: int = 1,
     be infinite. It is drawn from ``noise``, image by image, or from torch's generator.
     """
     tiny = torch.finfo(logits.dtype).tiny
-    drawn = torch.empty_like(logits).exponential_() if noise is None else noise.exponential(logits)
+    if noise is None:
+        drawn = torch.empty_like(logits, memory_format=torch.contiguous_format).exponential_()
+    else:
+        drawn = noise.exponential(logits)
     soft = F.softmax((logits - (drawn + tiny).log()) / temperature, dim)
     if not hard:
         return soft
@@ -111,7 +114,7 @@ class _Attention(nn.Module):
         logits = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
         if mask is not None:
             logits = logits.masked_fill(mask, float("-inf"))
-        mixed = self.attn_dropout(logits.softmax(dim=-1)) @ v
+        mixed = self.attn_dropout(full_precision(logits).softmax(dim=-1)) @ v
         found: Tensor = self.output_dropout(self.proj_o(mixed.transpose(1, 2).flatten(2)))
         return found
 
@@ -268,12 +271,12 @@ class SLATE(nn.Module):
 
         The words to predict are a second, independent, hard draw, through which no gradient flows.
         """
-        logits = F.log_softmax(self.dvae.encoder(images), dim=1)
+        logits = F.log_softmax(full_precision(self.dvae.encoder(images)), dim=1)
         rebuilt = self.dvae.decoder(gumbel_softmax(logits, temperature, hard, noise=noise))
         words = gumbel_softmax(logits.detach(), temperature, True, noise=noise).argmax(dim=1).flatten(1)
         embedded = self.embedded(words)
         slots, masks = self.attend(self.read(images, embedded), noise)
-        predicted = self.out(self.tf_dec(embedded[:, :-1], self.slot_proj(slots)))
+        predicted = full_precision(self.out(self.tf_dec(embedded[:, :-1], self.slot_proj(slots))))
         losses = {
             "mse": (images - rebuilt).square().sum() / len(images),
             "cross_entropy": F.cross_entropy(predicted.flatten(0, 1), words.flatten(), reduction="sum") / len(images),

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evalsuite import Backbone, BackboneSpec, Features
+from pretrain.blocks import full_precision
 
 __all__ = [
     "BroadcastDecoder",
@@ -82,22 +83,28 @@ class SlotAttention(nn.Module):
         inputs = self.norm_inputs(inputs)
         keys, values = self._split(self.project_k(inputs)), self._split(self.project_v(inputs))
         keys = keys * keys.shape[-1] ** -0.5
-        attention = inputs.new_zeros(0)
+        slots = full_precision(slots)
+        attention = slots.new_zeros(0)
         for _ in range(self.iterations):
-            before = slots
             queries = self._split(self.project_q(self.norm_slots(slots)))
-            logits = torch.einsum("bhnd,bhsd->bnhs", keys, queries)
-            attention = logits.flatten(2).softmax(dim=-1).unflatten(2, logits.shape[2:])
-            weights = attention + EPSILON
-            weights = weights / weights.sum(dim=1, keepdim=True)
-            updates = torch.einsum("bnhs,bhnd->bshd", weights, values).flatten(2)
-            slots = self.gru(updates.flatten(0, 1), before.flatten(0, 1)).view_as(before)
+            with torch.autocast(slots.device.type, enabled=False):
+                slots, attention = self._round(keys, values, queries, slots)
             slots = slots + self.mlp(self.norm_mlp(slots))
         return slots, attention.sum(dim=2)
 
+    def _round(self, keys: Tensor, values: Tensor, queries: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Slots after one round but for the MLP, and the attention (B, N, heads, S): a share of thousands of inputs,
+        and a state that rounds hand on, would be lost in less than float32."""
+        logits = torch.einsum("bhnd,bhsd->bnhs", keys, queries)
+        attention = logits.flatten(2).softmax(dim=-1).unflatten(2, logits.shape[2:])
+        weights = attention + EPSILON
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        updates = torch.einsum("bnhs,bhnd->bshd", weights, values).flatten(2)
+        return self.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots), attention
+
     def _split(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, heads, N, D / heads)."""
-        split: Tensor = x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        """(B, N, D) -> (B, heads, N, D / heads), in float32 at least."""
+        split: Tensor = full_precision(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
         return split
 
 
@@ -141,9 +148,11 @@ class PositionEmbedding(nn.Module):
         self.dense = linear(4, channels)
 
     def forward(self, maps: Tensor) -> Tensor:
-        rows, columns = (torch.linspace(0, 1, n, device=maps.device, dtype=maps.dtype) for n in maps.shape[-2:])
+        dtype = self.dense.weight.dtype  # not that of maps under autocast: neighbours of a long line would coincide
+        rows, columns = (torch.linspace(0, 1, n, device=maps.device, dtype=dtype) for n in maps.shape[-2:])
         grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
-        embedded: Tensor = self.dense(torch.cat([grid, 1 - grid], dim=-1))
+        with torch.autocast(maps.device.type, enabled=False):
+            embedded: Tensor = self.dense(torch.cat([grid, 1 - grid], dim=-1))
         return maps + embedded.permute(2, 0, 1)
 
 
@@ -211,7 +220,7 @@ class BroadcastDecoder(nn.Module):
 
     def forward(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         spread = slots.flatten(0, 1)[:, :, None, None].expand(-1, -1, 8, 8)
-        drawn = self.net(self.position(spread)).unflatten(0, slots.shape[:2])
+        drawn = full_precision(self.net(self.position(spread))).unflatten(0, slots.shape[:2])
         colours, masks = drawn[:, :, :3], F.softmax(drawn[:, :, 3], dim=1)
         return (colours * masks.unsqueeze(2)).sum(dim=1), colours, masks
 

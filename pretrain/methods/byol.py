@@ -44,6 +44,7 @@ class BYOL(Method):
         trust_clip: bool = True
         warmup: float = 10.0
 
+    small: ClassVar[Mapping[str, Any]] = {"width": 16, "hidden": 32}
     presets: ClassVar[Mapping[str, Preset]] = {
         "cifar": Preset("PKU-ML/adainf (solo-learn)", 1000, 512),
         "imagenet": Preset("ours", 100, 4096, {"size": 224, "momentum_twin": 0.996}),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from evalsuite import Features, hookimpl
 from pretrain import Augment, Batch, Look, Method, Pairs, Preset, Run, Training, moco_v1, moco_v2
-from pretrain.blocks import EmaTwin, Queue, firsts, gather, info_nce, mlp_head, rank, world_size
+from pretrain.blocks import EmaTwin, Queue, firsts, full_precision, gather, info_nce, mlp_head, rank, world_size
 
 __all__ = ["MoCo", "MoCo1"]
 
@@ -105,7 +105,7 @@ class MoCo(Method):
     @hookimpl
     def pairs(self, batch: Batch, features: list[Features]) -> list[Pairs]:
         query, key = features
-        unit = nn.functional.normalize(self.slow_head(key.pooled))
+        unit = nn.functional.normalize(full_precision(self.slow_head(key.pooled)))
         return [Pairs(self.head(query.pooled), unit, batch.index)]
 
     @hookimpl

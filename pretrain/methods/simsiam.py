@@ -40,6 +40,7 @@ class SimSiam(Method):
         blur: float = 0.5
         by_epoch: bool = True
 
+    small: ClassVar[Mapping[str, Any]] = {"width": 32, "bottleneck": 8}
     presets: ClassVar[Mapping[str, Preset]] = {
         "imagenet": Preset("facebookresearch/simsiam README", 100, 512),
         "cifar": Preset("ours", 800, 512, {"size": 32, "blur": 0.0, "width": 512, "bottleneck": 128}),

@@ -5,8 +5,10 @@ import multiprocessing
 import os
 import resource
 import signal
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from evalsuite.errors import ResourceError, TrainingError
-from evalsuite.fit import Fit, Steps, fit, mix_seed
+from evalsuite.fit import Fit, Steps, fit, full_precision, full_precision_outputs, launched, mix_seed
 from evalsuite.progress import Progress
 
 
@@ -213,6 +215,69 @@ def test_gradients_are_clipped_by_the_norm_of_an_order(tmp_path, order):
         steps[clip] = before - torch.cat([p.detach().flatten() for p in run.model.parameters()])
     assert float(torch.linalg.vector_norm(steps[0.01], order)) == pytest.approx(0.01, rel=1e-3)
     assert float(torch.cosine_similarity(steps[None], steps[0.01], dim=0)) == pytest.approx(1.0, abs=1e-5)
+
+
+class Targets(NamedTuple):
+    boxes: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Target:
+    boxes: torch.Tensor
+
+
+class Notes(nn.Module):
+    """What kinds of numbers come in, and what a layer computes in."""
+
+    def __init__(self, unpack) -> None:
+        super().__init__()
+        self.layer, self.unpack, self.seen = nn.Linear(4, 4), unpack, []
+
+    def forward(self, batch):
+        boxes = self.unpack(batch)
+        found = self.layer(boxes)
+        self.seen.append((boxes.dtype, found.dtype, boxes))
+        return {"loss": full_precision(found).square().mean()}
+
+
+PACKED = {
+    "tensor": (lambda x: x, lambda b: b),
+    "list": (lambda x: [x, "name"], lambda b: b[0]),
+    "dictionary": (lambda x: {"target": {"boxes": x}}, lambda b: b["target"]["boxes"]),
+    "named tuple": (Targets, lambda b: b.boxes),
+    "dataclass": (Target, lambda b: b.boxes),
+    "list of dataclasses": (lambda x: [Target(x)], lambda b: b[0].boxes),
+}
+
+
+@pytest.mark.parametrize(("pack", "unpack"), PACKED.values(), ids=PACKED)
+@pytest.mark.parametrize("make", [launched, lambda device, precision: Fabric(accelerator="cpu", precision=precision)])
+def test_in_mixed_precision_nothing_of_a_batch_is_cast(make, pack, unpack, tmp_path, recwarn):
+    boxes = torch.tensor([[0.0, 1.0, 801.0, 1333.0]])  # which bfloat16 knows as 800 and 1336
+    model = Notes(unpack)
+    run = plan(
+        tmp_path, 2, model=model, optimizer=torch.optim.SGD(model.parameters(), 1e-9), sample=None,
+        batches=lambda first: iter([pack(boxes)] * 2),
+    )  # fmt: skip
+    fit(run, make(torch.device("cpu"), precision="bf16-mixed"), Progress(quiet=True))
+    assert [seen[:2] for seen in model.seen] == [(torch.float32, torch.bfloat16)] * 2
+    assert all(torch.equal(seen[2], boxes) for seen in model.seen)
+    assert list(torch.load(tmp_path / "state.pt", weights_only=True)["model"]) == ["layer.weight", "layer.bias"]
+
+
+def test_modules_of_others_answer_in_full_precision(capfd):
+    class Head(nn.Module):
+        def forward(self, x):
+            return {"scores": [x.bfloat16()], "places": (x.half(), x.long())}, x.double()
+
+    head = Head()
+    full_precision_outputs(head)
+    (named, doubled) = head(torch.ones(2))
+    assert [t.dtype for t in (named["scores"][0], *named["places"], doubled)] == [
+        torch.float32, torch.float32, torch.int64, torch.float64,
+    ]  # fmt: skip
+    launched(torch.device("cpu"), precision="bf16-mixed")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_who_hears_of_a_step_adds_to_the_log_and_knows_where_a_run_goes_on(tmp_path):

@@ -20,6 +20,7 @@ from evalsuite import heads
 from evalsuite.backbone import Backbone, BackboneSpec, Features
 from evalsuite.data.classification import Arrays, ClassificationSet
 from evalsuite.errors import BackboneError, DataError, ImageError, TrainingError, UsageError
+from evalsuite.fit import launched
 from evalsuite.hooks import Registry
 from evalsuite.metrics.ranking import top_k_hits
 from evalsuite.preflight import TooLarge
@@ -93,7 +94,7 @@ def train(protocol, work, backbone=None, data=None, test=None, **changes):
 
 
 def trainer_of(backbone, protocol, data, given):
-    return heads._Trainer(backbone, protocol, data, given, heads._fabric(given, "32-true"))
+    return heads._Trainer(backbone, protocol, data, given, launched(given.device))
 
 
 def plain_loop(protocol, backbone, data, test, steps):

@@ -105,6 +105,30 @@ def test_an_encoder_is_shown_images_of_its_own_size_in_its_own_range():
     assert encoder.size == (32, 32)
 
 
+class _Kinds(nn.Module):
+    """A layer on whatever it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Features:
+        found = self.layer(x if x.ndim == 3 else x.mean(dim=(2, 3)).unsqueeze(1))
+        self.kind = found.dtype
+        return Features(tokens=found)
+
+
+@pytest.mark.parametrize(("gives", "kind"), [("pixels", torch.bfloat16), ("state", torch.float32)])
+def test_in_mixed_precision_images_are_and_coordinates_are_not(gives, kind):
+    spec = BackboneSpec(arch="test:kinds", dim=3, strides={}, gives=frozenset({"tokens", gives}), image_size=(32, 32))
+    encoder = Encoder(Backbone(_Kinds(), spec).eval(), torch.device("cpu"), precision="bf16-mixed")
+    if gives == "state":  # shown as it is, as the ground truth is
+        encoder.backbone.normalise = lambda state: state
+    seen = np.zeros((2, 4, 3), np.float32) if gives == "state" else np.zeros((2, 32, 32, 3), np.uint8)
+    assert encoder.encode(seen).dtype == np.float32
+    assert encoder.backbone.net.kind == kind
+
+
 def test_an_encoder_without_what_is_read_is_refused():
     with pytest.raises(BackboneError, match="tokens are to be pooled"):
         Encoder(backbone("pooled"), torch.device("cpu"), reads="tokens")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from evalsuite_adainf import AdaInf
 from evalsuite_objects.discovery import SlotDiscovery
 from evalsuite_objects.setprediction import KINDS, SlotSet, hungarian_huber, precisions, targets
-from evalsuite_objects.slots import BroadcastDecoder, Discovery
+from evalsuite_objects.slots import BroadcastDecoder, Discovery, PositionEmbedding, Slots
 from evalsuite_objects.zoo import build
 from PIL import Image
 
@@ -52,6 +52,18 @@ def trained(kind, *modifiers, corpus=None, backbone=None, steps=4, options=None,
     make = partial(small, kind, **(options or {}))
     encoder = backbone or partial(small_backbone, kind, REGISTRY)
     return tiny_train(make, *modifiers, corpus=corpus or small_corpus(kind), backbone=encoder, steps=steps, **plan)
+
+
+def test_places_and_masks_are_as_exact_in_bfloat16_as_in_float32():
+    torch.manual_seed(0)
+    position = PositionEmbedding(4)
+    maps = torch.zeros(1, 4, 96, 96)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        found = position(maps.bfloat16())
+        masks = Slots(4, 3, 8, 8)(found.flatten(2).transpose(1, 2))[1]
+    assert torch.equal(found, position(maps))
+    assert len(found[0, 0, 0].unique()) > 90  # rounded to bfloat16, neighbours would coincide
+    torch.testing.assert_close(masks.sum(2), torch.ones(1, 96 * 96), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", METHODS)

@@ -432,7 +432,7 @@ def test_an_operator_that_is_not_there_says_so(loop):
         ({"class_weights": (1.0, 2.0, 1.0, 1.0)}, {}, "class weights"),
         ({"precise_bn": 2}, {}, "precise_bn"),
         ({}, {"devices": 2}, "2 devices"),
-        ({}, {"precision": "bf16-mixed"}, "precision bf16-mixed"),
+        ({}, {"precision": "16-mixed"}, "precision 16-mixed"),
     ],
 )
 def test_what_it_cannot_do_is_refused_with_another_engine(changes, options, problem, blocks, registry, tmp_path):

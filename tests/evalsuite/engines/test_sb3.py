@@ -172,6 +172,14 @@ def test_fine_tuning_begins_at_the_encoder_and_leaves_it_alone(tmp_path: Path):
     assert found.details["policy_parameters"] > sum(p.numel() for p in backbone.parameters())
 
 
+def test_an_encoder_is_not_trained_in_half_precision(tmp_path: Path):
+    """float16 needs its loss scaled, which stable-baselines3 does not."""
+    protocol = dataclasses.replace(TINY, fine_tune=True)
+    given = dataclasses.replace(setup(tmp_path, protocol), precision="16-mixed")
+    with pytest.raises(UsageError, match="does not train its encoder in precision 16-mixed"):
+        StableBaselines3().play(encoder(), protocol, Arena(), given)
+
+
 def test_a_pooling_of_fixed_width_cannot_be_tested_on_more_objects(tmp_path: Path):
     from evalsuite_objects.zoo import build
 

@@ -140,6 +140,32 @@ def test_a_sample_depends_on_its_seed_alone(world):
     assert len({image.shape for image, _ in one}) > 1
 
 
+@pytest.mark.parametrize("name", ["fpn-1x", "c4-1x"])
+def test_boxes_keep_their_pixels_in_bfloat16(name, registry):
+    """bfloat16 has no odd numbers above 256, and of those above 512 every fourth: anchors, regions and boxes have."""
+    protocol = dataclasses.replace(
+        Coco().protocol(name), rpn_pre_nms_test=50, rpn_post_nms_test=10, score_threshold=0.0, box_head_width=8,
+        pyramid_width=8, mask_head_width=8,
+    )  # fmt: skip
+    model = build_model(build("timm:test_resnet", registry), protocol, 3, seed=0).eval()
+    seen = {}
+    for part in (model.detector.rpn.anchor_generator, model.detector.rpn):
+        part.register_forward_hook(lambda module, _, output: seen.update({type(module).__name__: output}))
+    view = torch.zeros(3, 64, 896, dtype=torch.uint8), (64, 896)
+    with torch.no_grad():
+        model([view])
+        anchors = seen["_Anchors"][0]
+        with torch.autocast("cpu", torch.bfloat16):
+            (output,) = model([view])
+    assert torch.equal(seen["_Anchors"][0], anchors)
+    assert not torch.equal(anchors, anchors.bfloat16().float())
+    (proposals,), _ = seen["RegionProposalNetwork"]
+    for boxes in (proposals, output["boxes"]):
+        assert boxes.dtype == torch.float32
+        assert not torch.equal(boxes, boxes.bfloat16().float())
+    assert output["scores"].dtype == output["masks"].dtype == torch.float32
+
+
 def test_eight_images_are_learnt_by_heart(world, registry, tmp_path):
     """The standard proof that nothing is miswired: AP50 above 0.9 on the very images it was trained on."""
     train, _ = world
