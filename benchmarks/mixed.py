@@ -53,6 +53,7 @@ __all__ = ["BF16", "Case", "Numbers", "Way", "apart", "cases", "run"]
 
 Floats = npt.NDArray[np.float64]
 SIDE = 32  # of most images, in pixels
+MOST = 1_000_000  # numbers of a gradient that are compared
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,8 @@ def _gradients(work: Path) -> dict[str, Floats]:
     (path,) = (file for file in work.glob("*.pt") if not file.name.startswith("choose"))
     states = torch.load(path, map_location="cpu", weights_only=True)["optimizer"]["state"].values()
     sums = [s[name] for s in states for name in ("momentum_buffer", "exp_avg", "velocity") if s.get(name) is not None]
-    return {"gradient": torch.cat([each.double().flatten() for each in sums]).numpy()} if sums else {}
+    whole = torch.cat([each.flatten() for each in sums]) if sums else torch.zeros(0)
+    return {"gradient": whole[:: 1 + len(whole) // MOST].double().numpy()} if sums else {}
 
 
 def _logged(log: list[dict[str, float]]) -> dict[str, Floats]:
@@ -243,7 +245,8 @@ def _small_detections(protocol: Protocol) -> Iterator[DetectionProtocol]:
     if not isinstance(protocol, DetectionProtocol):
         return
     yield dataclasses.replace(
-        protocol, iterations=2, batch_size=4, lr=1e-3 if protocol.optimizer == "sgd" else 1e-4, milestones=(),
+        protocol, iterations=2, batch_size=2 if protocol.model == "c4" else 4, milestones=(),
+        lr=1e-3 if protocol.optimizer == "sgd" else 1e-4,
         warmup_iterations=0, min_sizes=(64,), max_size=96, test_min_size=64, test_max_size=96,
         anchor_sizes=(8, 16, 32, 64, 128), pyramid_width=16, box_head_width=32, mask_head_width=16, roi_batch=4,
         rpn_pre_nms_train=100, rpn_pre_nms_test=50, rpn_post_nms_train=20, rpn_post_nms_test=4, detections=4,

@@ -6,6 +6,7 @@ agents, every method and modifier that is registered. Each runs once in float32 
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -80,7 +81,8 @@ def test_in_bfloat16_all_is_near_what_it_is_in_float32(case: Case):
     hold("bfloat16", apart(found, plain(case.name)))
 
 
-@each(CASES)
+# the others see features of the cache, or frames by an encoder that has this layout anyway
+@each([case for case in CASES if case.loader not in ("", "heads")])
 def test_channels_last_moves_nothing(case: Case):
     hold("channels last", apart(case(Way(channels_last=True)), plain(case.name)))
 
@@ -95,6 +97,7 @@ def same(one: Numbers, other: Numbers) -> bool:
 @each(READING)
 def test_with_workers_it_ends_in_the_same_bits(case: Case):
     assert same(case(Way(workers=2)), plain(case.name))
+    assert not multiprocessing.active_children(), "workers outlive their run, and would keep the process from ending"
 
 
 @pytest.fixture
@@ -108,7 +111,7 @@ def pinned(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda *_: True)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_: torch.device("cpu"))
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cpu"))
     monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
     monkeypatch.setattr(torch.accelerator, "set_device_index", lambda _: None)
     return found
@@ -119,9 +122,8 @@ PINNED = [case for case in READING if case.loader.partition(",")[0] in ("feature
 
 
 @each(PINNED)
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_from_pinned_memory_are_the_same(case: Case, workers: int, pinned: list[torch.Tensor]):
-    assert same(case(Way(pin_memory=True, workers=workers)), plain(case.name))
+def test_batches_from_pinned_memory_are_the_same(case: Case, pinned: list[torch.Tensor]):
+    assert same(case(Way(pin_memory=True)), plain(case.name))
     assert pinned
 
 

@@ -22,7 +22,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
 from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from mmengine.registry import DefaultScope
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from mmengine.visualization import Visualizer
 from torch import nn
 from torch.optim import Optimizer
@@ -131,6 +131,15 @@ class Training(Runner):  # type: ignore[misc]
 
     def dump_config(self) -> None:
         return None
+
+    def train(self) -> nn.Module:
+        """Train, and end the processes that read images: a runner is part of a cycle, and would keep them for long."""
+        try:
+            model: nn.Module = super().train()
+            return model
+        finally:
+            if isinstance(self._train_loop, BaseLoop):
+                vars(self._train_loop).pop("dataloader_iterator", None)
 
     def wrap_model(self, model_wrapper_cfg: Any, model: nn.Module) -> nn.Module:
         return model.to(self.device)
