@@ -139,7 +139,7 @@ class Training(Runner):  # type: ignore[misc]
             return model
         finally:
             if isinstance(self._train_loop, BaseLoop):
-                vars(self._train_loop).pop("dataloader_iterator", None)
+                self._train_loop.dataloader_iterator = None
 
     def wrap_model(self, model_wrapper_cfg: Any, model: nn.Module) -> nn.Module:
         return model.to(self.device)
