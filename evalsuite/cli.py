@@ -45,6 +45,14 @@ Root = Annotated[
     typer.Option("--data-root", envvar="EVALSUITE_DATA", help="Where the data sets lie.", show_default=False),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Begin even what would take days on this device.")]
+BackboneArgs = Annotated[
+    list[str] | None,
+    typer.Option("--backbone-arg", help="An option of the backbone: mean=[0.5,0.5,0.5], num_heads=12. Repeatable."),
+]
+Network = Annotated[
+    str | None,
+    typer.Option(help="Which of several networks in the file, by a part of its place: student, encoder_k."),
+]
 Digests = Annotated[list[str] | None, typer.Argument(help="Beginnings of digests; all where none is given.")]
 _requests: list[str] = []
 
@@ -98,9 +106,8 @@ def run(
         ),
     ] = False,
     arch: Annotated[str | None, typer.Option(help="The architecture, where the file leaves it open.")] = None,
-    backbone_arg: Annotated[
-        list[str] | None, typer.Option(help="An option of the backbone: mean=[0.5,0.5,0.5]. Repeatable.")
-    ] = None,
+    network: Network = None,
+    backbone_arg: BackboneArgs = None,
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Take a checkpoint that fills less than 98 %; marked.")
     ] = False,
@@ -126,7 +133,7 @@ def run(
             seeds=_seeds(seeds), data_root=data_root, data=data, demo=demo, device=device, devices=devices,
             precision=precision, workers=workers, settings=_pairs(setting, "--set"), limit=limit, arch=arch,
             save_every=save_every, strict=strict, patient=yes,
-            backbone_options=_values(backbone_arg, "--backbone-arg"),
+            backbone_options=_values(backbone_arg, "--backbone-arg"), network=network,
             allow_partial=allow_partial, trust=trust_checkpoint, out=out, command=_command(),
         )  # fmt: skip
     cells = runner.execute(request, registry, progress)
@@ -362,6 +369,8 @@ def data_verify(
 def inspect(
     checkpoint: Annotated[str, typer.Argument(help="What --backbone would take.")],
     arch: Annotated[str | None, typer.Option(help="The architecture, where the file leaves it open.")] = None,
+    network: Network = None,
+    backbone_arg: BackboneArgs = None,
     allow_partial: Annotated[bool, typer.Option("--allow-partial")] = False,
     trust_checkpoint: Annotated[bool, typer.Option("--trust-checkpoint")] = False,
     as_json: Json = False,
@@ -377,8 +386,9 @@ def inspect(
 
         registry = _load().registry
         loaded = checkpoints.load_backbone(
-            checkpoint, registry, arch=arch, allow_partial=allow_partial, trust=trust_checkpoint
-        )
+            checkpoint, registry, arch=arch, allow_partial=allow_partial, trust=trust_checkpoint,
+            network=network, options=_values(backbone_arg, "--backbone-arg"),
+        )  # fmt: skip
         description = checkpoints.describe(loaded, registry)
     if as_json:
         _print_json(description)
@@ -396,6 +406,8 @@ def convert(
     out: Annotated[Path, typer.Argument(help="The file to write; it must not be there yet.")],
     to: Annotated[str, typer.Option(help="Whose names: torchvision, timm (.safetensors), detectron2 (.pkl or .pth).")],
     arch: Annotated[str | None, typer.Option(help="The architecture, where the file leaves it open.")] = None,
+    network: Network = None,
+    backbone_arg: BackboneArgs = None,
     as_json: Json = False,
 ) -> None:
     """Write a backbone under the names of torchvision, timm or detectron2, and say what they need to be told."""
@@ -404,7 +416,9 @@ def convert(
         from evalsuite import checkpoints
 
         registry = _load().registry
-        loaded = checkpoints.load_backbone(checkpoint, registry, arch=arch)
+        loaded = checkpoints.load_backbone(
+            checkpoint, registry, arch=arch, network=network, options=_values(backbone_arg, "--backbone-arg")
+        )
         done = checkpoints.convert(loaded.backbone, to, out, registry)
     told = {"file": str(done.path), "for": done.arch, "read_back_as": loaded.report.arch, "identity": done.identity}
     if as_json:

@@ -72,6 +72,7 @@ class Request:
     out: Path = Path("runs/evalsuite")
     arch: str | None = None
     backbone_options: Mapping[str, Any] | None = None
+    network: str | None = None
     allow_partial: bool = False
     trust: bool = False
     command: str = ""
@@ -137,8 +138,10 @@ def plan(request: Request, registry: Registry, progress: Progress) -> list[Cell]
         with progress.doing(f"loading {spec}"):
             loaded = load_backbone(
                 spec, registry, arch=request.arch, allow_partial=request.allow_partial, trust=request.trust,
-                options=dict(request.backbone_options or {}),
+                options=dict(request.backbone_options or {}), network=request.network,
             )  # fmt: skip
+        for guess in loaded.report.guesses:
+            progress.say(f"warning: {loaded.name}: {guess}")
         for task, protocol in zip(tasks, recipes, strict=True):
             task.refuse(loaded.backbone, protocol)
             for seed in seeds:
@@ -397,7 +400,7 @@ def _result(cell: Cell, request: Request, outcome: Outcome, took: float) -> Resu
         files["samples"] = _beside(cell.path, "samples", ".npz").name
     return Result(
         status="ok", scores=scores, selected=dict(outcome.selected), details=dict(outcome.details),
-        data=dict(outcome.data), files=files, warnings=outcome.warnings,
+        data=dict(outcome.data), files=files, warnings=(*cell.loaded.report.guesses, *outcome.warnings),
         timings={**outcome.timings, "total": took}, **_common(cell, request),
     )  # fmt: skip
 

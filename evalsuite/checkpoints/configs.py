@@ -6,6 +6,7 @@ number of attention heads, the normalisation of pixels). It never names code, a 
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -13,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import timm
+from torchvision.models import list_models
 
 from evalsuite.checkpoints.folders import hub_named
 from evalsuite.checkpoints.reading import File
 
-__all__ = ["Described", "described", "described_input"]
+__all__ = ["Described", "described", "described_input", "heads", "names", "solo_method"]
 
 CONFIG = "config.json"
 # of timm's builders: what shapes, pooling and activations follow from; nothing that fetches, and no classifier
@@ -27,6 +29,12 @@ OPTIONS = frozenset({
     "final_norm", "global_pool", "act_layer", "norm_layer", "norm_eps", "layers", "cardinality", "base_width",
     "stem_width", "stem_type", "avg_down", "conv_mlp", "ls_init_value", "use_grn",
 })  # fmt: skip
+SAVED = ("args", "opt", "config", "cfg", "hyper_parameters", "hparams", "model_args", "model_config", "model_kwargs")
+HEADS = frozenset({"num_heads", "n_heads", "n_head", "num_attention_heads"})
+NAMES = frozenset({"arch", "architecture", "model", "model_name", "backbone", "encoder", "name"})
+SETTINGS = 20_000  # how many values are followed
+LONGEST = 1 << 20  # characters of a configuration that is text
+OTHERS = r"decoder|predictor|pred_|text|language|audio|head_cfg"  # networks beside the encoder
 LARGEST = 1 << 14  # of a width, a depth, a size: what is above is no network that fits a file
 
 
@@ -47,6 +55,95 @@ def described(file: File) -> Iterator[Described]:
     if isinstance(name, str) and (known := registered(name)):
         pool = str(typed({"global_pool": config.get("global_pool")}).get("global_pool") or "")
         yield Described(known, typed(config.get("model_args")), pool, f"{CONFIG} beside it")
+    tried: dict[str, None] = {}
+    for where, name, saved in _named(file):
+        if name not in list_models() and name not in tried and (known := registered(name)) and len(tried) < 4:
+            tried[name] = None
+            yield Described(known, typed(saved.get("model_kwargs")), "", f"the file's {where}")
+
+
+def names(file: File) -> Iterator[tuple[str, str]]:
+    """What a file's settings call its network, and where they do."""
+    for where, name, _ in _named(file):
+        yield name, where
+
+
+def _named(file: File) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Where a network is named, the name, and the settings it stands in, but for what :data:`CONFIG` says of timm's."""
+    for where, saved in settings(file).items():
+        if where != f"{CONFIG} beside it":
+            for path, value in _all(saved, NAMES):
+                if isinstance(value, str) and value and not re.search(OTHERS, path):
+                    yield f"{where} ({path})", value, saved
+
+
+def settings(file: File) -> dict[str, dict[str, Any]]:
+    """What a file keeps of the settings it was made with, by where it stands: plain values in plain containers."""
+    tree = file.tree if isinstance(file.tree, Mapping) else {}
+    found = {"top level": {k: v for k, v in tree.items() if isinstance(k, str) and _scalar(v)}}
+    meta: Any = tree.get("meta")
+    for where, value in [*((k, tree.get(k)) for k in SAVED), *((f"{n} beside it", v) for n, v in file.beside.items())]:
+        found[where] = _plain(value)
+    for key in ("cfg", "config") if isinstance(meta, Mapping) else ():
+        found[f"meta.{key}"] = _of_text(meta[key]) if isinstance(meta.get(key), str) else _plain(meta.get(key))
+    return {where: saved for where, saved in found.items() if isinstance(saved, dict)}
+
+
+def _of_text(text: str) -> dict[str, Any]:
+    """Of a configuration that OpenMMLab wrote as Python: the names of architectures and the numbers of heads."""
+    assigned = re.findall(r"\b(arch|num_heads)\s*=\s*(?:'([\w.-]{1,80})'|(\d{1,4})\b)", text[:LONGEST])
+    return {f"{key} {i}": {key: int(number) if number else word} for i, (key, word, number) in enumerate(assigned)}
+
+
+def _plain(value: Any, depth: int = 0, left: list[int] | None = None) -> Any:
+    """A setting of any class that was saved as data: namespaces, nodes of OmegaConf, configurations of frameworks."""
+    left = [SETTINGS] if left is None else left  # a few containers in each other are many ways
+    left[0] -= 1
+    if _scalar(value) or depth > 8 or left[0] < 0:
+        return value if _scalar(value) else None
+    if isinstance(value, list | tuple):
+        return [_plain(v, depth + 1, left) for v in value[:64]]
+    if isinstance(value, Mapping):
+        return {k: _plain(v, depth + 1, left) for k, v in itertools.islice(value.items(), 1000) if isinstance(k, str)}
+    held = getattr(value, "__dict__", {})
+    inner = next((held[k] for k in ("_content", "_val", "_cfg_dict") if k in held), dict(held))
+    return _plain(inner, depth + 1, left)
+
+
+def _all(saved: Mapping[str, Any], names: frozenset[str], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of one of these names, with the keys that lead to it."""
+    for key, value in saved.items():
+        if key in names:
+            yield f"{path}{key}", value
+        elif isinstance(value, dict):
+            yield from _all(value, names, f"{path}{key}.")
+
+
+def heads(file: File, width: int) -> tuple[int, str] | None:
+    """The number of attention heads that a file's settings give for an encoder of this width, and where they do.
+
+    None where they give none, several, or one that does not divide the width.
+    """
+    given = {
+        number: f"{where}: {path}"
+        for where, saved in settings(file).items()
+        for path, number in _all(saved, HEADS)
+        if isinstance(number, int) and not isinstance(number, bool) and not re.search(OTHERS, path)
+    }
+    fitting = {n: where for n, where in given.items() if n > 0 and width % n == 0}
+    if len(given) != 1 or not fitting:
+        return None
+    ((number, where),) = fitting.items()
+    return number, f"{number} attention heads by the word of the file ({where})"
+
+
+def solo_method(file: File) -> str:
+    """The method by which solo-learn trained a file, "" where it does not say."""
+    for saved in settings(file).values():
+        for key in ("pretrain_method", "method"):
+            if isinstance(saved.get(key), str):
+                return str(saved[key])
+    return ""
 
 
 def registered(name: str) -> str | None:
@@ -64,7 +161,7 @@ def typed(options: Any) -> dict[str, Any]:
 
 def _scalar(value: Any) -> bool:
     if isinstance(value, str):
-        return re.fullmatch(r"\w{0,32}", value) is not None
+        return re.fullmatch(r"[\w.:-]{0,80}", value) is not None
     if isinstance(value, int | float):
         return math.isfinite(value) and abs(value) <= LARGEST
     return value is None

@@ -26,7 +26,7 @@ NAMES = (
     OWN,
     *(f"{s}{e}" for s in STEMS for e in (".safetensors.index.json", ".safetensors", ".bin.index.json", ".bin")),
 )
-BESIDE = ("config.json", "preprocessor_config.json", "open_clip_config.json")
+BESIDE = ("config.json", "preprocessor_config.json", "open_clip_config.json", "args.json")
 LARGEST = 8 << 20  # bytes of such a text; the names of 21,000 classes fill one
 
 

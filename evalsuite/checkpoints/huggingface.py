@@ -244,7 +244,9 @@ def _said(read: Candidate, words: Words, gated: bool = False) -> Candidate:
         options["num_heads"] = words.heads
     if act != "gelu" and not gated:
         options["act_layer"] = act
-    return replace(read, options=options, note="; ".join(n for n in (words.note, read.note) if n))
+    known = {"act_layer"} | ({"num_heads"} if words.heads is not None else set())
+    guesses = {k: v for k, v in read.guesses.items() if k not in known}
+    return replace(read, options=options, note="; ".join(n for n in (words.note, read.note) if n), guesses=guesses)
 
 
 def _beit(tower: Tower, prefix: str, words: Words) -> Candidate:
@@ -320,7 +322,7 @@ def clip(state: State) -> Iterator[Candidate]:
 
 def published_clip(read: Candidate, classed: bool = True) -> Candidate:
     """The same network under the name timm has for that tower, where it has one of these sizes."""
-    size = re.fullmatch(r"timm:(vit_\w+_patch\d+)_224", read.arch or "")
+    size = re.fullmatch(r"timm:(vit_\w+_patch\d+)(_clip)?_224", read.arch or "")
     if size is None or "embed_dim" in read.options:
         return read
     quick = read.options.get("act_layer") == "quick_gelu"
@@ -328,6 +330,7 @@ def published_clip(read: Candidate, classed: bool = True) -> Candidate:
     own = (
         {"pre_norm", "act_layer"} if classed and quick else {"pre_norm"} if classed else {"class_token", "global_pool"}
     )
+    own -= {"pre_norm"} if size[2] else set()
     if not timm.is_model(name) or not own <= read.options.keys():
         return read
     return replace(read, arch=f"timm:{name}", options={k: v for k, v in read.options.items() if k not in own})

@@ -20,6 +20,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from evalsuite.checkpoints import vits
 from evalsuite.checkpoints.cifar import small_resnet
 from evalsuite.checkpoints.reading import State
 
@@ -60,6 +61,7 @@ class Candidate:
     ``prefix`` is what preceded the names in the file. ``sources`` gives for each name the name in the file where they
     differ by more than the prefix. ``arch`` is None where the tensors are of the family but no architecture of ours
     has their shapes; ``note`` then says why. ``mean``, ``std`` and ``image_size`` are for a layout that knows them.
+    ``guesses`` are options that no shape shows and nobody's word gives: the value taken, and why this one.
     """
 
     tensors: Tensors
@@ -71,6 +73,7 @@ class Candidate:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     image_size: tuple[int, int] | None = None
+    guesses: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
 
 
 class Layout(Protocol):
@@ -103,6 +106,11 @@ def count(names: Iterable[str], pattern: str) -> int:
 
 BASIC: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet34"}
 BOTTLENECK: dict[tuple[int, ...], str] = {(3, 4, 6, 3): "50", (3, 4, 23, 3): "101", (3, 8, 36, 3): "152"}
+# (blocks by stage, whether they are bottlenecks) -> timm's name; each with "d" behind is there too
+REGISTERED: dict[tuple[tuple[int, ...], bool], str] = {
+              ((2, 2, 2, 2), False): "resnet18", ((3, 4, 6, 3), False): "resnet34", ((2, 2, 2, 2), True): "resnet26",
+              ((3, 4, 6, 3), True): "resnet50", ((3, 4, 23, 3), True): "resnet101",
+              ((3, 8, 36, 3), True): "resnet152", ((3, 24, 36, 3), True): "resnet200"}  # fmt: skip
 # (width of the first 3x3 convolution, its groups) -> torchvision's name, where depth has one
 WIDE = {(64, 1): "resnet{}", (128, 1): "wide_resnet{}_2", (128, 32): "resnext{}_32x4d", (256, 32): "resnext{}_32x8d",
         (256, 64): "resnext{}_64x4d"}  # fmt: skip
@@ -243,31 +251,41 @@ def _resnet_arch(
         return f"torchvision:{wide.format(name)}", {}, ""
     if not bottleneck and name:
         return f"torchvision:{name}", {}, ""
-    options: dict[str, Any] = {"layers": list(depths)}
-    if bottleneck and (inner, groups) != (64, 1):
-        options |= {"cardinality": groups, "base_width": inner // groups}
-    return ("timm:resnet50" if bottleneck else "timm:resnet18"), options, ""
+    return _named_resnet(depths, bottleneck, "", _grouped(bottleneck, inner, groups))
+
+
+def _grouped(bottleneck: bool, inner: int, groups: int) -> dict[str, Any]:
+    wide = bottleneck and (inner, groups) != (64, 1)
+    return {"cardinality": groups, "base_width": inner // groups} if wide else {}
+
+
+def _named_resnet(
+    depths: tuple[int, ...], bottleneck: bool, suffix: str, options: dict[str, Any]
+) -> tuple[str, dict[str, Any], str]:
+    """timm's name for a ResNet of these blocks by stage; a base with all of its options where timm has none."""
+    if name := REGISTERED.get((depths, bottleneck)):
+        return f"timm:{name}{suffix}", options, ""
+    base = "resnet50" if bottleneck else "resnet18"
+    note = f"custom: timm registers no such ResNet of depths {depths}"
+    return f"timm:{base}{suffix}", {"layers": list(depths), **options}, note
 
 
 def _deep_stem(
     depths: tuple[int, ...], bottleneck: bool, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[str | None, dict[str, Any], str]:
-    """timm's ResNet-D: a stem of three 3x3 convolutions, average pooling in the shortcuts."""
-    if "conv1.6.weight" not in shapes or "layer2.0.downsample.1.weight" not in shapes:
+    """timm's ResNet-D: a stem of three 3x3 convolutions, average pooling in the shortcuts (but not in ResNet-C)."""
+    block = shapes.get("layer1.0.conv2.weight", ())
+    if not {"conv1.0.weight", "conv1.3.weight", "conv1.6.weight"} <= shapes.keys() or len(block) != 4:
         return None, {}, "a ResNet without a known stem"
-    return ("timm:resnet50d" if bottleneck else "timm:resnet18d"), {"layers": list(depths)}, ""
+    first, second = shapes["conv1.0.weight"][0], shapes["conv1.3.weight"][0]
+    options = _grouped(bottleneck, block[0], block[0] // block[1])
+    options |= {"stem_width": second} if second != 32 else {}
+    options |= {"stem_type": "deep_tiered"} if first != second else {}
+    options |= {"avg_down": False} if "layer2.0.downsample.0.weight" in shapes else {}
+    return _named_resnet(depths, bottleneck, "d", options)
 
 
 # ------------------------------------------------------------------------------------------------------------ ViTs
-
-# (width, depth, patch) -> name; other numbers go through options of vit_base_patch16_224
-VITS = {(192, 12, 16): "vit_tiny_patch16_224", (384, 12, 32): "vit_small_patch32_224",
-        (384, 12, 16): "vit_small_patch16_224", (384, 12, 8): "vit_small_patch8_224",
-        (768, 12, 32): "vit_base_patch32_224", (768, 12, 16): "vit_base_patch16_224",
-        (768, 12, 8): "vit_base_patch8_224", (1024, 24, 32): "vit_large_patch32_224",
-        (1024, 24, 16): "vit_large_patch16_224", (1024, 24, 14): "vit_large_patch14_224",
-        (1280, 32, 14): "vit_huge_patch14_224"}  # fmt: skip
-HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 
 
 def vit(state: State) -> Iterator[Candidate]:
@@ -275,7 +293,10 @@ def vit(state: State) -> Iterator[Candidate]:
     for prefix, found in behind(state.tensors, "patch_embed.proj.weight"):
         chunked = any(re.match(r"blocks\.\d+\.\d+\.norm1", k) for k in found)  # DINOv2 under FSDP
         found, sources = renamed(found, functools.partial(_timm_vit_name, chunked=chunked))
-        if "blocks.0.attn.qkv.weight" in found and found["patch_embed.proj.weight"].ndim == 4:
+        if "blocks.0.attn.qkv.weight" in found and found["patch_embed.proj.weight"].ndim == 5:
+            note = "a ViT of clips, whose patches have a length in time (V-JEPA, VideoMAE); here backbones see images"
+            yield Candidate(found, None, {}, prefix, sources, note)
+        elif "blocks.0.attn.qkv.weight" in found and found["patch_embed.proj.weight"].ndim == 4:
             beit = "blocks.0.attn.q_bias" in found or "pos_embed" not in found
             yield as_beit(found, sources, prefix) if beit else as_vit(found, sources, prefix, state)
 
@@ -289,65 +310,35 @@ def _timm_vit_name(name: str, chunked: bool) -> str | None:
 
 
 def as_vit(found: dict[str, Tensor], sources: Sources, prefix: str, state: State) -> Candidate:
+    """A ViT under timm's names, by the nearest of timm's architectures."""
     width, channels, patch, wide = found["patch_embed.proj.weight"].shape
     if channels != 3 or patch != wide or "pos_embed" not in found or found["pos_embed"].ndim != 3:
         return Candidate(found, None, {}, prefix, sources, _no_vit(found))
-    depth = count(found, r"blocks\.(\d+)\.norm1\.weight")
-    name = VITS.get((width, depth, patch), "vit_base_patch16_224")
-    options: dict[str, Any] = {}
-    if (width, depth, patch) not in VITS:
-        options |= {
-            "embed_dim": width,
-            "depth": depth,
-            "patch_size": patch,
-            "num_heads": HEADS.get(width, max(width // 64, 1)),
-        }
+    counted = vits.heads(width, state, prefix, found["pos_embed"])
+    options: dict[str, Any] = {"embed_dim": width, "depth": count(found, r"blocks\.(\d+)\.norm1\.weight")}
+    options |= {"patch_size": patch, "num_heads": counted.number}
+    kind = "distilled" if "dist_token" in found else "plain"
     if "blocks.0.mlp.fc1.weight" in found and "blocks.0.mlp.fc2.weight" in found:
         out, back = found["blocks.0.mlp.fc1.weight"].shape[0], found["blocks.0.mlp.fc2.weight"].shape[1]
-        if out == 2 * back:
-            name = "vit_giant_patch14_dinov2"
-            options = {k: v for k, v in options.items() if k != "num_heads"} | {"num_heads": max(width // 64, 1)}
-            options |= {"mlp_ratio": out / width}
-        elif out != 4 * width:
-            options["mlp_ratio"] = out / width
-    if "base_encoder." in prefix or "momentum_encoder." in prefix:
-        options |= {"num_heads": 12} if width == 384 else {}  # facebookresearch/moco-v3 vits.py: vit_small has 12
+        options["mlp_ratio"], kind = out / width, "gated" if out == 2 * back else kind
     grid = _positions(found, sources, options)
     if grid is None:
-        return Candidate(
-            found,
-            None,
-            {},
-            prefix,
-            sources,
-            f"a ViT whose {found['pos_embed'].shape[1]} positions are no square",
-        )
-    if grid * patch != 224 or name == "vit_giant_patch14_dinov2":
-        options["img_size"] = grid * patch
+        odd = f"a ViT whose {found['pos_embed'].shape[1]} positions are no square"
+        return Candidate(found, None, {}, prefix, sources, odd)
+    options["img_size"] = grid * patch
     _vit_variants(found, options)
-    if "dist_token" in found:
-        name, options = _distilled(name, options, width, depth, patch)
-    return Candidate(found, f"timm:{name}", options, prefix, sources)
+    name, options, custom = vits.nearest(options, kind)
+    guesses: dict[str, tuple[Any, str]] = {"num_heads": (counted.number, counted.why)} if counted.guess else {}
+    if "norm_pre.weight" in found or "attn_pool.latent" in found:
+        guesses["act_layer"] = ("gelu", "OpenAI's CLIP and some after it have quick_gelu, SigLIP 2 gelu_tanh")
+    note = "; ".join(n for n in (custom, "" if counted.guess else counted.why) if n)
+    return Candidate(found, f"timm:{name}", options, prefix, sources, note, guesses=guesses)
 
 
 def _no_vit(found: Tensors) -> str:
     if found.get("pos_embed", found["patch_embed.proj.weight"][0]).ndim == 4:
         return "SAM's ViT, whose positions are a map and whose attention is in windows, which no layout reads"
     return "a ViT without square RGB patches or a table of positions"
-
-
-def _distilled(name: str, options: dict[str, Any], width: int, depth: int, patch: int) -> tuple[str, dict[str, Any]]:
-    """DeiT with a second token, which timm builds as a class of its own; the pooled feature is the mean of both."""
-    small = re.fullmatch(r"vit_(tiny|small|base)_patch16_224", name)
-    if small and (width, depth, patch) in VITS:
-        return f"deit_{small[1]}_distilled_patch16_224", options
-    sizes = {
-        "embed_dim": width,
-        "depth": depth,
-        "patch_size": patch,
-        "num_heads": HEADS.get(width, max(width // 64, 1)),
-    }
-    return "deit_base_distilled_patch16_224", sizes | options
 
 
 def as_beit(
@@ -366,10 +357,12 @@ def as_beit(
     ratio = found["blocks.0.mlp.fc1.weight"].shape[0] / width
     options: dict[str, Any] = {"img_size": side * patch} if side * patch != 224 else {}
     name = {(768, 12, 16): "beit_base_patch16_224", (1024, 24, 16): "beit_large_patch16_224"}.get((width, depth, patch))
-    heads = heads or (tables[0].shape[1] if tables else HEADS.get(width, max(width // 64, 1)))
+    shown = heads or (tables[0].shape[1] if tables else 0)
+    counted = vits.Heads(shown, "") if shown else vits.usual(width)
+    heads = counted.number
     if name is None:
         options |= {"embed_dim": width, "depth": depth, "patch_size": patch}
-    options |= {"num_heads": heads} if name is None or heads != HEADS[width] else {}
+    options |= {"num_heads": heads} if name is None or heads != vits.PLAIN[width] else {}
     options |= {"mlp_ratio": ratio} if ratio != 4 else {}
     options |= {"use_abs_pos_emb": True} if "pos_embed" in found else {}
     options |= {} if tables and not shared else {"use_rel_pos_bias": False}
@@ -378,7 +371,8 @@ def as_beit(
     options |= {} if "blocks.0.attn.q_bias" in found else {"qkv_bias": False}
     options |= {} if "fc_norm.weight" in found else {"global_pool": "token"}
     options |= {"norm_eps": eps} if eps != 1e-6 else {}
-    return Candidate(found, f"timm:{name or 'beit_base_patch16_224'}", options, prefix, sources, note)
+    guesses = {"num_heads": (heads, counted.why)} if counted.guess else {}
+    return Candidate(found, f"timm:{name or 'beit_base_patch16_224'}", options, prefix, sources, note, guesses=guesses)
 
 
 def _positions(found: dict[str, Tensor], sources: Sources, options: dict[str, Any]) -> int | None:
@@ -424,6 +418,8 @@ def _vit_variants(found: Tensors, options: dict[str, Any]) -> None:
         options["pre_norm"] = True
     if "fc_norm.weight" in found:
         options |= {"global_pool": "avg", "fc_norm": True}
+    if "attn_pool.latent" in found:
+        options |= {"global_pool": "map", "fc_norm": None}
 
 
 def torchvision_vit(state: State) -> Iterator[Candidate]:
@@ -465,6 +461,7 @@ CONVNEXTS: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
     ((3, 3, 27, 3), (128, 256, 512, 1024)): "base",
     ((3, 3, 27, 3), (192, 384, 768, 1536)): "large",
     ((3, 3, 27, 3), (256, 512, 1024, 2048)): "xlarge",
+    ((3, 4, 30, 3), (384, 768, 1536, 3072)): "xxlarge",
 }
 
 
@@ -501,19 +498,21 @@ def as_convnext(found: dict[str, Tensor], sources: Sources, prefix: str) -> Cand
     dims = tuple(found[f"stages.{i}.blocks.0.conv_dw.weight"].shape[0] for i in stages)
     block = "stages.0.blocks.0."
     options: dict[str, Any] = {}
+    note = ""
     if (depths, dims) not in CONVNEXTS:
         options |= {"depths": list(depths), "dims": list(dims)}
+        note = f"custom: timm registers no ConvNeXt of depths {depths} and widths {dims}"
     size = CONVNEXTS.get((depths, dims), "tiny")
     if found["stem.0.weight"].shape[-1] != 4 or "stem.1.weight" not in found:
         return Candidate(found, None, {}, prefix, sources, "a ConvNeXt with another stem than 4x4 patches")
     second = block + "gamma" not in found  # version 2 has response normalisation in place of layer scale
-    if second and (block + "mlp.grn.weight" not in found or size == "xlarge"):
+    if second and (block + "mlp.grn.weight" not in found or size in ("xlarge", "xxlarge")):
         return Candidate(found, None, {}, prefix, sources, "a ConvNeXt that is neither of the two versions")
     pointwise = found.get(block + "mlp.fc1.weight")
     convolutions = pointwise is not None and pointwise.ndim == 4
     if convolutions != (not second and size in ("atto", "femto", "pico", "nano")):  # what timm builds by default
         options["conv_mlp"] = convolutions
-    return Candidate(found, f"timm:convnext{'v2' if second else ''}_{size}", options, prefix, sources)
+    return Candidate(found, f"timm:convnext{'v2' if second else ''}_{size}", options, prefix, sources, note)
 
 
 # (width, depths, window) -> name
@@ -546,12 +545,16 @@ def as_swin(found: Tensors, sources: Sources, prefix: str) -> Candidate:
     length, _ = tables[0].shape  # type: ignore[union-attr]
     heads = [t.shape[1] for t in tables if t is not None]
     window = (math.isqrt(length) + 1) // 2
-    name, options = SWINS.get((width, depths, window)), {}
-    if name is None or heads != [width // 32 * 2**i for i in range(4)]:
-        name = "swin_tiny_patch4_window7_224"
-        options = {"embed_dim": width, "depths": list(depths), "num_heads": heads, "window_size": window}
-        options |= {"patch_size": patch} if patch != 4 else {}
-    return Candidate(found, f"timm:{name}", options, prefix, sources)
+    options: dict[str, Any] = {}
+    name, note = SWINS.get((width, depths, window)), ""
+    if name is None:
+        name, options = SWINS.get((width, depths, 7)), {"window_size": window}
+    if name is None:
+        name, options = SWINS[96, (2, 2, 6, 2), 7], {"embed_dim": width, "depths": list(depths), "window_size": window}
+        note = f"custom: timm registers no such Swin of width {width} and depths {depths}"
+    options |= {"num_heads": heads} if heads != [width // 32 * 2**i for i in range(4)] or note else {}
+    options |= {"patch_size": patch} if patch != 4 else {}
+    return Candidate(found, f"timm:{name}", options, prefix, sources, note)
 
 
 def _timm_swin_name(name: str, official: bool) -> str | None:

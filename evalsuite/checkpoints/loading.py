@@ -20,7 +20,8 @@ from evalsuite.checkpoints.cifar import SMALL
 from evalsuite.checkpoints.configs import Described
 from evalsuite.checkpoints.layouts import Candidate
 from evalsuite.checkpoints.matching import LoadReport, Match, heads_of, match, prefixes, weights
-from evalsuite.errors import BackboneError, PluginError, Refusal
+from evalsuite.checkpoints.wrappers import flattened
+from evalsuite.errors import BackboneError, PluginError, Refusal, UsageError
 
 if TYPE_CHECKING:
     from evalsuite.hooks import Entry, Registry
@@ -50,6 +51,7 @@ def load_backbone(
     allow_partial: bool = False,
     trust: bool = False,
     options: Mapping[str, Any] | None = None,
+    network: str | None = None,
     seed: int = 0,
 ) -> Loaded:
     """The backbone that ``spec`` names, with its weights in place.
@@ -57,7 +59,8 @@ def load_backbone(
     ``spec`` is a path to a checkpoint of any known layout or to a directory with one (:func:`folders.read`);
     ``timm:NAME`` or ``torchvision:NAME`` for published weights; ``random:ARCH`` for fresh ones drawn from ``seed``; or
     a plugin's backbone. ``arch`` says the architecture where shapes do not tell it. ``options`` are ``mean``, ``std``,
-    ``image_size`` and options of the architecture's builder. Parameters that no feature depends on (classifiers) are
+    ``image_size`` and options of the architecture's builder. ``network`` chooses among several networks of a file by a
+    part of their place in it (``encoder``, ``student``). Parameters that no feature depends on (classifiers) are
     set to zero, so equal features have an equal identity.
 
     Raises :class:`BackboneError` for a file that is missing, broken or unsafe, and, unless ``allow_partial``, for one
@@ -83,8 +86,8 @@ def load_backbone(
     file = folders.read(path, trust=trust)
     if HEADER in file.header:
         return _own(file.path, file, registry, inputs, arch)
-    found = _find(file, registry, arch, overrides, seed)
-    return _finish(file, found, inputs, allow_partial, seed)
+    found = _find(file, registry, arch, overrides, seed, network)
+    return _finish(file, found, inputs, overrides, allow_partial, seed)
 
 
 def _neither(text: str, registry: Registry) -> BackboneError:
@@ -197,17 +200,23 @@ class _Found:
     backbone: Backbone
     heads: frozenset[str]
     match: Match
+    rank: int = 0
     reason: tuple[str, ...] = ()
     rival: str = ""
     described: Described | None = None
+    others: tuple[str, ...] = ()
+    tied: tuple[str, ...] = ()
 
     @property
     def order(self) -> tuple[Any, ...]:
         """Best last: whole networks, then third parties' layouts, then the preferred place, then those described in
         words, then coverage."""
-        rank, _ = origins.choice(self.state.container, self.candidate.prefix)
         in_words = self.described is not None
-        return self.match.whole, self.theirs, rank, in_words, self.match.matched, -len(self.match.leftover)
+        return self.match.whole, self.theirs, self.rank, in_words, self.match.matched, -len(self.match.leftover)
+
+    @property
+    def network(self) -> tuple[str, str]:
+        return self.state.container, self.candidate.prefix
 
 
 class _Builder:
@@ -234,67 +243,151 @@ class _Builder:
         return self._built[key]
 
 
-def _find(file: reading.File, registry: Registry, arch: str | None, options: Mapping[str, Any], seed: int) -> _Found:
-    """The best reading of a file. Raises BackboneError where there is none."""
+def _find(
+    file: reading.File,
+    registry: Registry,
+    arch: str | None,
+    options: Mapping[str, Any],
+    seed: int,
+    network: str | None,
+) -> _Found:
+    """The best reading of a file. Raises BackboneError where there is none, UsageError where it has no ``network``."""
     held = reading.states(file)
     if not held:
-        keys = ", ".join(map(str, file.tree))[:120] if isinstance(file.tree, Mapping) else type(file.tree).__name__
-        raise BackboneError(
-            f"{file.path} holds no tensors",
-            cause=f"it holds {keys or 'nothing'}",
-            fix="name a file with a model's weights",
-        )
+        raise _empty(file)
+    builder = _Builder(registry, options, seed)
+    read = _candidates(held, registry)
     said = arch or file.header.get("arch")
     if said is not None:
         why = "given as --arch" if arch else f"the file's header says {said!r}"
-        return _find_as(held, registry, _arch(said, registry), why, options, seed)
-    builder = _Builder(registry, options, seed)
-    read = _candidates(held, registry)
-    best = _best(_measure(read, builder))
+        measured = list(_forced(held, read, _arch(said, registry), builder, why))
+    else:
+        measured = list(_measure(read, builder))
     notes: list[str] = []
-    for words in configs.described(file):
+    for words in () if said is not None else configs.described(file):
         fitting = _as_described(held, read, words, builder)
-        if fitting is None or not fitting.match.whole:
+        measured += fitting
+        if not fitting:
             notes.append(f"{words.by} names {words.arch}, which these tensors are not")
-        else:
-            best = fitting if best is None else max(best, fitting, key=lambda b: b.order)
     hinted = file.hint("arch", "model", "model_name", "backbone")
-    if (best is None or not best.match.whole) and hinted and (name := _known(hinted)):
-        by_hint = _best(_forced(held, read, name, builder, f"the file says {hinted!r}"))
-        best = max((b for b in (best, by_hint) if b is not None), key=lambda b: b.order, default=None)
+    if said is None and not any(m.match.whole for m in measured) and hinted and (name := _known(hinted)):
+        measured += _forced(held, read, name, builder, f"the file says {hinted!r}")
+    if network is not None:
+        measured = _of_network(measured, network, file)
+    best = max(measured, key=lambda m: m.order, default=None)
+    if (best is None or not best.match.whole) and (flat := next(filter(None, map(_flat, held)), None)):
+        raise _joined(file, flat)
+    if said is not None and (best is None or not best.match.whole):
+        return _unfit(best, held, read, _arch(said, registry), builder)
     if best is None:
         raise _unknown(file, held, read)
-    return replace(best, reason=(*best.reason, *notes))
+    taken = f"{', '.join(best.state.wrappers)} taken off" if best.state.wrappers else ""
+    chosen = f"given as --network {network}" if network is not None else ""
+    reason = tuple(r for r in (chosen, *best.reason, *notes, taken) if r)
+    others = list(_others(best, measured))
+    return replace(
+        best,
+        reason=reason,
+        others=tuple(map(_other, others)),
+        tied=tuple(t for t, rank, _ in others if rank == best.rank),
+    )
 
 
-def _as_described(
-    held: list[reading.State], read: Iterable[Read], words: Described, builder: _Builder
-) -> _Found | None:
-    """The best reading of a file as the architecture that somebody's words name; None where it cannot be that."""
+def _empty(file: reading.File) -> BackboneError:
+    lone = reading.unnamed(file.tree)
+    if lone:
+        return BackboneError(
+            f"{file.path} holds {lone} tensors in a list, without names",
+            cause="which tensor belongs where is told by its name alone",
+            fix="save the network's dict where it came from: torch.save(model.state_dict(), 'weights.pth')",
+        )
+    tree = file.tree
+    keys = ", ".join(map(str, tree))[:120] if isinstance(tree, Mapping) else type(tree).__name__
+    return BackboneError(
+        f"{file.path} holds no tensors",
+        cause=f"it holds {keys or 'nothing'}",
+        fix="name a file with a model's weights",
+    )
+
+
+def _flat(state: reading.State) -> str | None:
+    name = flattened(state.tensors)
+    return None if name is None else state.names.get(name, name)
+
+
+def _joined(file: reading.File, name: str) -> BackboneError:
+    return BackboneError(
+        f"{file.path} is one process's part of a network under FSDP",
+        cause=f"{name} is many tensors joined end to end, and nothing in the file tells where each begins",
+        fix="save it whole where it was trained: FullStateDictConfig (torch), or a full checkpoint of your framework",
+    )
+
+
+def _of_network(measured: list[_Found], network: str, file: reading.File) -> list[_Found]:
+    """Those in the network of that name: a part of the path in the file, or the whole of it."""
+
+    def named(found: _Found) -> bool:
+        container, prefix = found.network
+        parts = {*re.split(r"[.\[\]]", container), *prefix.split("."), container, prefix, _title(found)}
+        return network in parts - {""}
+
+    chosen = [found for found in measured if named(found)]
+    if chosen:
+        return chosen
+    known = sorted({_title(found) for found in measured if found.match.whole} or {_title(found) for found in measured})
+    raise UsageError(
+        f"{file.path} has no network {network!r}",
+        cause=f"it has {', '.join(known[:8]) or 'none that is known'}",
+        fix=f"--network {known[0]}" if known else "leave --network out",
+    )
+
+
+def _title(found: _Found) -> str:
+    """A network's place in its file, as one word: ``teacher.backbone``."""
+    container, prefix = found.network
+    return ".".join(p for p in (container, prefix.removesuffix(".")) if p) or "top-level"
+
+
+def _other(other: tuple[str, int, str]) -> str:
+    title, rank, why = other
+    return f"{title} ({why})" if why and rank < 0 else title
+
+
+def _others(best: _Found, measured: Iterable[_Found]) -> Iterator[tuple[str, int, str]]:
+    """The other networks of a file that are whole too, how much they are preferred and why; no copies of the same."""
+    seen = {best.network}
+    for found in measured:
+        if not found.match.whole or found.network in seen:
+            continue
+        seen.add(found.network)
+        if _same(best.match.used, found.match.used):
+            continue
+        yield _title(found), *origins.choice(found.state, found.candidate.prefix)
+
+
+def _same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(v, other[k]) for k, v in one.items())
+
+
+def _as_described(held: list[reading.State], read: Iterable[Read], words: Described, builder: _Builder) -> list[_Found]:
+    """Whole readings of a file as the architecture that somebody's words name."""
     largest = max(sum(t.numel() for t in state.tensors.values()) for state in held)
     net = builder.outline(words.arch, words.options)
     if net is None or sum(p.numel() for p in net.parameters()) > 1.1 * largest:
-        return None
+        return []
     options = dict(words.options)
     if words.pool and getattr(net, "global_pool", words.pool) != words.pool:
         options.setdefault("global_pool", words.pool)
     if options != words.options and builder.outline(words.arch, options) is None:
-        return None
+        return []
     why = f"{words.arch.partition(':')[2]} by the word of {words.by}"
-    best = _best(_forced(held, read, words.arch, builder, why, options))
-    return None if best is None else replace(best, described=words)
+    found = _forced(held, read, words.arch, builder, why, options)
+    return [replace(f, described=words) for f in found if f.match.whole]
 
 
-def _find_as(
-    held: list[reading.State], registry: Registry, arch: str, why: str, options: Mapping[str, Any], seed: int
-) -> _Found:
-    """The best reading of a file as one architecture; what else it looks like, if that is no whole one."""
-    builder = _Builder(registry, options, seed)
-    read = _candidates(held, registry)
-    best = _best(_forced(held, read, arch, builder, why))
-    if best is not None and best.match.whole:
-        return best
-    rival = _rival(read, _Builder(registry, {}, seed) if options else builder)
+def _unfit(best: _Found | None, held: list[reading.State], read: list[Read], arch: str, builder: _Builder) -> _Found:
+    """A reading as an architecture that was named and does not fit, with what the file looks like."""
+    rival = _rival(read, _Builder(builder.registry, {}, builder.seed) if builder.options else builder)
     if best is None:
         backbone, heads = builder(arch, {})
         best = _Found(Candidate({}, arch), "", False, held[0], backbone, heads, match(backbone, heads, {}))
@@ -341,7 +434,7 @@ def _measure(read: Iterable[Read], builder: _Builder) -> Iterator[_Found]:
             extra.setdefault("positions", own)
             resampled = f"positions brought to other sizes as its own code does (option positions={own})"
         backbone, heads = builder(candidate.arch, extra)
-        _, why = origins.choice(state.container, candidate.prefix)
+        rank, why = origins.choice(state, candidate.prefix)
         reason = tuple(r for r in (why, candidate.note, padded, resampled) if r)
         yield _Found(
             candidate,
@@ -351,6 +444,7 @@ def _measure(read: Iterable[Read], builder: _Builder) -> Iterator[_Found]:
             backbone,
             heads,
             match(backbone, heads, candidate.tensors),
+            rank,
             reason,
         )
 
@@ -378,7 +472,8 @@ def _forced(
         shown = dict(candidate.options) if (candidate.arch or "").startswith(f"{family}_") else {}
         if candidate.arch != arch:
             shown = {k: v for k, v in shown.items() if k == "img_size"}
-        given = replace(candidate, arch=arch, options={**shown, **words})
+        open_still = {k: v for k, v in candidate.guesses.items() if k in shown and k not in words}
+        given = replace(candidate, arch=arch, options={**shown, **words}, guesses=open_still)
         for found in _measure([Read(given, naming, theirs, state)], builder):
             yield replace(found, reason=(why, *found.reason))
     yield from _behind_prefixes(held, arch, words, *builder(arch, words), why)
@@ -395,7 +490,7 @@ def _behind_prefixes(
     for state in held:
         for prefix in prefixes(backbone, heads, state.tensors):
             tensors = {k[len(prefix) :]: v for k, v in state.tensors.items() if k.startswith(prefix)}
-            _, chosen = origins.choice(state.container, prefix)
+            rank, chosen = origins.choice(state, prefix)
             reason = tuple(r for r in (why, chosen) if r)
             fit = match(backbone, heads, tensors)
             yield _Found(
@@ -406,6 +501,7 @@ def _behind_prefixes(
                 backbone,
                 heads,
                 fit,
+                rank,
                 reason,
             )
 
@@ -413,14 +509,10 @@ def _behind_prefixes(
 def _rival(read: Iterable[Read], builder: _Builder) -> str:
     """The architecture a file fits as a whole by its shapes, for the refusal of another; "" if there is none."""
     try:
-        inferred = _best(_measure(read, builder))
+        inferred = max(_measure(read, builder), key=lambda f: f.order, default=None)
     except BackboneError:
         return ""
     return inferred.backbone.spec.arch if inferred is not None and inferred.match.whole else ""
-
-
-def _best(found: Iterable[_Found]) -> _Found | None:
-    return max(found, key=lambda f: f.order, default=None)
 
 
 def _unknown(file: reading.File, held: list[reading.State], read: list[Read]) -> BackboneError:
@@ -436,7 +528,14 @@ def _unknown(file: reading.File, held: list[reading.State], read: list[Read]) ->
     )
 
 
-def _finish(file: reading.File, found: _Found, inputs: Mapping[str, Any], allow_partial: bool, seed: int) -> Loaded:
+def _finish(
+    file: reading.File,
+    found: _Found,
+    inputs: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    allow_partial: bool,
+    seed: int,
+) -> Loaded:
     """Refuse, or put the weights in place and say how."""
     fit, backbone = found.match, found.backbone
     if not fit.whole and not allow_partial:
@@ -466,11 +565,13 @@ def _finish(file: reading.File, found: _Found, inputs: Mapping[str, Any], allow_
         buffers=fit.buffers,
         parameters=fit.parameters,
         missing=fit.missing,
-        unexpected=tuple(full for name, full in inside.items() if name not in used),
+        unexpected=tuple(found.state.names.get(full, full) for name, full in inside.items() if name not in used),
         leftover=fit.leftover,
         mismatched=fit.mismatched,
         input=_told(backbone, said_by),
         reason=(*found.reason, *file.notes),
+        others=found.others,
+        guesses=tuple(_guesses(found, overrides)),
         sha256=file.sha256,
         trusted=file.trusted,
         identity=backbone.identity,
@@ -482,6 +583,21 @@ def _finish(file: reading.File, found: _Found, inputs: Mapping[str, Any], allow_
         "trusted": file.trusted,
     }
     return Loaded(backbone, report, _name(file.path), provenance)
+
+
+def _guesses(found: _Found, overrides: Mapping[str, Any]) -> Iterator[str]:
+    """What features depend on and nothing says, and how to say it."""
+    for option, (value, why) in found.candidate.guesses.items():
+        if option not in overrides:
+            yield (
+                f"{option}={value} is a guess ({why}), which no tensor shows and nothing says; "
+                f"if it is another: --backbone-arg {option}=..."
+            )
+    if found.tied:
+        yield (
+            f"the network {_title(found)} is a guess, the first of those that fit; "
+            f"for another: --network {' or --network '.join(found.tied)}"
+        )
 
 
 def _refusal(file: reading.File, found: _Found) -> BackboneError:

@@ -28,7 +28,9 @@ class LoadReport:
     ``matched`` is the fraction of the backbone's parameters (those its Features depend on, so no classifier) that the
     file filled, ``buffers`` that of its running statistics. ``missing`` are names of the architecture; ``unexpected``
     names in the file that are not used, heads among them; ``leftover`` those of them that lie inside the backbone.
-    ``mismatched`` are (name, shape in the file, shape wanted). ``input`` is how pixels are normalised, by whose word.
+    ``others`` are networks in the file that fill the architecture as well and were not taken. ``guesses`` are sentences
+    on options that features depend on, that no tensor shows and nobody's word gives. ``input`` is how pixels are
+    normalised, by whose word.
     """
 
     source: str
@@ -47,6 +49,8 @@ class LoadReport:
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
     input: Mapping[str, Any] = field(default_factory=dict)
     reason: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    guesses: tuple[str, ...] = ()
     sha256: str = ""
     trusted: bool = False
     identity: str = ""
@@ -72,12 +76,20 @@ class LoadReport:
             ("mismatched", _some(f"{n} {a} in the file, {b} wanted" for n, a, b in self.mismatched)),
             ("leftover", _some(self.leftover)),
             ("not used", _some(self.unexpected)),
+            ("not used", _networks(self.others)),
             ("because", "; ".join(self.reason)),
+            ("guessed", "; ".join(self.guesses)),
             ("sha256", self.sha256),
             ("identity", self.identity),
             ("trusted", "yes: the file was allowed to run code" if self.trusted else ""),
         ]
         return "\n".join(f"{name:<13} {value}" for name, value in rows if value)
+
+
+def _networks(names: Iterable[str]) -> str:
+    """Networks that could have been taken, and how to take one."""
+    names = list(names)
+    return f"network {'; '.join(names)}: fits as well, --network NAME takes it" if names else ""
 
 
 def _some(names: Iterable[str], limit: int = 5) -> str:

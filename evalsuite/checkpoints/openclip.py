@@ -35,11 +35,12 @@ def vit(state: State) -> Iterator[Candidate]:
             yield read
             continue
         width = tensors["patch_embed.proj.weight"].shape[0]
-        act, heads, why = _words(state, width)
+        act, heads, why, told = _words(state, width)
         options = {**read.options, "norm_eps": 1e-5, "num_heads": heads} | ({"act_layer": act} if act != "gelu" else {})
         beside = "open_clip_config.json" in state.file.beside
         seen: dict[str, Any] = {} if beside else {"mean": CLIP_MEAN, "std": CLIP_STD}
-        yield published_clip(replace(read, options=options, note=why, **seen))
+        guesses = {} if told else {"act_layer": (act, "OpenCLIP's; OpenAI's weights have quick_gelu")}
+        yield published_clip(replace(read, options=options, note=why, guesses=guesses, **seen))
 
 
 def _timm_name(name: str) -> str | None:
@@ -55,8 +56,8 @@ def _timm_name(name: str) -> str | None:
     return re.sub(r"\.ls_([12])\.gamma$", r".ls\1.gamma", name)
 
 
-def _words(state: State, width: int) -> tuple[str, int, str]:
-    """The activation, the heads, and by whose word."""
+def _words(state: State, width: int) -> tuple[str, int, str, bool]:
+    """The activation, the heads, by whose word, and whether that word is of this file."""
     config = state.file.beside.get("open_clip_config.json", {}).get("model_cfg", {})
     config = config if isinstance(config, Mapping) else {}
     tower = config.get("vision_cfg")
@@ -68,9 +69,9 @@ def _words(state: State, width: int) -> tuple[str, int, str]:
             ("quick_gelu" if config.get("quick_gelu") is True else "gelu"),
             heads,
             "as open_clip_config.json beside says",
+            True,
         )
     heads = HEADS.get(width, max(width // 64, 1))
     if state.tensors.keys() >= OPENAI:
-        return "quick_gelu", heads, "OpenAI's own file, whose activation is quick_gelu"
-    why = "activation taken as gelu, OpenCLIP's; of OpenAI's weights it is quick_gelu (option act_layer)"
-    return "gelu", heads, why
+        return "quick_gelu", heads, "OpenAI's own file, whose activation is quick_gelu", True
+    return "gelu", heads, f"{heads} attention heads, as OpenCLIP's configurations have for this width", False

@@ -62,4 +62,7 @@ def _heads(read: Candidate, state: State) -> Candidate:
         heads = 12  # mocov3-small
     elif (width, read.options.get("depth")) == (768, 8):
         heads = 8  # small, of 768 channels and 8 layers
-    return read if heads is None else replace(read, options={**read.options, "num_heads": heads})
+    if heads is None:
+        return read
+    guesses = {k: v for k, v in read.guesses.items() if k != "num_heads"}
+    return replace(read, options={**read.options, "num_heads": heads}, guesses=guesses)

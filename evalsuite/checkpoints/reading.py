@@ -21,9 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from evalsuite.checkpoints.unpickling import Forbidden, Parameter, load_legacy, load_pickle, load_zip
+from evalsuite.checkpoints.wrappers import unwrapped
 from evalsuite.errors import BackboneError
 
-__all__ = ["ENDINGS", "NOTE", "File", "State", "read", "states"]
+__all__ = ["ENDINGS", "NOTE", "File", "State", "read", "states", "unnamed"]
+
+DEEPEST, WIDEST = 8, 64  # how far containers in containers are followed, and how many items of a list
 
 ENDINGS = (".pth", ".pt", ".tar", ".ckpt", ".th", ".bin", ".safetensors", ".pkl")
 NOTE = "evalsuite.convert"  # the key of what we note beside the tensors of files that others read
@@ -63,11 +66,17 @@ class File:
 
 @dataclass(frozen=True)
 class State:
-    """One dict of tensors in a file, the path of keys that leads to it ("" for the top level), and the file."""
+    """One dict of tensors in a file, the path of keys that leads to it ("" for the top level), and the file.
+
+    ``tensors`` are without what wrappers leave in names; ``names`` are the file's where they differ, and ``wrappers``
+    what was taken off.
+    """
 
     tensors: Mapping[str, Tensor]
     container: str
     file: File
+    names: Mapping[str, str] = field(default_factory=dict)
+    wrappers: tuple[str, ...] = ()
 
 
 def read(path: str | Path, *, trust: bool = False) -> File:
@@ -94,22 +103,46 @@ def read(path: str | Path, *, trust: bool = False) -> File:
 
 
 def states(file: File) -> list[State]:
-    """Every dict of tensors in a file, in the order met; what optimizers and schedulers keep is left out."""
+    """Every dict of tensors in a file, in the order met; what optimizers and schedulers keep is left out.
+
+    Dicts in lists and tuples are found too: their place is written ``[0]``.
+    """
     return list(_walk(file.tree, "", file, 0, set()))
+
+
+def unnamed(node: Any) -> int:
+    """How many tensors lie in lists and tuples, where nothing names them."""
+    return _unnamed(node, 0, set())
+
+
+def _unnamed(node: Any, depth: int, seen: set[int]) -> int:
+    if depth > DEEPEST or not isinstance(node, Mapping | list | tuple) or id(node) in seen:
+        return 0
+    seen.add(id(node))
+    items = list(node.values()) if isinstance(node, Mapping) else node[:WIDEST]
+    here = 0 if isinstance(node, Mapping) else sum(_tensor(v) is not None for v in node)
+    return here + sum(_unnamed(v, depth + 1, seen) for v in items)
 
 
 def _walk(node: Any, where: str, file: File, depth: int, seen: set[int]) -> Iterator[State]:
     if isinstance(node, nn.Module):
         node = node.state_dict()
-    if not isinstance(node, Mapping) or depth > 8 or id(node) in seen:  # a few dicts in each other are many ways
+    if depth > DEEPEST or id(node) in seen:  # a few containers in each other are many ways
+        return
+    if isinstance(node, list | tuple):
+        seen.add(id(node))
+        for index, value in enumerate(node[:WIDEST]):
+            yield from _walk(value, f"{where}[{index}]", file, depth + 1, seen)
+    if not isinstance(node, Mapping):
         return
     seen.add(id(node))
     named = {k: v for k, v in node.items() if isinstance(k, str)}
     tensors = {k: t for k, v in named.items() if (t := _tensor(v)) is not None}
     if tensors:
-        yield State(tensors, where, file)
+        plain = unwrapped(tensors)
+        yield State(plain.tensors, where, file, plain.names, plain.wrappers)
     for key, value in named.items():
-        if not re.match(r"optim|opt_|scheduler|lr_sched|scaler|amp$|fp16_scaler|callbacks|rng|meters", key):
+        if not re.match(r"optim|opt_|opt$|scheduler|lr_sched|scaler|amp$|fp16_scaler|callbacks|rng|meters", key):
             yield from _walk(value, f"{where}.{key}" if where else key, file, depth + 1, seen)
 
 

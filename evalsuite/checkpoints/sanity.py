@@ -32,7 +32,7 @@ class SanityReport:
     ``variation`` is the mean distance of an image's features from the batch's mean, relative to their mean length.
     ``effective_rank`` is the exponential of the entropy of the normalised singular values of the centred features.
     ``dead`` is the fraction of channels, by output, with the same value for all images and places.
-    ``like_fresh`` is the fraction of tensors that are as the architecture's initialisation draws them.
+    ``like_fresh`` is the fraction of parameters (by tensor) that are as an initialisation leaves them.
     """
 
     faults: tuple[str, ...] = ()
@@ -89,7 +89,10 @@ def sanity(backbone: Backbone, registry: Registry | None = None, *, count: int =
     if registry is not None:
         numbers["like_fresh"] = like = _like_fresh(backbone, registry)
         if like > 0.95:
-            warnings.append(f"it looks untrained: {like:.0%} of its tensors are as a fresh network has them")
+            warnings.append(
+                f"it looks untrained: {like:.0%} of its parameters are as an initialisation leaves them, norms at "
+                "constants and weights drawn independently"
+            )
     return SanityReport(tuple(faults), tuple(warnings), numbers)
 
 
@@ -158,36 +161,57 @@ def _dead(gathered: Mapping[str, Tensor], faults: list[str], warnings: list[str]
 
 
 def _like_fresh(backbone: Backbone, registry: Registry) -> float:
-    """The fraction of parameters and statistics (by tensor) that a fresh network has alike.
+    """The fraction of parameters (by tensor) that are as an initialisation leaves them, the architecture's or another.
 
-    Constant tensors (norms, zero biases, running statistics) must be equal; random ones of some size must have the
-    same mean and spread within five standard errors. Training moves nearly all constants, so even a network trained
-    for a few steps is far from 1.
+    What a fresh network has constant (scales and shifts of norms, biases) must be a constant, whichever: some start the
+    last norm of a block at 0. What is drawn must still look drawn, by whichever distribution. The first steps of
+    training move nearly all constants, so that even they are far from 1. Running statistics say nothing: they
+    are moved without training, and frozen norms have 0 and 1 after it.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(20_26)
         fresh = build(backbone.spec.arch, registry, **backbone.spec.options)
-    heads = heads_of(backbone)
-    ours, theirs = backbone.net.state_dict(), fresh.net.state_dict()
-    judged = {
-        k: _alike(ours[k].float().cpu(), theirs[k].float())
+    ours, theirs = weights(backbone, heads_of(backbone)), dict(fresh.net.named_parameters())
+    judged = [
+        _drawn(ours[k].detach().float().cpu(), theirs[k].detach().float())
         for k in ours.keys() & theirs.keys()
-        if k not in heads and ours[k].is_floating_point() and ours[k].numel() > 1
-    }
-    verdicts = [v for v in judged.values() if v is not None]
+        if ours[k].numel() > 1
+    ]
+    verdicts = [v for v in judged if v is not None]
     return sum(verdicts) / len(verdicts) if verdicts else 0.0
 
 
-def _alike(ours: Tensor, fresh: Tensor) -> bool | None:
-    spread = float(fresh.std(correction=0))
-    if spread == 0:
-        return bool(torch.equal(ours, fresh))
-    if fresh.numel() < 512:
-        return None  # too few numbers to tell
-    error = 5 * spread / math.sqrt(fresh.numel())
-    return (
-        abs(float(ours.mean() - fresh.mean())) < 2 * error and abs(float(ours.std(correction=0)) - spread) < 2 * error
-    )
+def _drawn(ours: Tensor, fresh: Tensor) -> bool | None:
+    """Whether a tensor is still as it was drawn; None where it has too few numbers to tell."""
+    if bool((fresh == fresh.flatten()[0]).all()):
+        return bool((ours == ours.flatten()[0]).all())
+    if ours.numel() < 512:
+        return None
+    spread = float(ours.std(correction=0))
+    if spread == 0 or abs(float(ours.mean())) > 10 * spread / math.sqrt(ours.numel()):
+        return False
+    bound = float(fresh.abs().max())
+    if bound < 1.8 * float(fresh.std()) and float(ours.abs().max()) > bound * (1 + 20 / ours.numel()):
+        same = abs(spread / float(fresh.std()) - 1) < 10 / math.sqrt(ours.numel())
+        if same:
+            return False  # drawn uniformly, and then moved beyond the bound
+    matrix = ours.flatten(1) if ours.ndim > 1 else None
+    return matrix is None or all(map(_alike_in_size, (matrix, matrix.T)))
+
+
+def _alike_in_size(rows: Tensor) -> bool:
+    """Whether the mean squares of rows differ no more than those of independent draws from one distribution do.
+
+    Their variance is then (k - 1) / m of their squared mean, with m numbers in a row and the kurtosis k.
+    """
+    count, length = rows.shape
+    if count < 16 or length < 9:
+        return True
+    squares = rows.double().square()
+    mean = squares.mean()
+    excess = squares.square().mean() / mean.square() - 1
+    ratio = squares.mean(1).var() / (mean.square() * excess / length)
+    return bool(ratio < 1 + 8 * math.sqrt(2 / count))
 
 
 def describe(loaded: Loaded, registry: Registry, *, check: bool = True) -> dict[str, Any]:

@@ -196,7 +196,7 @@ def _(path: Path) -> Case:
 @layout("timm ResNet-D found by its stem")
 def _(path: Path) -> Case:
     net = timm_net("resnet18d")
-    torch.save({"state_dict": state(net), "arch": "resnet18d"}, path)
+    torch.save({"state_dict": state(net), "arch": "resnet18d", "version": 2}, path)
     return net, "timm"
 
 
@@ -371,7 +371,7 @@ def _(path: Path) -> Case:
 def _(path: Path) -> Case:
     net = resnet()
     torch.save({"network": state(net, "", ("fc",)) | head("fc", 8192)}, path)
-    return net, "obow"
+    return net, "plain"
 
 
 @layout("PixPro")

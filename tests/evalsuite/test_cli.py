@@ -169,8 +169,9 @@ def test_a_checkpoint_is_inspected(evalsuite):
     assert status == 0
     assert told["parameters"] > 1000
     assert told["flops"] > 1000
-    status, out, _ = evalsuite("inspect", "random:timm:test_resnet")
+    status, out, _ = evalsuite("inspect", "random:timm:test_resnet", "--backbone-arg", "mean=[0.1,0.2,0.3]")
     assert "test_resnet" in out
+    assert "mean [0.1, 0.2, 0.3]" in out
 
 
 def test_a_run_ends_in_a_table_a_result_and_a_picture(evalsuite, monkeypatch, tmp_path):

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import evalsuite
@@ -21,6 +22,7 @@ from evalsuite.errors import BackboneError, DataError, ImageError, TrainingError
 from evalsuite.hooks import Registry
 from evalsuite.metrics.detection import Detections
 from evalsuite.preflight import Fits, TooLarge
+from evalsuite.progress import Progress
 from evalsuite.protocols import Detected
 from evalsuite.results import read, read_all
 from evalsuite.runner import run
@@ -190,6 +192,15 @@ def test_parameters_are_those_that_features_depend_on(ask, registry, tmp_path):
     saved.save(tmp_path / "own.safetensors")
     (own,) = ask("voc", backbone=str(tmp_path / "own.safetensors"))
     assert own.backbone.parameters == result.backbone.parameters
+
+
+def test_what_was_guessed_of_a_backbone_is_a_warning_before_work_and_in_the_result(ask, registry, tmp_path, capsys):
+    torch.save(build("timm:test_vit", registry).net.state_dict(), tmp_path / "vit.pth")
+    (result,) = ask("voc", backbone=str(tmp_path / "vit.pth"), progress=Progress())
+    assert any("num_heads=1 is a guess" in warning for warning in result.warnings)
+    assert "warning: vit: num_heads=1 is a guess" in capsys.readouterr().err.splitlines()[0]
+    (given,) = ask("voc", backbone=str(tmp_path / "vit.pth"), backbone_options={"num_heads": 2}, out=tmp_path / "b")
+    assert not any("guess" in warning for warning in given.warnings)
 
 
 @pytest.mark.parametrize("name", ["voc", "detect", "segment", "cifar10", "classify", "object-discovery"])
