@@ -7,6 +7,7 @@ agents, every method and modifier that is registered. Each runs once in float32 
 from __future__ import annotations
 
 import multiprocessing
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from benchmarks.mixed import BF16, Case, Numbers, Way, apart, cases
 from evalsuite.hooks import load
@@ -102,18 +104,22 @@ def test_with_workers_it_ends_in_the_same_bits(case: Case):
 
 @pytest.fixture
 def pinned(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """Page-locked memory as torch's loader sees it where there is a GPU; what was put there. Here it is a copy."""
+    """torch's loader puts batches into page-locked memory as if there was a GPU; here that is a copy. What was put."""
     found: list[torch.Tensor] = []
+    begin = _BaseDataLoaderIter.__init__
 
     def pin(tensor: torch.Tensor, *_: Any) -> torch.Tensor:
         found.append(tensor)
         return tensor.clone()
 
+    def begin_pinning(self: Any, loader: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "'pin_memory' argument is set as true but no accelerator is found")
+            begin(self, loader)
+        self._pin_memory = loader.pin_memory
+
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda *_: True)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cpu"))
-    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
-    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda _: None)
+    monkeypatch.setattr(_BaseDataLoaderIter, "__init__", begin_pinning)
     return found
 
 
