@@ -193,24 +193,22 @@ def in_both(key: str, train: Contents, test: Contents, progress: Progress) -> Co
     """
     memory = _memory("copies", key)
     if not memory.is_file():
-        found = _copies(train, test, progress)
+        with progress.doing("looking for images that stand in both splits"):
+            found = _copies(train, test)
         write_text(memory, json.dumps([len(found), next(iter(found.items()), ["", ""])]))
     number, first = json.loads(memory.read_text(encoding="utf-8"))
     return Copies(number, (first[0], first[1])) if number else None
 
 
-def _copies(train: Contents, test: Contents, progress: Progress) -> dict[str, str]:
+def _copies(train: Contents, test: Contents) -> dict[str, str]:
     """{name in ``test``: name in ``train``} of equal contents."""
     marks: dict[str, dict[str, str]] = {}
     for tell in (_length, _sample, _digest):
         marks = {}
         for side, images in (("train", train), ("test", test)):
-            with ThreadPoolExecutor() as pool, progress.track(f"look for copies in {side}", len(images)) as meter:
-                marks[side] = {}
-                for done, (name, mark) in enumerate(zip(images, pool.map(tell, images.values()), strict=True), 1):
-                    if mark:
-                        marks[side][name] = mark
-                    meter.update(done)
+            with ThreadPoolExecutor() as pool:
+                known = zip(images, pool.map(tell, images.values()), strict=True)
+                marks[side] = {name: mark for name, mark in known if mark}
         both = set(marks["train"].values()) & set(marks["test"].values())
         train = {name: train[name] for name, mark in marks["train"].items() if mark in both}
         test = {name: test[name] for name, mark in marks["test"].items() if mark in both}
