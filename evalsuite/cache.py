@@ -39,13 +39,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
-from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as image_ops
 
 from evalsuite.backbone import Backbone, BackboneSpec, Features, source_digest
 from evalsuite.errors import BackboneError, DataError, ResourceError, UsageError
 from evalsuite.files import atomic, write_text
 from evalsuite.progress import Progress
+from evalsuite.resize import resize
 from evalsuite.signals import ignore_signals, signals
 
 __all__ = [
@@ -178,9 +178,7 @@ class Preprocess:
         return self._resize(pixels, max(1, target[1] * height // width), target[1])
 
     def _resize(self, pixels: Tensor, height: int, width: int) -> Tensor:
-        mode = InterpolationMode(self.interpolation)
-        resized = image_ops.resize(pixels, [height, width], interpolation=mode, antialias=True)
-        return cast(Tensor, resized)
+        return resize(pixels, height, width, self.interpolation)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from evalsuite.preflight import Demand
 from evalsuite.probes import Choice, choose, hold_out, tied_for_best
 from evalsuite.probing import Criterion, Fitted, Floats, ImageProtocol
 from evalsuite.processes import together
+from evalsuite.resize import resize
 from evalsuite.signals import ignore_signals
 from evalsuite.task import Setup
 
@@ -339,7 +340,7 @@ class _Trainer:
         run = Fit(
             model=model, optimizer=_optimizer(model, settings, protocol),
             rate=lambda step: protocol.rate(step * batch / len(data)),
-            iterations=max(1, math.ceil(protocol.epochs * len(data) / batch)), seed=self.setup.seed,
+            iterations=max(1, math.ceil(round(protocol.epochs * len(data), 6) / batch)), seed=self.setup.seed,
             key=f"{self.identity} {protocol.hash} {data.digest} {self.setup.seed} {fabric.world_size} {settings}",
             state=self.setup.work / f"{name}.pt", what=f"{name} of {protocol.id}", saves=self.setup.save_every,
             accumulate=protocol.accumulate, demand=self.demand(part, batch, data, times),
@@ -645,12 +646,20 @@ class _Views:
             return self.look(image), self.data.labels[index]
 
 
+class _Crop(v2.RandomResizedCrop):  # type: ignore[misc]  # torchvision is untyped
+    """torchvision's, resized to the same bytes on every processor."""
+
+    def transform(self, inpt: Tensor, params: dict[str, int]) -> Tensor:
+        height, width = self.size
+        return resize(v2.functional.crop_image(inpt, **params), height, width, self.interpolation.value)
+
+
 def _look(protocol: HeadProtocol, sizing: Preprocess) -> Callable[[Tensor], Tensor]:
     """torchvision's transforms, in the order of the published code."""
     size, mode = list(sizing.size), InterpolationMode(protocol.interpolation)
     padding = [round(size[1] * protocol.padding), round(size[0] * protocol.padding)]
     crop: list[Callable[..., Any]] = {
-        "resized": [v2.RandomResizedCrop(size, protocol.crop, protocol.crop_ratio, mode, antialias=True)],
+        "resized": [_Crop(size, protocol.crop, protocol.crop_ratio, mode)],
         "cut": [sizing.covering, v2.RandomCrop(size)],
         "padded": [sizing.sized, v2.RandomCrop(size, padding)],
         "whole": [sizing.sized],

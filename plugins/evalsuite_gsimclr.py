@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from torchvision.transforms.v2 import functional as V
 
 from evalsuite import DataError, Registry, UsageError, hookimpl
 from evalsuite.fit import mix_seed
+from evalsuite.resize import resize
 from pretrain import Images, Modifier, Run, blocks
 
 
@@ -191,7 +191,7 @@ def shrunk(data: Images, side: int) -> Tensor:
 
     def read(row: int) -> None:
         with suppress(DataError):
-            images[row] = V.resize_image(data[row]["image"], [side, side], antialias=True)
+            images[row] = resize(data[row]["image"], side, side)
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # decoding and resizing leave the interpreter's lock
         for _ in threads.map(read, range(len(data))):
@@ -224,7 +224,7 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def codes(self, images: Tensor) -> Tensor:
         """Embeddings (B, C) of images (B, 3, H, W) uint8: the encoder's maps, averaged over space."""
-        maps: Tensor = self.eval().encoder(images.float() / 255)
+        maps: Tensor = self.eval().encoder(images / 255)
         return maps.mean((2, 3))
 
 
@@ -243,7 +243,7 @@ def denoiser(images: Tensor, options: GSimCLR.Options, seed: int, device: torch.
     for _ in range(options.epochs):
         model.train()
         for (rows,) in loader:
-            clean = images[rows].to(device).float() / 255
+            clean = images[rows].to(device) / 255
             error = F.mse_loss(model(clean + options.noise * torch.randn_like(clean)), clean)
             optimizer.zero_grad(set_to_none=True)
             error.backward()
@@ -261,6 +261,6 @@ def restoration_error(model: Autoencoder, images: Tensor, device: torch.device) 
     model.eval()
     total = 0.0
     for chunk in images.split(512):
-        clean = chunk.to(device).float() / 255
+        clean = chunk.to(device) / 255
         total += F.mse_loss(model(clean), clean, reduction="sum").item()
     return total / images.numel()

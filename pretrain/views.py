@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
+from evalsuite.resize import resize
 from pretrain.batch import Sample, View
 
 __all__ = [
@@ -110,12 +110,12 @@ class Augment:
                 strict=True,
             )
         )
-        mode = InterpolationMode(self.interpolation)
-        pixels = V.resized_crop_image(image, top, left, height, width, [self.size, self.size], mode, antialias=True)
+        cut = image[:, top : top + height, left : left + width]
+        pixels = resize(cut, self.size, self.size, self.interpolation)
         if flipped:
             pixels = V.horizontal_flip_image(pixels)
         if jittered or grey or blurred or inverted:
-            pixels = pixels.float() / 255
+            pixels = pixels / 255
             if grey and self.gray_first:
                 pixels = V.rgb_to_grayscale_image(pixels, 3)
             if jittered and self.jitter:
@@ -195,8 +195,8 @@ class Centre:
         image: Tensor = sample["image"]
         height, width = image.shape[1:]
         scale = self.size / self.share / min(height, width)
-        side = [max(self.size, round(height * scale)), max(self.size, round(width * scale))]
-        sized = V.resize_image(image, side, InterpolationMode(self.interpolation), antialias=True)
+        tall, wide = max(self.size, round(height * scale)), max(self.size, round(width * scale))
+        sized = resize(image, tall, wide, self.interpolation)
         return View(V.center_crop_image(sized, [self.size, self.size]))
 
 

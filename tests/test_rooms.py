@@ -22,6 +22,7 @@ INSTALL = "python -m pip install -c constraints.txt -e '.[all,dev]'"
 TOLD = {"evalsuite.errors", "evalsuite.files", "evalsuite.progress", "evalsuite.signals"}  # anyone may use them
 NUMBERS = {"evalsuite.metrics", "evalsuite.results", "evalsuite.statistics"}
 MIDDLE = (  # each may import those before it
+    "evalsuite.resize",
     "evalsuite.backbone",
     "evalsuite.checkpoints",
     "evalsuite.cache",

@@ -21,6 +21,7 @@ from evalsuite.errors import UsageError
 from evalsuite.metrics.segmentation import Confusion, boundary_counts
 from evalsuite.pictures import segmentation_rows
 from evalsuite.protocols import SegmentationProtocol, Segmented
+from evalsuite.resize import resize
 from evalsuite.task import Setup
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "check",
     "key_of",
     "padded",
-    "resized",
     "segmented",
     "stored_pair",
     "target_size",
@@ -133,7 +133,7 @@ def training_sample(
     rng = np.random.default_rng(seed)
     image, mask = torch.from_numpy(data.image(index)).permute(2, 0, 1), torch.from_numpy(data.mask(index))
     size = target_size((mask.shape[0], mask.shape[1]), protocol, float(rng.uniform(*protocol.scale)))
-    image, mask = resized(image, size), vision.resize(mask[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
+    image, mask = resize(image, *size), vision.resize(mask[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
     top, left = _place(mask, protocol, rng)
     height, width = protocol.crop
     image, mask = image[:, top : top + height, left : left + width], mask[top : top + height, left : left + width]
@@ -151,14 +151,6 @@ def target_size(size: Size, protocol: SegmentationProtocol, factor: float = 1.0)
     if protocol.short_side is not None:
         factor *= protocol.short_side / min(size)
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
-
-
-def resized(image: Tensor, size: Size) -> Tensor:
-    """(..., H, W) bilinear and antialiased."""
-    if tuple(image.shape[-2:]) == size:
-        return image
-    found: Tensor = vision.resize(image, list(size), antialias=True)
-    return found
 
 
 def _place(mask: Tensor, protocol: SegmentationProtocol, rng: np.random.Generator) -> tuple[int, int]:

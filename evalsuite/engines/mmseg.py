@@ -31,7 +31,6 @@ from evalsuite.engines._segmentation import (
     check,
     key_of,
     padded,
-    resized,
     segmented,
     stored_pair,
     target_size,
@@ -42,6 +41,7 @@ from evalsuite.fit import Steps, full_precision_outputs, launched
 from evalsuite.preflight import afford, training_step
 from evalsuite.protocols import SegmentationProtocol, Segmented
 from evalsuite.pyramid import Levels
+from evalsuite.resize import resize
 from evalsuite.signals import ignore_signals, signals
 from evalsuite.task import Setup
 
@@ -277,7 +277,7 @@ def _view(test: SegmentationSet, maps: Maps, protocol: SegmentationProtocol, ind
     for scale in protocol.test_scales:
         size = target_size(original, protocol, scale)
         for mirror in (False, True) if protocol.test_flip else (False,):
-            pixels, about = _filled(resized(image.flip(-1) if mirror else image, size), maps, protocol)
+            pixels, about = _filled(resize(image.flip(-1) if mirror else image, *size), maps, protocol)
             flip = {"flip": mirror, "flip_direction": "horizontal" if mirror else None}
             named = {"ori_shape": original, "img_path": test.records[index].image_id}
             inputs.append([pixels])

@@ -31,7 +31,6 @@ from evalsuite.engines._segmentation import (
     Reading,
     check,
     padded,
-    resized,
     stored_pair,
     target_size,
     train_and_segment,
@@ -40,6 +39,7 @@ from evalsuite.engines._segmentation import (
 )
 from evalsuite.protocols import SegmentationProtocol, Segmented
 from evalsuite.pyramid import Levels
+from evalsuite.resize import resize
 from evalsuite.task import Setup
 
 __all__ = ["CachedSegmenter", "Native", "Segmenter", "build_head", "build_model"]
@@ -384,7 +384,7 @@ class Segmenter(OnBackbone):
         """Logits (1,K,h,w) of one view, and what grows them, or those of some classes, to the image's size."""
         original = image.shape[-2], image.shape[-1]
         size = target_size(original, self.protocol, scale)
-        pixels = resized(image.flip(-1) if mirror else image, size)[None]
+        pixels = resize(image.flip(-1) if mirror else image, *size)[None]
         if self.protocol.inference == "whole":
             logits = self.head(self._maps(pixels), self._padded(size)).float()
             return logits, partial(self._grown, size=size, original=original)

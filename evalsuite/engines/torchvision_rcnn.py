@@ -20,7 +20,6 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import roi_align
-from torchvision.transforms.v2 import functional as vision
 
 from evalsuite.backbone import Backbone
 from evalsuite.data.detection import DetectionSet, Record
@@ -31,6 +30,7 @@ from evalsuite.fit import full_precision, full_precision_outputs
 from evalsuite.metrics.detection import Detections
 from evalsuite.protocols import Detected, DetectionProtocol
 from evalsuite.pyramid import Pyramid
+from evalsuite.resize import resize
 from evalsuite.task import Setup
 
 __all__ = ["RCNN", "TorchvisionRCNN", "build_model", "detector", "training_sample"]
@@ -311,8 +311,7 @@ def _sized(image: Tensor, shorter: int, longest: int) -> tuple[Tensor, tuple[flo
     height, width = image.shape[1:]
     scale = min(shorter / min(height, width), longest / max(height, width))
     new = round(height * scale), round(width * scale)
-    sized: Tensor = vision.resize(image, list(new), antialias=True)
-    return sized, (new[0] / height, new[1] / width)
+    return resize(image, *new), (new[0] / height, new[1] / width)
 
 
 def _test_sample(data: DetectionSet, protocol: DetectionProtocol, record: Record) -> tuple[Tensor, tuple[int, int]]:

@@ -21,7 +21,6 @@ from torch import nn
 from evalsuite.backbone import build
 from evalsuite.data import source
 from evalsuite.data.segmentation import IGNORE, SegmentationSet
-from evalsuite.engines._segmentation import resized
 from evalsuite.engines.native import Native
 from evalsuite.engines.native import build_model as build_native
 from evalsuite.errors import BackboneError, ResourceError, TrainingError, UsageError
@@ -30,6 +29,7 @@ from evalsuite.metrics.segmentation import scores
 from evalsuite.preflight import TooLarge
 from evalsuite.progress import Meter, Progress
 from evalsuite.protocols import SegmentationProtocol, Segmented
+from evalsuite.resize import resize
 from evalsuite.task import Setup
 from evalsuite.tasks.segmentation import Ade20k, CamVid, Cityscapes, Segment, VocSegmentation
 
@@ -164,7 +164,7 @@ def test_pixels_are_normalised_as_the_backbone_wants_and_filled_up_with_zeros(bl
     data, mask = engine._view(blocks, model.backbone, protocol, 0)
     with loop.apart():
         seen = model.data_preprocessor(data, False)["inputs"]
-    small = resized(torch.from_numpy(blocks.image(0)).permute(2, 0, 1), (40, 40))
+    small = resize(torch.from_numpy(blocks.image(0)).permute(2, 0, 1), 40, 40)
     torch.testing.assert_close(seen[:, :, :40, :40], backbone.normalise(small[None] / 255), rtol=1e-4, atol=1e-5)
     assert seen.shape == (1, 3, 64, 64)
     assert seen[:, :, 40:].abs().max() < 1e-5
