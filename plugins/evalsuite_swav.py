@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from evalsuite import Features, Registry, UsageError, hookimpl
 from pretrain import Look, Method, Preset, Run, Training, swav
-from pretrain.blocks import Queue, mlp_head, sinkhorn, world_size
+from pretrain.blocks import Queue, mlp_head, reached, sinkhorn, world_size
 
 CIFAR: dict[str, Any] = {
     "size": 32, "small": 16, "crops": (2, 2), "areas": (0.3, 1.0, 0.1, 0.4), "strength": 0.5, "blur": 0.0,
@@ -86,6 +86,7 @@ class SwAV(Method):
         trust_ratio: Literal["decayed", "summed"] = "summed"
         warmup: float = 10.0
         start: float = 0.0625  # 0.3 / 4.8
+        rise: Literal["next", "last", "ahead"] = "last"
         floor: float = 0.001
 
         def __post_init__(self) -> None:
@@ -146,7 +147,7 @@ class SwAV(Method):
     @hookimpl
     def losses(self, run: Run, features: list[Features]) -> dict[str, Tensor]:
         rows = self.head(torch.cat([f.pooled for f in features if f.pooled is not None]))
-        frozen = run.step < self.options.frozen * run.epoch_steps
+        frozen = not reached(run.step, self.options.frozen * run.epoch_steps)
         prototypes = self.prototypes.detach() if frozen else self.prototypes
         with torch.autocast(rows.device.type, enabled=False):
             z = F.normalize(rows.to(prototypes.dtype)).chunk(len(features))

@@ -45,11 +45,13 @@ __all__ = [
     "neg_cosine",
     "nt_xent",
     "rank",
+    "reached",
     "sample_of",
     "simclr_head",
     "sinkhorn",
     "split_decay",
     "step_schedule",
+    "warmup_share",
     "world_size",
 ]
 
@@ -560,7 +562,7 @@ def cosine_schedule(
     step: float, total: float, peak: float, *, floor: float = 0.0, warmup: float = 0, start: float = 0.0
 ) -> float:
     """The learning rate at ``step``: a straight line from ``start`` to ``peak`` over ``warmup``, then half
-    a cosine down to ``floor`` at ``total``.
+    a cosine down to ``floor`` at ``total``. For other lines see :func:`warmup_share`.
 
     Steps may be iterations (SimCLR, PixPro, SwAV) or whole epochs from 0 (MoCo, SimSiam); the unit of all
     three must be the same.
@@ -575,4 +577,27 @@ def step_schedule(step: float, peak: float, milestones: Sequence[float], factor:
     """The learning rate at ``step``: ``peak`` times ``factor`` for each milestone reached (MoCo v1: 120,
     160).
     """
-    return peak * factor ** sum(step >= m for m in milestones)
+    return peak * factor ** sum(reached(step, m) for m in milestones)
+
+
+def reached(count: float, mark: float) -> bool:
+    """Whether a count of steps or epochs has come to a mark that may be a product: 0.28 of 25 epochs is
+    7.000000000000001, and means 7.
+    """
+    return count >= mark or math.isclose(count, mark, rel_tol=1e-12)
+
+
+def warmup_share(step: int, steps: float, rise: Literal["next", "last", "ahead"] = "next") -> float:
+    """How far the learning rate has risen at ``step``, from 0, of ``steps`` of warm-up: 0 at its start, 1 at the peak.
+
+    ``next``: ``step / steps``, so that the first step after the warm-up has the peak (google-research/simclr,
+    facebookresearch/mae, zdaxie/PixPro, valeoai/obow, google-research slot_attention). ``last``: the last step of the
+    warm-up has it (facebookresearch/swav, whose rates are ``np.linspace(start, peak, steps)``, and solo-learn's
+    LinearWarmupCosineAnnealingLR). ``ahead``: ``(step + 1) / steps``, so that it has it too, and no step the start
+    (singhgautam/slate, jsikyoon/OCRL, lightly).
+    """
+    if rise == "next":
+        return step / steps
+    if rise == "ahead":
+        return min(1.0, (step + 1) / steps)
+    return step / max(1, math.ceil(steps) - 1)

@@ -12,7 +12,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from evalsuite import Features, hookimpl
 from pretrain.batch import Batch, Look
-from pretrain.blocks import LARS, cosine_schedule, split_decay, step_schedule
+from pretrain.blocks import LARS, cosine_schedule, reached, split_decay, step_schedule, warmup_share
 from pretrain.data import Images, shown
 from pretrain.plugin import Plugin, Run, Training
 from pretrain.views import moco_v2
@@ -80,9 +80,11 @@ class Defaults(Plugin):
     def rate(self, run: Run) -> float:
         t = run.training
         at, total = run.step / run.epoch_steps, run.steps / run.epoch_steps
-        at = max(float(int(at)), t.warmup) if t.by_epoch and at >= t.warmup else at
-        if at < t.warmup or t.schedule == "cosine":
-            return cosine_schedule(at, total, 1.0, floor=t.floor, warmup=t.warmup, start=t.start)
+        if not reached(at, t.warmup):
+            return t.start + (1 - t.start) * warmup_share(run.step, t.warmup * run.epoch_steps, t.rise)
+        at = max(float(int(at)), t.warmup) if t.by_epoch else at
+        if t.schedule == "cosine":
+            return cosine_schedule(max(at, t.warmup), total, 1.0, floor=t.floor, warmup=t.warmup)
         if t.schedule == "step":
             return step_schedule(at, 1.0, [share * total for share in t.milestones], t.factor)
         return 1.0

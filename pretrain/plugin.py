@@ -34,14 +34,15 @@ class Training:
 
     A method whose ``Options`` derive from this class carries its own numbers; others are trained by those of
     ``defaults`` (``--set defaults.lr=0.1``). The learning rate is ``lr`` at a batch of 256 images, all processes
-    together, and grows with it as ``scaling`` says: ``linear`` as B / 256, ``sqrt`` as sqrt(B / 256), ``none`` not at
-    all. Over the first ``warmup`` epochs it rises linearly from ``start`` of itself, then follows ``schedule`` to the
-    end: half a cosine to ``floor`` of itself, or a ``step`` by ``factor`` at each of ``milestones`` (shares of the
-    run). ``by_epoch`` holds it constant within an epoch once it has risen. ``nesterov`` is a kind of momentum of SGD
-    alone, ``betas`` are those of AdamW. ``decay_vectors`` says whether biases and the scales and shifts of
-    normalisation decay (and, under LARS, are adapted) too. ``trust``, ``trust_ratio`` and ``trust_clip`` are those of
-    :class:`pretrain.blocks.LARS`. Gradients are scaled down where their norm is above ``clip`` (``--clip-gradient`` is
-    stronger): their length, ``l2``, or their largest entry, ``max``.
+    together, and grows with it as ``scaling`` says: ``linear`` as B / 256, ``sqrt`` as sqrt(B / 256), ``none`` not
+    at all. Over the first ``warmup`` epochs it rises linearly from ``start`` of itself, as ``rise`` says
+    (:func:`pretrain.blocks.warmup_share`), then follows ``schedule`` to the end: half a cosine to ``floor`` of
+    itself, or a ``step`` by ``factor`` at each of ``milestones`` (shares of the run). ``by_epoch`` holds it
+    constant within an epoch once it has risen. ``nesterov`` is a kind of momentum of SGD alone, ``betas`` are those
+    of AdamW. ``decay_vectors`` says whether biases and the scales and shifts of normalisation decay (and, under
+    LARS, are adapted) too. ``trust``, ``trust_ratio`` and ``trust_clip`` are those of
+    :class:`pretrain.blocks.LARS`. Gradients are scaled down where their norm is above ``clip`` (``--clip-gradient``
+    is stronger): their length, ``l2``, or their largest entry, ``max``.
 
     Where neither a preset nor the user says a size, ``size`` follows the data, and with it, in proportion, the other
     fields that ``pixels`` names; a class that declares a ``size`` of its own has said it.
@@ -59,6 +60,7 @@ class Training:
     decay_vectors: bool = True
     warmup: float = 0.0
     start: float = 0.0
+    rise: Literal["next", "last", "ahead"] = "next"
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     floor: float = 0.0
     milestones: tuple[float, ...] = (0.6, 0.8)

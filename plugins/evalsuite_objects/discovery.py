@@ -136,7 +136,7 @@ class SlotDiscovery(SlotMethod):
             "jsikyoon/OCRL configs",
             10,
             24,
-            {"lr": 1e-4, "warmup": 0.72, "half_life": 6.0, "clip": 0.05, "clip_norm": "max"},
+            {"lr": 1e-4, "warmup": 0.72, "rise": "ahead", "half_life": 6.0, "clip": 0.05, "clip_norm": "max"},
         ),
         "quick": Preset(
             "ours, for fifteen minutes of one processor core",

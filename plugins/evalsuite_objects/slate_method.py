@@ -23,7 +23,7 @@ from evalsuite.pictures import columns_sheet, painted
 from evalsuite_objects.discovery import segments
 from evalsuite_objects.slate import SLATE, Explained
 from pretrain import Batch, Centre, Images, Look, Method, Preset, Run, Training, build_optimizer, look_through
-from pretrain.blocks import Noise, cosine_schedule
+from pretrain.blocks import Noise, cosine_schedule, warmup_share
 
 __all__ = ["SlateMethod"]
 
@@ -130,7 +130,7 @@ class SlateMethod(Method):
     @hookimpl(wrapper=True)
     def rate(self, run: Run) -> Generator[None, float, float]:
         o = self.options
-        risen: float = min(1.0, (run.step + 1) / o.warmup_steps)
+        risen = warmup_share(run.step, o.warmup_steps, "ahead")
         halved = 1.0 if o.halving_steps is None else math.pow(0.5, run.step / o.halving_steps)
         return (yield) * risen * halved
 

@@ -25,8 +25,8 @@ class BYOL(Method):
     hidden layer of ``hidden`` with batch normalisation.
 
     Recipe on CIFAR (code): 4096 hidden, 256 out, LARS (trust 0.02, clipped) 0.5 B / 256 at batch 512, weight decay
-    1e-5, two unlike views, momentum 0.99 to 1, ten epochs of warm-up of 1000; 92.46 on CIFAR-10 by the online linear
-    classifier [AdaInf README]. ``imagenet`` is that at 224 pixels with PixPro's two views, ours.
+    1e-5, two unlike views, momentum 0.99 to 1, ten epochs of warm-up of 1000 from 3e-5; 92.46 on CIFAR-10 by the online
+    linear classifier [AdaInf README]. ``imagenet`` is that at 224 pixels with PixPro's two views, ours.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,8 @@ class BYOL(Method):
         trust_ratio: Literal["decayed", "summed"] = "summed"
         trust_clip: bool = True
         warmup: float = 10.0
+        start: float = 3e-5  # of 1.0, the rate at 512
+        rise: Literal["next", "last", "ahead"] = "last"
 
     small: ClassVar[Mapping[str, Any]] = {"width": 16, "hidden": 32}
     presets: ClassVar[Mapping[str, Preset]] = {
