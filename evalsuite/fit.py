@@ -41,7 +41,13 @@ __all__ = [
     "launched",
     "mix_seed",
     "signals",
+    "uncast",
 ]
+
+
+def uncast(device: torch.device) -> torch.autocast:
+    """A context in which nothing on ``device`` is cast, whatever the autocast around it; of shapes alone, too."""
+    return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
 
 
 def mix_seed(*numbers: int) -> int:

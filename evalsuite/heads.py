@@ -33,7 +33,7 @@ from evalsuite.backbone import Backbone
 from evalsuite.cache import Encoder, Output, Preprocess, Taps, images_in_order
 from evalsuite.data.classification import ClassificationSet
 from evalsuite.errors import BackboneError, DataError, UsageError
-from evalsuite.fit import LARS, Fit, Steps, fit, launched
+from evalsuite.fit import LARS, Fit, Steps, fit, launched, uncast
 from evalsuite.preflight import Demand
 from evalsuite.probes import Choice, choose, hold_out, tied_for_best
 from evalsuite.probing import Criterion, Fitted, Floats, ImageProtocol
@@ -528,7 +528,7 @@ class _Classifiers(nn.Module):
 
     def forward(self, batch: tuple[list[Tensor], Tensor | None]) -> Any:
         features, labels = batch
-        with torch.autocast(features[0].device.type, enabled=False):
+        with uncast(features[0].device):
             logits = [head(features[place]) for head, place in zip(self.heads, self.places, strict=True)]
             if labels is None:
                 return logits

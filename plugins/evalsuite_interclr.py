@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evalsuite import Registry, UsageError, hookimpl
+from evalsuite.fit import uncast
 from pretrain import Modifier, Pairs, Run, blocks
 
 UNSEEN = -1  # the label of a row that no step has written yet
@@ -197,7 +198,7 @@ class InterCLR(Modifier):
         draw = torch.Generator(query.device)
         draw.manual_seed(int(torch.randint(2**62, (), generator=rng)))
         o = self.options
-        with torch.autocast(query.device.type, enabled=False):
+        with uncast(query.device):
             query = F.normalize(query.to(torch.promote_types(query.dtype, self.bank.rows.dtype)))
             cosine = query @ self.bank.rows.to(query.dtype).T
             friend = companions(self.labels, index, draw, o.positive_may_be_self)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evalsuite import Features, Registry, UsageError, hookimpl
+from evalsuite.fit import uncast
 from pretrain import (
     Augment,
     Batch,
@@ -219,7 +220,7 @@ class OBoW(Method):
 
     def logits(self, rows: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
         """The student's logits (M, K) for the words of each level, of features (M, D)."""
-        with torch.autocast(rows.device.type, enabled=False):
+        with uncast(rows.device):
             rows = rows.to(self._levels[0].words.rows.dtype)
             rows = F.normalize(rows) if self.options.normalise_student else rows
             return [self.options.kappa * rows @ weight.to(rows.dtype).T for weight in weights]
@@ -273,7 +274,7 @@ class Vocabulary(nn.Module):
     @torch.no_grad()
     def forward(self, cells: Tensor) -> Tensor:
         words = self.words.rows
-        with torch.autocast(words.device.type, enabled=False):
+        with uncast(words.device):
             rows = cells.flatten(2).transpose(1, 2).to(words.dtype)
             far = rows.square().sum(2, keepdim=True) + words.square().sum(1) - 2 * rows @ words.T
             nearest, which = far.min(2)

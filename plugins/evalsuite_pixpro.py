@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evalsuite import Features, Registry, UsageError, hookimpl
+from evalsuite.fit import uncast
 from pretrain import Batch, Look, Method, Preset, Run, Training, pixpro_pair
 from pretrain.blocks import EmaTwin, full_precision, neg_cosine
 
@@ -195,7 +196,7 @@ def propagated(pixels: Tensor, values: Tensor, clamp: float = 0.0, power: float 
 
     Powers below 1 have their base raised by 1e-6, for the sake of the gradient at 0.
     """
-    with torch.autocast(pixels.device.type, enabled=False):
+    with uncast(pixels.device):
         x = unit(pixels)
         similarity = x.mT @ x
         # in place where nothing needs what was there: fewer matrices are kept for the backward pass
@@ -230,7 +231,7 @@ def consistency(pixels: Tensor, keys: Tensor, near: Tensor) -> Tensor:
     """-2 times the mean cosine of pixels and keys (B,C,H,W) that lie ``near`` each other, over the pairs of an image
     and then over images (``regression_loss``). No gradient reaches the keys.
     """
-    with torch.autocast(pixels.device.type, enabled=False):
+    with uncast(pixels.device):
         keys = unit(keys.detach())
         pairs = near.to(keys.dtype)
         target = keys @ pairs.mT  # the sum of a pixel's keys: the backward pass then needs no product of matrices
@@ -243,7 +244,7 @@ def pixel_contrast(pixels: Tensor, keys: Tensor, near: Tensor, temperature: floa
     ``temperature``: the mean over the pixels of an image that have such keys, then over images (PixContrast, eq. 2).
     No gradient reaches the keys; an image without such pixels counts as 0.
     """
-    with torch.autocast(pixels.device.type, enabled=False):
+    with uncast(pixels.device):
         logits = unit(pixels).mT @ unit(keys.detach()) / temperature
         partners = logits.masked_fill(~near, torch.finfo(logits.dtype).min).logsumexp(2)
         has = near.any(2)

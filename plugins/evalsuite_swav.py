@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evalsuite import Features, Registry, UsageError, hookimpl
+from evalsuite.fit import uncast
 from pretrain import Look, Method, Preset, Run, Training, swav
 from pretrain.blocks import Queue, mlp_head, reached, sinkhorn, world_size
 
@@ -149,7 +150,7 @@ class SwAV(Method):
         rows = self.head(torch.cat([f.pooled for f in features if f.pooled is not None]))
         frozen = not reached(run.step, self.options.frozen * run.epoch_steps)
         prototypes = self.prototypes.detach() if frozen else self.prototypes
-        with torch.autocast(rows.device.type, enabled=False):
+        with uncast(rows.device):
             z = F.normalize(rows.to(prototypes.dtype)).chunk(len(features))
             scores = [crop @ prototypes.T for crop in z]
             codes = {place: self.codes(which, scores[place]) for which, place in enumerate(self.options.assign)}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from evalsuite import UsageError
-from evalsuite.fit import LARS, full_precision
+from evalsuite.fit import LARS, full_precision, uncast
 
 __all__ = [
     "LARS",
@@ -403,7 +403,7 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tens
     cosines; the constants it divides by (K, B and the grand total) cancel in the next normalisation and are
     left out.
     """
-    with torch.autocast(scores.device.type, enabled=False):
+    with uncast(scores.device):
         log = full_precision(scores) / epsilon
         for _ in range(iterations):
             prototypes = log.logsumexp(0, keepdim=True)

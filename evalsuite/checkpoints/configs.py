@@ -122,11 +122,13 @@ def _all(saved: Mapping[str, Any], names: frozenset[str], path: str = "") -> Ite
 def heads(file: File, width: int) -> tuple[int, str] | None:
     """The number of attention heads that a file's settings give for an encoder of this width, and where they do.
 
-    None where they give none, several, or one that does not divide the width.
+    None where they give none, several, or one that does not divide the width; settings of another width are of another
+    network.
     """
     given = {
         number: f"{where}: {path}"
         for where, saved in settings(file).items()
+        if saved.get("hidden_size", width) == width
         for path, number in _all(saved, HEADS)
         if isinstance(number, int) and not isinstance(number, bool) and not re.search(OTHERS, path)
     }

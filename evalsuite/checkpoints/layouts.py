@@ -220,7 +220,7 @@ def as_resnet(found: dict[str, Tensor], sources: Sources, prefix: str, note: str
     small = small_resnet(shapes, tuple(itertools.takewhile(bool, depths)), known)
     if small is None:
         arch, options, odd = _resnet_arch(shapes, depths)
-        return Candidate(found, arch, options, prefix, sources, odd or note)
+        return Candidate(found, arch, options, prefix, sources, "; ".join(n for n in (note, odd) if n))
     if small.norm:
         final = re.compile(rf"^{small.norm}\.")
         found = {final.sub("norm.", k): v for k, v in found.items()}

@@ -114,7 +114,9 @@ def _check_own(
     lacking = sorted(wanted.keys() - known[0].tensors.keys())
     faults.unless(not lacking, f"of a file of {arch} it leaves out {', '.join(lacking[:5])}")
     for name, source in known[0].sources.items():
-        faults.unless(source in tensors, f"it says {name} came from {source}, which is not in the file")
+        for each in (source,) if isinstance(source, str) else source:
+            there = {each, known[0].prefix + each} & tensors.keys()
+            faults.unless(bool(there), f"it says {name} came from {each}, which is not in the file")
     loaded = load_backbone(path, registry).backbone.net.state_dict()
     differ = [n for n, v in loaded.items() if n in wanted and not torch.equal(v, wanted[n]) and v.abs().sum() > 0]
     faults.unless(not differ, f"loaded, {', '.join(differ[:5])} are not what the file holds")

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evalsuite import Backbone, BackboneSpec, Features, UsageError, hookimpl
+from evalsuite.fit import uncast
 from evalsuite.metrics.objects import foreground_adjusted_rand, owners
 from evalsuite_objects.discovery import picture, segments
 from pretrain import Batch, Centre, Images, Look, Method, Preset, Run, Training, look_through
@@ -118,7 +119,7 @@ class Refiner(nn.Module):
         shape = stand.shape[:2]
         x = full_precision(self.mlc(seen.flatten(0, 1))).mean((2, 3))
         x = F.elu(F.elu(self.mlp(x)))  # twice, as in the official code
-        with torch.autocast(x.device.type, enabled=False):  # what steps hand on, and where a slot stands
+        with uncast(x.device):  # what steps hand on, and where a slot stands
             state = self.lstm(torch.cat([full_precision(x), stand.flatten(0, 1)], dim=1), state)
         cell = state[1]  # which the official code takes for the hidden state: its layers have learned to read this one
         moves = (update(cell).unflatten(0, shape).to(stand.dtype) for update in (self.mean_update, self.logsig_update))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evalsuite import Backbone, BackboneSpec, Features
+from evalsuite.fit import uncast
 from pretrain.blocks import full_precision
 
 __all__ = [
@@ -87,7 +88,7 @@ class SlotAttention(nn.Module):
         attention = slots.new_zeros(0)
         for _ in range(self.iterations):
             queries = self._split(self.project_q(self.norm_slots(slots)))
-            with torch.autocast(slots.device.type, enabled=False):
+            with uncast(slots.device):
                 slots, attention = self._round(keys, values, queries, slots)
             slots = slots + self.mlp(self.norm_mlp(slots))
         return slots, attention.sum(dim=2)
@@ -151,7 +152,7 @@ class PositionEmbedding(nn.Module):
         dtype = self.dense.weight.dtype  # not that of maps under autocast: neighbours of a long line would coincide
         rows, columns = (torch.linspace(0, 1, n, device=maps.device, dtype=dtype) for n in maps.shape[-2:])
         grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
-        with torch.autocast(maps.device.type, enabled=False):
+        with uncast(maps.device):
             embedded: Tensor = self.dense(torch.cat([grid, 1 - grid], dim=-1))
         return maps + embedded.permute(2, 0, 1)
 

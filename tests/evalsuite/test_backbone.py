@@ -339,7 +339,7 @@ def test_a_dilated_resnet_is_the_plain_one_at_every_second_place(arch, stride, r
         found, expected = dilated(pixels).maps, plain(pixels).maps
     coarse, step = found[stride], 32 // stride
     assert coarse.shape[-2:] == torch.Size(-(-side // stride) for side in size)
-    torch.testing.assert_close(coarse[..., ::step, ::step], expected[32], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(coarse[..., ::step, ::step], expected[32], rtol=1e-3, atol=1e-3)
     for level in [s for s in expected if s < stride]:
         assert torch.equal(found[level], expected[level])
 

@@ -1059,6 +1059,7 @@ def test_weights_that_cannot_be_fetched_are_a_refusal(registry, monkeypatch):
     def offline(*args: Any, **kwargs: Any) -> Any:
         raise OSError("Network is unreachable")
 
+    monkeypatch.setattr("evalsuite.checkpoints.hubs.reachable", lambda url: True)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     with pytest.raises(BackboneError) as refused:
         load_backbone("torchvision:squeezenet1_1", registry)
@@ -1070,6 +1071,7 @@ def test_weights_that_cannot_be_fetched_are_a_refusal(registry, monkeypatch):
 
 def test_published_weights_are_loaded_with_their_own_normalisation(registry, monkeypatch):
     weights = trained(torchvision.models.squeezenet1_1()).state_dict()
+    monkeypatch.setattr("evalsuite.checkpoints.hubs.reachable", lambda url: True)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *args, **kwargs: weights)
     loaded = load_backbone("torchvision:squeezenet1_1", registry)
     assert loaded.report.layout == "published weights"

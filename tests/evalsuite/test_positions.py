@@ -65,7 +65,7 @@ def files(net: nn.Module) -> dict[str, tuple[str, dict[str, Any], Any]]:
     head = {"head.last_layer.weight_g": torch.ones(8, 1)}
     student = {"student": under("module.backbone.", net), "teacher": under("backbone.", net) | head}
     masked = {"backbone.mask_token": torch.zeros(1, 1, 64)}
-    decoder = {"mask_token": torch.zeros(1, 1, 32), "decoder_pos_embed": torch.zeros(1, 17, 32)}
+    decoder = {"mask_token": torch.zeros(1, 1, 32), "decoder_embed.weight": torch.zeros(32, 64)}
     return {
         "dino": ("checkpoint.pth", student, dino),
         "dino, published": ("dino_deitsmall16_pretrain.pth", under("", net), dino),

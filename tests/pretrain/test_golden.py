@@ -38,7 +38,7 @@ NUMBERS = {
     "rotnet": ("lr", "momentum", "weight_decay"),
     "swav": ("lr", "momentum", "weight_decay", "trust", "temperature", "epsilon"),
     "obow": ("lr", "momentum", "weight_decay", "momentum_twin", "kappa", "inv_delta"),
-    "slate": ("lr", "lr_decoder", "lr_vae", "temperature"),
+    "slate": ("lr_decoder", "lr_vae", "temperature"),
     "vae": ("lr", "beta"),
     "mae": ("lr", "weight_decay"),
     "iodine": ("lr",),
