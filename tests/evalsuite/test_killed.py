@@ -70,6 +70,7 @@ while True:
 '''
 
 
+@pytest.mark.timeout(1800)  # minutes of one core, on a machine that may have none to spare
 @pytest.mark.slow
 def test_killed_at_any_write_the_next_run_ends_with_the_same_numbers(tmp_path: Path):
     rng = np.random.default_rng(0)

@@ -83,6 +83,7 @@ def test_the_documents_say_how_many_lines_there_are(written):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # minutes of one core, on a machine that may have none to spare
 def test_the_tests_of_every_kind_pass(written):
     kinds = [written[f"a-{kind}"] for kind in KINDS]
     flags = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", kinds[0].parent]
