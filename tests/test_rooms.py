@@ -135,7 +135,18 @@ PUBLIC = {
     "evalsuite": {
         *("cache", "checkpoints", "data", "errors", "files", "fit", "metrics", "pictures", "preflight", "probes"),
         *("probing", "processes"),
-        *("docs", "poolings", "progress", "protocols", "pyramid", "signals", "statistics", "testing", "worlds"),
+        *(
+            "docs",
+            "poolings",
+            "progress",
+            "protocols",
+            "pyramid",
+            "resize",
+            "signals",
+            "statistics",
+            "testing",
+            "worlds",
+        ),
     },
     "pretrain": {"blocks", "testing"},
 }
