@@ -19,8 +19,9 @@ FAULTY = ["exits", "exits_late", "misnamed", "partial", "raises", "signature", "
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The fake distributions, as if they were installed."""
     monkeypatch.syspath_prepend(str(SITE))
+    before = set(sys.modules)  # our own plugins stay: a second copy of their classes is no instance of the first
     yield SITE
-    for name in [m for m in sys.modules if m.startswith("evalsuite_")]:
+    for name in [m for m in set(sys.modules) - before if m.startswith("evalsuite_")]:
         del sys.modules[name]
 
 
