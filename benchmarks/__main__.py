@@ -27,7 +27,7 @@ def main() -> None:
     machine = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     for name in chosen.names or names:
         measured = importlib.import_module(f"benchmarks.{name}").run()
-        for row in measured if isinstance(measured, list) else [measured]:
+        for row in [measured] if isinstance(measured, dict) else measured:
             print("  ".join(f"{key}={_short(value)}" for key, value in row.items()), flush=True)
             if chosen.json:
                 with chosen.json.open("a") as file:

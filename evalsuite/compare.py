@@ -28,12 +28,15 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A backbone's score: the mean over its seeds, with its interval over samples and seeds."""
+    """A backbone's score: the mean over its seeds, with its interval over samples and seeds.
+
+    ``seeds`` is None of a protocol that draws nothing; its score is that of the lowest seed.
+    """
 
     value: float
     low: float | None
     high: float | None
-    seeds: int
+    seeds: int | None
 
 
 @dataclass(frozen=True)
@@ -239,7 +242,7 @@ class _Evidence:
     """What a backbone's results hold of one metric: mean, seeds, and per-sample scores and replicates, if any."""
 
     value: float
-    seeds: int
+    seeds: int | None
     ids: npt.NDArray[np.str_] | None
     samples: Floats | None
     replicates: Floats | None
@@ -247,6 +250,8 @@ class _Evidence:
 
 
 def _evidence(entries: Sequence[_Entry], metric: str, stream: int) -> _Evidence:
+    seeded = entries[0].result.protocol.seeded
+    entries = entries if seeded else [min(entries, key=lambda entry: entry.result.seed)]
     tables = [arrays(entry.path, entry.result, "samples") for entry in entries]
     values = [score.value for e in entries if (score := e.result.scores[metric]).value is not None]
     samples = [t[f"samples/{metric}"] for t in tables if f"samples/{metric}" in t]
@@ -261,7 +266,7 @@ def _evidence(entries: Sequence[_Entry], metric: str, stream: int) -> _Evidence:
     whole = len(entries)
     return _Evidence(
         float(np.mean(values)),
-        whole,
+        whole if seeded else None,
         tables[0].get("ids"),
         np.mean(np.stack(samples), axis=0) if len(samples) == whole else None,
         statistics.over_seeds(replicates, stream) if len(replicates) == whole else None,
@@ -311,7 +316,7 @@ def _pair(first: str, second: str, a: _Evidence, b: _Evidence, better: bool) -> 
         tests["permutation"] = statistics.permutation_test(b.samples - a.samples, a.groups)
         if a.groups is None and all(np.isin(s, (0, 1)).all() for s in (a.samples, b.samples)):
             tests["mcnemar"] = statistics.mcnemar_test(a.samples, b.samples)
-    test = _deciding(tests, max(a.seeds, b.seeds))
+    test = _deciding(tests, max(a.seeds or 1, b.seeds or 1))
     return Pair(first, second, difference, low, high, test, tests.get(test or ""), None, improvement, tests or None)
 
 
@@ -348,7 +353,7 @@ def _section(comparison: Comparison) -> list[str]:
         "", "| backbone | score | interval | seeds |", "|---|---|---|---|",
     ]  # fmt: skip
     for label, e in comparison.scores.items():
-        lines.append(f"| {_cell(label)} | {e.value:.4f} | {_interval(e.low, e.high)} | {e.seeds} |")
+        lines.append(f"| {_cell(label)} | {e.value:.4f} | {_interval(e.low, e.high)} | {e.seeds or ''} |")
     lines += [
         "",
         "| pair | difference | interval | test | p | p (Holm) | told apart |",

@@ -113,7 +113,8 @@ class BackboneRecord(_Record):
 class ProtocolRecord(_Record):
     """Which recipe. Results share a column only if their hashes are equal.
 
-    ``ranked``: whether results by it may be ranked at all; those of a smoke test may not.
+    ``ranked``: whether results by it may be ranked at all; those of a smoke test may not. ``seeded``: whether the seed
+    can move a score; where it cannot, runs of several seeds are one run.
     """
 
     id: Text
@@ -121,6 +122,7 @@ class ProtocolRecord(_Record):
     hash: Text
     modified: tuple[Text, ...] = ()
     ranked: bool = True
+    seeded: bool = True
     fields: Json = Field(default_factory=dict)
 
 

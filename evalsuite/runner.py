@@ -442,7 +442,7 @@ def _common(cell: Cell, request: Request) -> dict[str, Any]:
 def _protocol_record(protocol: Protocol) -> ProtocolRecord:
     return ProtocolRecord(
         id=protocol.id, version=protocol.version, hash=protocol.hash, modified=protocol.modified,
-        ranked=protocol.ranked, fields=protocol.fields(),
+        ranked=protocol.ranked, seeded=protocol.seeded, fields=protocol.fields(),
     )  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def report(folder: str | Path, out: str | Path | None = None) -> Path:
     Raises :class:`DataError` where there is no result.
     """
     folder = Path(folder)
-    found = list(read_all(folder)) if folder.is_dir() else []
+    found = _distinct(read_all(folder)) if folder.is_dir() else []
     if not found:
         raise DataError(
             f"{folder} holds no result", cause="there is no seed-*.json below it", fix="give the --out of evalsuite run"
@@ -80,6 +80,15 @@ def report(folder: str | Path, out: str | Path | None = None) -> Path:
     out = Path(out) if out is not None else folder / "report.html"
     write_text(out, page)
     return out
+
+
+def _distinct(cells: Iterable[tuple[Path, Result]]) -> list[tuple[Path, Result]]:
+    """All cells, and of several seeds by a protocol that draws nothing the first."""
+    kept: dict[Path, tuple[Path, Result]] = {}
+    for path, result in cells:
+        repeatable = result.status == "ok" and not result.protocol.seeded
+        kept.setdefault(path.parent if repeatable else path, (path, result))
+    return list(kept.values())
 
 
 def _cell(number: int, path: Path, result: Result) -> _Cell:

@@ -302,6 +302,8 @@ def _of_recipe(result: Result, task: Task, protocol: Protocol) -> Iterator[str]:
         yield f"protocol {protocol.id} is of version {protocol.version} now, this is of {result.protocol.version}"
     elif not result.protocol.modified and result.protocol.hash != protocol.hash:
         yield f"protocol {protocol.id} has hash {protocol.hash}, this says {result.protocol.hash[:20]}"
+    elif not result.protocol.modified and result.protocol.seeded > protocol.seeded:
+        yield f"protocol {protocol.id} draws nothing, and this counts its seeds"
     if result.engine is not None and result.engine not in task.engines:
         yield f"task {task.name} has no engine {result.engine!r}"
     if result.engine is None and task.engines:

@@ -63,6 +63,8 @@ class Contender:
 class Standing:
     """One backbone in one column: the mean over its seeds, and what can be said of its rank.
 
+    Of a protocol that draws nothing it is the run of the lowest seed, and ``seeds`` is None.
+
     The interval joins both sources of doubt: half its width is 1.96 sqrt(w^2 + s^2 / n), where w is the mean standard
     deviation that the runs' own intervals over samples stand for, and s the standard deviation over n seeds. ``best``
     and ``worst`` bound the rank: as many are surely better, or surely worse, as have intervals wholly on one side;
@@ -72,7 +74,7 @@ class Standing:
     value: float
     low: float | None
     high: float | None
-    seeds: int
+    seeds: int | None
     rank: int = 0
     best: int | None = None
     worst: int | None = None
@@ -235,7 +237,8 @@ def _contender(label: str, result: Result) -> Contender:
 
 def _standing(runs: Sequence[Result]) -> Standing:
     """All seeds of one cell as one."""
-    first = runs[0]
+    first = min(runs, key=lambda run: run.seed)
+    runs = runs if first.protocol.seeded else [first]
     scores = [run.scores[run.primary] for run in runs]
     values = [score.value for score in scores if score.value is not None]
     halves = [(s.high - s.low) / 2 for s in scores if s.low is not None and s.high is not None]
@@ -252,7 +255,7 @@ def _standing(runs: Sequence[Result]) -> Standing:
     encoded = first.details.get("encoded")
     images = encoded if isinstance(encoded, int) and "encode" in first.timings else 0
     return Standing(
-        value=mean, low=low, high=high, seeds=len(values),
+        value=mean, low=low, high=high, seeds=len(values) if first.protocol.seeded else None,
         encode_ms=1000 * first.timings["encode"] / images if images > 0 else None,
         device=str(environment.get("gpu") or environment.get("device") or ""),
         command=first.command, created=first.created,

@@ -232,6 +232,17 @@ def test_groups_seeds_and_missing_samples_choose_the_test(write):
     assert "no samples" in report.markdown()
 
 
+def test_seeds_of_a_protocol_that_draws_nothing_are_one_run(write):
+    plain = ProtocolRecord(id="knn-20", version=1, hash="abc", seeded=False)
+    runs = [write(name, hits(0.5 + i / 4, 3), backbone=name, protocol=plain) for i, name in enumerate("ab")]
+    once = compare(runs)
+    for seed in (1, 2):
+        write("a", hits(0.5, 3), backbone="a", protocol=plain, seed=seed)
+    assert compare(runs) == once
+    assert (once.comparisons[0].pairs[0].test, once.comparisons[0].scores["a"].seeds) == ("mcnemar", None)
+    assert f"| {once.comparisons[0].scores['a'].value:.4f} |" in once.markdown()
+
+
 def test_only_like_is_compared_with_like(write):
     a = write("a", hits(0.6, 1), backbone="a")
     write("a", hits(0.6, 1), backbone="a", task="voc")

@@ -168,6 +168,7 @@ def test_a_cell_holds_what_is_needed_to_trust_and_repeat_it(ask, tmp_path):
     assert back == result
     assert path.name == "seed-3.json"
     assert not result.ranked  # by a smoke test
+    assert result.protocol.seeded
     assert result.protocol.fields["iterations"] == 150
     assert len(result.protocol.hash) == 16
     assert len(result.backbone.identity) == 64

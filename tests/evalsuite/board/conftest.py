@@ -18,7 +18,8 @@ def write_cell(
     root: Path, name: str, value: float, half: float | None = 0.01, *, task: str = "cifar10", seed: int = 0,
     better: bool = True, **fields: object,
 ) -> Path:  # fmt: skip
-    protocol = ProtocolRecord(id="knn", version=1, hash=str(fields.pop("hash", "a" * 16)))
+    seeded = bool(fields.pop("seeded", True))
+    protocol = ProtocolRecord(id="knn", version=1, hash=str(fields.pop("hash", "a" * 16)), seeded=seeded)
     interval = (None, None) if half is None else (value - half, value + half)
     identity = str(fields.pop("identity", hashlib.sha256(name.encode()).hexdigest()))
     provenance = fields.pop("provenance", {})
@@ -32,7 +33,7 @@ def write_cell(
         "data": {"fingerprint": "f" * 32}, "created": "2026-11-21T00:00:00+00:00",
     }  # fmt: skip
     result = Result(**{**content, **fields})
-    path = cell_path(root, name, identity, task, protocol, seed, (str(next(numbers)),))
+    path = cell_path(root, name, identity, task, protocol, seed, (str(next(numbers)),) if seeded else ())
     result.write(path)
     return path
 

@@ -97,6 +97,15 @@ def test_marks_say_what_keeps_a_result_from_being_compared(write: Write, tmp_pat
     assert "Limited to 7 images" in text
 
 
+def test_seeds_of_a_protocol_that_draws_nothing_are_one_result(write: Write, tmp_path: Path):
+    for seed in (0, 1):
+        write(tmp_path, "plain", 0.625, seed=seed, seeded=False)
+        write(tmp_path, "drawn", 0.875, seed=seed)
+    text = report(tmp_path).read_text()
+    assert (text.count("knn-1: plain</h2>"), text.count("knn-1, seed 1: drawn</h2>")) == (1, 1)
+    assert "seed" not in text.partition("knn-1: plain")[0].rpartition("<h2>")[2]
+
+
 def test_damaged_arrays_cost_what_is_drawn_of_them(write: Write, tmp_path: Path):
     path = write(tmp_path, "a", 0.5, files={"predictions": "predictions.npz"})
     path.with_name("predictions.npz").write_bytes(b"PK\x03\x04 nothing")

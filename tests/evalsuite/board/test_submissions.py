@@ -159,6 +159,12 @@ def _moved(root: Path, path: Path) -> None:
     path.parent.parent.rename(path.parent.parent.with_name("somebody-else"))
 
 
+def _draws_nothing(root: Path, path: Path) -> None:
+    protocol = REGISTRY.get("task", "cifar10")().protocol("knn-20")
+    for name in ("id", "version", "hash"):
+        edit("protocol", name, value=getattr(protocol, name))(root, path)
+
+
 def _stray(root: Path, path: Path) -> None:
     (path.parent / "stray.png").write_bytes(b"x")
 
@@ -198,6 +204,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "archive bomb": (_bomb, "6 MiB unpacked"),
     "NaN": (_infinite, "NaN is no number"),
     "wrong hash": (edit("protocol", "hash", value="0" * 16), "protocol knn has hash"),
+    "seeds that move nothing": (_draws_nothing, "protocol knn-20 draws nothing, and this counts its seeds"),
     "unknown protocol": (edit("protocol", "id", value="knn-best"), "no protocol of task 'cifar10' named 'knn-best'"),
     "unknown task": (edit("task", value="cifar11"), "no task named 'cifar11'"),
     "doctored score": (_doctored, "score top1 is said to be 0.93, its samples say 0."),

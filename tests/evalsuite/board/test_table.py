@@ -60,6 +60,17 @@ def test_seeds_join_both_sources_of_doubt(write: Write, tmp_path: Path):
     assert (standing.low, standing.high) == (pytest.approx(standing.value - half), pytest.approx(standing.value + half))
 
 
+def test_seeds_of_a_protocol_that_draws_nothing_are_one_run(write: Write, tmp_path: Path):
+    for seed in (2, 1):
+        write(tmp_path, "a", 0.7 + seed / 1000, 0.02, seed=seed, seeded=False)  # a last digit of another machine
+    board = collect([tmp_path])
+    standing = board.standings[board.columns[0].key]["a"]
+    assert (standing.value, standing.seeds) == (0.701, None)
+    assert (standing.low, standing.high) == (pytest.approx(0.681), pytest.approx(0.721))
+    (row,) = csv.DictReader(io.StringIO(board.to_csv()))
+    assert row["seeds"] == ""
+
+
 @pytest.mark.parametrize(
     "other",
     [{"hash": "b" * 16}, {"engine": "detectron2"}, {"data": {"fingerprint": "e" * 32}}, {"task": "cifar100"}],
