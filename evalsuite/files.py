@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 
 from evalsuite.errors import Refusal, ResourceError, UsageError
 
-__all__ = ["atomic", "forget_partials", "room_for", "writable", "writable_file", "write_text"]
+__all__ = [
+    "atomic",
+    "forget_partials",
+    "open_regular",
+    "read_regular",
+    "refuse_special",
+    "room_for",
+    "special",
+    "writable",
+    "writable_file",
+    "write_text",
+]
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SPECIAL = {
+    stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}  # fmt: skip
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
@@ -130,3 +147,41 @@ def write_text(path: str | Path, text: str) -> None:
     """Write text atomically, as UTF-8."""
     with atomic(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def open_regular(path: str | Path) -> BufferedReader:
+    """A file of somebody's to be read. Raises :class:`OSError` for a pipe, a socket, a device or a folder, which is
+    never waited for, as for whatever else cannot be read."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # else a pipe waits for somebody who writes
+    try:
+        if (kind := _kind(os.fstat(handle).st_mode)) is not None:
+            raise OSError(f"it is {kind}, not a file")
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_regular(path: str | Path) -> bytes:
+    """The content of a file. Raises as :func:`open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def special(path: str | Path) -> str | None:
+    """What a path is that is there and is no regular file: ``a pipe``, ``a socket``, ``a device``, ``a folder``."""
+    try:
+        return _kind(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return None
+
+
+def refuse_special(path: str | Path) -> None:
+    """Raise :class:`OSError` for a path that is there and is no regular file, before a library opens it: a pipe would
+    wait for ever, and a device may never end."""
+    if (kind := special(path)) is not None:
+        raise OSError(f"it is {kind}, not a file")
+
+
+def _kind(mode: int) -> str | None:
+    return None if stat.S_ISREG(mode) else _SPECIAL.get(stat.S_IFMT(mode), "something else")

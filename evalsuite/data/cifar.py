@@ -23,6 +23,7 @@ from evalsuite.data.classification import (
 )
 from evalsuite.data.demo import labelled, once, write_classes
 from evalsuite.errors import DataError
+from evalsuite.files import read_regular
 
 __all__ = ["Cifar10", "Cifar100", "Stl10", "unpickle"]
 
@@ -54,7 +55,7 @@ def _encode(text: str, encoding: str) -> bytes:
 def unpickle(path: Path) -> dict[str, Any]:
     """A dictionary of arrays, bytes and numbers. Raises :class:`DataError` for anything else in the file."""
     try:
-        content = _Plain(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        content = _Plain(io.BytesIO(read_regular(path)), encoding="bytes").load()
         return {k.decode() if isinstance(k, bytes) else str(k): v for k, v in content.items()}
     except Exception as error:  # a broken pickle raises nearly anything
         raise _broken(path, error) from error
@@ -228,7 +229,7 @@ def _contents(files: Sequence[Path]) -> str:
 
 
 def _need(path: Path) -> Path:
-    if not path.exists():
+    if not path.is_file():
         raise DataError(f"{path} is missing", cause="the layout asks for it", fix="restore it, or check the path")
     return path
 

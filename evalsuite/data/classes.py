@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from evalsuite.data.images import read_lines
 from evalsuite.data.segmentation import IGNORE, Coding, Colour, MaskReader, Pair, SegmentationSource, voc_palette
 from evalsuite.errors import DataError
+from evalsuite.files import read_regular
 
 __all__ = ["FORMAT", "Coded", "Table", "as_colour", "class_table", "coded"]
 
@@ -105,7 +106,7 @@ def _from_json(file: Path) -> list[_Class]:
     if file.stat().st_size > _LARGEST:
         raise _broken(file, f"it is larger than {_LARGEST >> 20} MiB")
     try:
-        found = _FILE.validate_json(file.read_bytes())
+        found = _FILE.validate_json(read_regular(file))
     except ValidationError as error:
         first = error.errors()[-1]
         raise _broken(file, f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}") from error

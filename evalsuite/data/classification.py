@@ -27,7 +27,17 @@ from numpy.typing import NDArray
 
 from evalsuite.data import YOURS, Report, Source, split_role, split_roles
 from evalsuite.data.demo import write_classes, write_marks
-from evalsuite.data.images import DECODING, SUFFIXES, clutter, decode, digest, leads_out, list_images, read_rgb
+from evalsuite.data.images import (
+    DECODING,
+    SUFFIXES,
+    clutter,
+    decode,
+    digest,
+    leads_back,
+    leads_out,
+    list_images,
+    read_rgb,
+)
 from evalsuite.data.reading import Contents
 from evalsuite.data.tables import COLUMNS, ImageList, read_image_list
 from evalsuite.errors import DataError, UsageError
@@ -534,10 +544,11 @@ def _sized(
 
 
 def class_folders(path: Path) -> list[str]:
-    """The folders in ``path`` by name, but for hidden ones and those of tools; none where it is no folder."""
+    """The folders in ``path`` by name, but for hidden ones, those of tools, and links back to a folder around
+    them; none where it is no folder."""
     if not path.is_dir():
         return []
-    return sorted(p.name for p in path.iterdir() if p.is_dir() and not clutter(p.name))
+    return sorted(p.name for p in path.iterdir() if p.is_dir() and not clutter(p.name) and not leads_back(p))
 
 
 # --- CSV --------------------------------------------------------------------------------------------------------

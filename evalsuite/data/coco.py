@@ -22,6 +22,7 @@ from evalsuite.data import Report, Source, split_role
 from evalsuite.data.detection import Boxes, DetectionSet, Image, assemble, check, survey
 from evalsuite.data.images import DRAWN, fingerprint, not_utf8, relative_name
 from evalsuite.errors import DataError
+from evalsuite.files import read_regular
 
 if TYPE_CHECKING:
     from evalsuite.progress import Progress
@@ -254,7 +255,10 @@ def _parse(annotation: Path) -> tuple[dict[str, Any], str]:
     COCO's own training file has a million polygons: as lists of Python floats they would take gigabytes, and
     the garbage collector would walk over them again and again.
     """
-    text = annotation.read_bytes()
+    try:
+        text = read_regular(annotation)
+    except OSError as error:
+        raise DataError(f"{annotation} cannot be read", cause=str(error), fix=_FIX) from error
     content = hashlib.sha256(text).hexdigest()
     if encoding := not_utf8(text):
         raise DataError(f"{annotation} cannot be read", cause=encoding.cause, fix=encoding.fix)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from evalsuite.errors import DataError, ImageError, ResourceError
+from evalsuite.files import refuse_special
 
 __all__ = ["DICOM", "Grey", "decode_dicom", "pydicom", "read_dicom", "windowed"]
 
@@ -55,6 +56,7 @@ def decode_dicom(path: Path, grey: Grey = "window") -> tuple[NDArray[np.uint8], 
     """:func:`read_dicom`, and what reading had to settle, as predicates of the image in the plural."""
     library = pydicom()
     try:
+        refuse_special(path)
         dataset = library.dcmread(path, force=True)
         _check(path, dataset)
         _prepare(library, path, dataset)

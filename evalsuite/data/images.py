@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import math
 import os
 import re
 import sys
@@ -31,6 +32,7 @@ from PIL import ExifTags, Image, ImageFile
 from evalsuite.data import Report
 from evalsuite.data.dicom import DICOM, decode_dicom
 from evalsuite.errors import DataError, ImageError
+from evalsuite.files import open_regular, read_regular, refuse_special, special
 
 __all__ = [
     "DECODING",
@@ -47,6 +49,7 @@ __all__ = [
     "hashed",
     "header_palette",
     "images_by_name",
+    "leads_back",
     "leads_out",
     "list_images",
     "listed_name",
@@ -106,29 +109,70 @@ def clutter(name: str) -> bool:
 
 def walk(folder: Path) -> Iterator[os.DirEntry[str]]:
     """Files below a folder at any depth, in the order of their names, without :func:`clutter`; none where there is no
-    folder. Links are followed, and each folder is entered once."""
+    folder. Pipes, sockets and devices are among them.
+
+    Links are followed, and each folder is entered once. A link that leads back to a folder around it is left out, with
+    what can be reached by it alone: it would show a split's or a class's images as those of another.
+    """
+    return iter(_walk(folder).files)
+
+
+class _Walked(NamedTuple):
+    """Files below a folder, and how far up the links below it lead back: the place of the topmost such folder in the
+    way that led here."""
+
+    files: list[os.DirEntry[str]]
+    back: float
+
+
+def _walk(folder: Path) -> _Walked:
     seen: set[str] = set()
 
-    def enter(path: str) -> Iterator[os.DirEntry[str]]:
-        real = os.path.realpath(path)
-        if real in seen:
-            return
-        seen.add(real)
+    def enter(path: str, way: tuple[str, ...]) -> _Walked:
+        files, back = list[os.DirEntry[str]](), math.inf
         with os.scandir(path) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)
         for entry in listed:
             if clutter(entry.name):
                 continue
-            if os.path.isdir(entry.path):  # entry.is_dir() raises for a link to itself
-                yield from enter(entry.path)
+            if not os.path.isdir(entry.path):  # entry.is_dir() raises for a link to itself
+                files.append(entry)
+                continue
+            real = os.path.realpath(entry.path)
+            around = next((place for place, above in enumerate(way) if _holds(real, above)), math.inf)
+            back = min(back, around)
+            if around < math.inf or real in seen:
+                continue
+            before = set(seen) if entry.is_symlink() else set[str]()
+            seen.add(real)
+            inner = enter(entry.path, (*way, real))
+            back = min(back, inner.back)
+            if entry.is_symlink() and inner.back < len(way):  # by this link one comes back here
+                seen.intersection_update(before)
             else:
-                yield entry
+                files += inner.files
+        return _Walked(files, back)
 
-    return enter(str(folder)) if folder.is_dir() else iter(())
+    if not folder.is_dir():
+        return _Walked([], math.inf)
+    top = os.path.realpath(folder)
+    seen.add(top)
+    return enter(str(folder), (top,))
+
+
+def _holds(folder: str, path: str) -> bool:
+    """Whether a folder is ``path``, or one above it."""
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def leads_back(folder: Path) -> bool:
+    """Whether a folder is a link to one that holds it."""
+    return folder.is_symlink() and _holds(os.path.realpath(folder), os.path.realpath(folder.parent))
 
 
 class Listing(NamedTuple):
-    """What :func:`walk` found: images, and how many other files of each suffix (lower case, "" without one)."""
+    """What :func:`walk` found: images, and how many other files of each suffix (lower case, "" without one), pipes,
+    sockets and devices."""
 
     images: list[os.DirEntry[str]]
     others: Counter[str]
@@ -148,10 +192,12 @@ def list_images(folder: Path, folders: Sequence[str] = ("",), suffixes: Sequence
     found = Listing([], Counter())
     for entry in (entry for name in folders for entry in walk(folder / name)):
         suffix = os.path.splitext(entry.name)[1].lower()
-        if suffix in suffixes:
-            found.images.append(entry)
-        else:
+        if suffix not in suffixes:
             found.others[suffix] += 1
+        elif not entry.is_file(follow_symlinks=False) and (kind := special(entry.path)) is not None:
+            found.others[kind.removeprefix("a ")] += 1
+        else:
+            found.images.append(entry)
     return found
 
 
@@ -197,7 +243,7 @@ def decode(path: Path, expect: tuple[int, int] | None = None) -> Decoded:
             raise _mismatch(path, found.pixels.shape[:2], expect)
         return found
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with _opened(path) as image:
             turn = _Turn.of(image)
             if expect is not None and expect not in (turn.upright, turn.stored):
                 raise _mismatch(path, turn.stored, expect)
@@ -225,7 +271,7 @@ def read_labels(path: Path, expect: tuple[int, int] | None = None) -> Labels:
     cannot hold labels: a lossy JPEG, floats.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with _opened(path) as image:
             turn = _Turn.of(image)
             if expect is not None and expect not in (turn.upright, turn.stored):
                 raise unfitting(path, turn.stored, expect)
@@ -242,7 +288,7 @@ def header_palette(path: Path) -> bytes | None:
     A grey GIF is one too, though Pillow hides that. Raises :class:`DataError` naming the file.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with _opened(path) as image:
             if image.mode == "P":
                 plain = image.format == "PNG" and image.palette is not None and image.palette.rawmode == "RGB"
                 return bytes(image.palette.palette if plain and image.palette else image.getpalette() or ())
@@ -312,6 +358,11 @@ def turn_note(images: Iterable[tuple[Path, tuple[int, int]]]) -> str | None:
     return f"{count} images carry an EXIF turn: {', '.join(part for part in parts if part)}" if count else None
 
 
+def _opened(path: Path) -> ImageFile.ImageFile:
+    refuse_special(path)
+    return Image.open(path, formats=_FORMATS)
+
+
 class _Turn(NamedTuple):
     """The EXIF orientation of an image; its (height, width) as stored and upright; whether loading turns it."""
 
@@ -346,7 +397,7 @@ class _Turn(NamedTuple):
 
 def _turn(path: Path) -> _Turn:
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with _opened(path) as image:
             return _Turn.of(image)
     except Exception as error:  # as above
         raise _unreadable(path, error) from error
@@ -363,14 +414,14 @@ def _code(image: Image.Image) -> int:
 
 def digest(path: Path) -> str:
     """sha256 of the file, in hexadecimal."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_lines(file: Path) -> list[str]:
     """The lines of a text file that are not empty. Raises :class:`DataError` naming a file without any, or no text."""
     try:
-        data = file.read_bytes()
+        data = read_regular(file)
     except FileNotFoundError as error:
         raise _no_list(file, "there is no such file") from error
     except OSError as error:
@@ -556,7 +607,7 @@ def _depth_note(depth: int) -> list[str]:
 
 def _significant_bits(path: Path) -> int | None:
     """What a PNG's ``sBIT`` chunk says (PNG specification, 11.3.2.7); None where there is none."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if file.read(8) != b"\x89PNG\r\n\x1a\n":
             return None
         while len(head := file.read(8)) == 8:
@@ -572,7 +623,7 @@ def _significant_bits(path: Path) -> int | None:
 def _low_bytes(path: Path, turn: _Turn, expect: tuple[int, int] | None) -> NDArray[np.uint8]:
     """(H, W, 3): the other bytes of an image of 16 bits and several channels, by naming the wrong byte order."""
     swapped = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
-    with Image.open(path, formats=_FORMATS) as image:
+    with _opened(path) as image:
         for number, tile in enumerate(image.tile):
             raw, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args or ("",)
             raw = f"{raw[:-3]}{swapped[raw[-3:]]}"

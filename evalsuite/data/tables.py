@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from evalsuite.data import split_roles
 from evalsuite.data.images import SUFFIXES, images_by_name, not_utf8, relative_name
 from evalsuite.errors import DataError, UsageError
+from evalsuite.files import read_regular
 
 __all__ = ["COLUMNS", "ImageList", "Table", "read_columns", "read_image_list", "read_table"]
 
@@ -60,7 +61,7 @@ def read_table(path: Path) -> Table:
     Raises :class:`DataError` for a file that is missing, is not UTF-8 (and names the encoding), or is no such table.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except FileNotFoundError as error:
         raise DataError(
             f"{path} is missing", cause="there is no such file", fix="restore it, or check the path"

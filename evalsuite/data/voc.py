@@ -37,6 +37,7 @@ from evalsuite.data.images import (
     subfolder,
 )
 from evalsuite.errors import DataError, ImageError
+from evalsuite.files import read_regular
 
 if TYPE_CHECKING:
     from evalsuite.progress import Progress
@@ -371,9 +372,12 @@ def _place(path: Path, split: str) -> tuple[_Year, str]:
 
 def _annotation(file: Path) -> _Annotation:
     """Read one annotation. Raises :class:`DataError` naming the file and the reason."""
-    if file.stat().st_size > _LARGEST:
+    try:
+        size, data = file.stat().st_size, read_regular(file) if file.stat().st_size <= _LARGEST else b""
+    except OSError as error:
+        raise _broken(file, str(error)) from error
+    if size > _LARGEST:
         raise _broken(file, f"it is larger than {_LARGEST >> 20} MiB")
-    data = file.read_bytes()
     if not (data.startswith(_UTF16) or _DECLARED.match(data)) and (encoding := not_utf8(data)):
         raise DataError(f"{file} cannot be read", cause=encoding.cause, fix=encoding.fix)
     try:
