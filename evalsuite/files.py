@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import tempfile
@@ -16,10 +17,12 @@ from evalsuite.errors import Refusal, ResourceError, UsageError
 __all__ = [
     "atomic",
     "forget_partials",
+    "is_aside",
     "open_regular",
     "read_regular",
     "refuse_special",
     "room_for",
+    "set_aside",
     "special",
     "writable",
     "writable_file",
@@ -45,9 +48,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
     with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        os.close(handle)
         partial = Path(name)
         try:
+            _lock(handle)  # as long as this process lives: nobody takes the file for a dead writer's
             yield partial
             mask = os.umask(0)
             os.umask(mask)
@@ -57,6 +60,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+            os.close(handle)
 
 
 def writable(folder: str | Path, flag: str = "--out") -> None:
@@ -97,11 +101,51 @@ def writable_file(path: str | Path, flag: str = "--out") -> None:
 
 
 def forget_partials(path: str | Path) -> None:
-    """Remove what writers of ``path`` left that were killed; nobody else may be writing it."""
+    """Remove what writers of ``path`` left that were killed, and of files whose names go on after it and a dot.
+
+    What a living process writes stays, and everything where the file system knows no locks to tell them apart."""
     path = Path(path)
     for partial in path.parent.glob(".*.partial"):
         if partial.name.startswith(f".{path.name}."):
-            partial.unlink()
+            try:
+                handle = os.open(partial, os.O_RDWR)
+            except FileNotFoundError:  # its writer has just come to its end
+                continue
+            try:
+                if _lock(handle):
+                    partial.unlink(missing_ok=True)
+            finally:
+                os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Whether an open file is locked by this process from now on, until it is closed."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another process has it, or there are no locks
+        return False
+    return True
+
+
+ASIDE = ".aside-"
+
+
+def set_aside(path: str | Path) -> Path:
+    """Rename what cannot be used, or not for what is done now, to the first free ``NAME.aside-1``, ``-2``, ...; the
+    new path."""
+    path = Path(path)
+    number = 1
+    while os.path.lexists(there := path.with_name(f"{path.name}{ASIDE}{number}")):
+        number += 1
+    with room_for(path):
+        path.rename(there)
+    return there
+
+
+def is_aside(path: Path) -> bool:
+    """Whether :func:`set_aside` gave a file its name."""
+    name, aside, number = path.name.rpartition(ASIDE)
+    return bool(name and aside and number.isdecimal())
 
 
 @contextmanager

@@ -28,8 +28,8 @@ from evalsuite.progress import Progress
 from evalsuite.signals import SIGNALS
 
 __all__ = [
-    "HOPELESS", "Cost", "Demand", "Fits", "TooLarge", "afford", "estimating", "free_memory", "out_of_memory",
-    "spell", "training_step",
+    "HOPELESS", "Cost", "Demand", "Fits", "TooLarge", "afford", "estimating", "free_memory", "is_out_of_memory",
+    "killed_workers", "out_of_memory", "spell", "training_step",
 ]  # fmt: skip
 
 HOPELESS = 12 * 3600.0  # seconds on a CPU: what takes longer is begun only with --yes
@@ -239,20 +239,51 @@ def _bytes(count: float) -> str:
     return f"{count / 2**30:.1f} GiB"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, of this machine or of a device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 @contextmanager
 def out_of_memory(demand: Demand | None) -> Iterator[None]:
     """Where a step finds the memory of its device full, which is how a GPU says it, say it as :class:`TooLarge`."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         part = demand.part if demand is not None else 0
         advice = _less(demand, 0.5) if demand is not None else []
         raise TooLarge(
             f"{demand.what if demand is not None else 'this'} does not fit into the memory of its device",
-            cause=f"a step{f' of {part} images' if part else ''} asks for more: {str(error).splitlines()[0][:200]}",
+            cause=f"a step{f' of {part} images' if part else ''} asks for more: {_first_line(error)}",
             fix=", or ".join(advice) or "a smaller backbone, smaller images, or a device with more memory",
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
+WORKER_ENDED = ("DataLoader worker (pid", "Pin memory thread exited")  # how torch begins to say it
+
+
+@contextmanager
+def killed_workers() -> Iterator[None]:
+    """Where a process that reads images was killed, which torch says at whatever line it hears of it, say it as a
+    :class:`ResourceError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith(WORKER_ENDED):
+            raise
+        raise ResourceError(
+            "a process that reads images was killed",
+            cause=f"{_first_line(error)} Memory was short, or shared memory (/dev/shm), or somebody ended it",
+            fix="fewer --workers (0: none), a smaller batch, or more memory; the same command goes on from the last"
+            " saved state",
         ) from error
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -24,10 +25,11 @@ import torch
 from evalsuite import statistics
 from evalsuite.checkpoints import NEEDED, Loaded, load_backbone
 from evalsuite.data import source
-from evalsuite.errors import Refusal, ResourceError, UsageError
-from evalsuite.files import atomic, writable
+from evalsuite.errors import DataError, Refusal, ResourceError, UsageError
+from evalsuite.files import atomic, forget_partials, is_aside, room_for, set_aside, writable
 from evalsuite.hooks import Registry, load
-from evalsuite.preflight import Fits, TooLarge, estimating, spell
+from evalsuite.locks import locked, remove_empty
+from evalsuite.preflight import Fits, TooLarge, estimating, is_out_of_memory, killed_workers, spell
 from evalsuite.progress import Progress
 from evalsuite.protocols import Training, job
 from evalsuite.results import BackboneRecord, ProtocolRecord, Result, Score, cell_path, read
@@ -86,9 +88,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Cell:
-    """One thing to run: a backbone on a task, by a protocol, from a seed."""
+    """One thing to run: a backbone of this identity on a task, by a protocol, from a seed."""
 
     loaded: Loaded
+    identity: str
     task: Task
     setup: Setup
     path: Path
@@ -194,11 +197,11 @@ def _cell(
     loaded: Loaded, task: Task, protocol: Protocol, seed: int, device: torch.device, request: Request,
     registry: Registry, progress: Progress,
 ) -> Cell:  # fmt: skip
-    variant = _variant(task, protocol, request)
+    variant, identity = _variant(task, protocol, request), loaded.backbone.identity
     path = cell_path(
         request.out,
         loaded.name,
-        loaded.backbone.identity,
+        identity,
         task.name,
         _protocol_record(protocol),
         seed,
@@ -225,7 +228,7 @@ def _cell(
     )  # fmt: skip
     with progress.doing(f"reading the data of {task.name}"):
         fingerprint = task.fingerprint(setup)
-    return Cell(loaded, task, setup, path, fingerprint)
+    return Cell(loaded, identity, task, setup, path, fingerprint)
 
 
 def _variant(task: Task, protocol: Protocol, request: Request) -> tuple[str, ...]:
@@ -261,35 +264,143 @@ def demo_root(task: Task, registry: Registry) -> Path:
 
 
 def _settle(cell: Cell, request: Request, progress: Progress) -> Result:
-    """The cell's result: read if it is there, else made; a failure is a result too."""
-    if cell.path.exists():
+    """The cell's result: read if it is there, else made, by one process at a time; a failure is a result too."""
+    there = _there(cell, progress)
+    if there is not None:
+        return there
+    if not _is_first(request):
+        return _made(cell, request, progress)
+    wait = request.devices == 1 or not any(name in os.environ for name in RANKS)  # the other ranks would not wait
+    work = cell.setup.work
+    lock = work.with_name(f"{work.name}.lock")
+    with locked(lock, progress, _name(cell), wait=wait, within=request.out):
+        there = _there(cell, progress, alone=True)  # another process may have made it while this one waited
+        return _made(cell, request, progress) if there is None else there
+
+
+RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # who starts several processes says which is which in one of these
+
+
+def _is_first(request: Request) -> bool:
+    """Whether this process is the only one of a run, or the first."""
+    rank = next((os.environ[name] for name in RANKS if name in os.environ), "0")
+    return request.devices == 1 or rank == "0"
+
+
+def _there(cell: Cell, progress: Progress, alone: bool = False) -> Result | None:
+    """The result that is there; None where there is none, or of a failure, which is tried again. A file that is no
+    result is set aside where nobody else writes it."""
+    if not cell.path.exists():
+        return None
+    try:
         there = read(cell.path)
-        if there.status == "ok":
-            _refuse_another(there, cell)
-            progress.say(f"{_name(cell)}: there already ({cell.path})")
-            return there
+    except DataError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        if alone:
+            aside = set_aside(cell.path)
+            progress.say(f"warning: {cell.path} is no result ({error.cause}); it is set aside as {aside.name}")
+        return None
+    if there.status != "ok":
+        return None
+    _refuse_another(there, cell)
+    progress.say(f"{_name(cell)}: there already ({cell.path})")
+    return there
+
+
+def _made(cell: Cell, request: Request, progress: Progress) -> Result:
+    """Make the cell's result and write it; of a failure too, but never over a result."""
     progress.say(_name(cell))
     began = time.monotonic()
-    cell.setup.work.mkdir(parents=True, exist_ok=True)
+    with room_for(cell.setup.work):
+        cell.setup.work.mkdir(parents=True, exist_ok=True)
     if cell.setup.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(cell.setup.device)
+    reserve = _reserve()
     try:
-        with progress.doing(f"{_name(cell)}: at work"):
-            outcome = evaluate(cell.task, cell.loaded.backbone.to(cell.setup.device), cell.setup)
-        result = _result(cell, request, outcome, time.monotonic() - began)
-        if _first_of_all():
-            _keep(cell, outcome)
-    except Exception as error:
-        if isinstance(error, TooLarge):
-            error = _with_lighter(cell, error)
-        result = _failure(cell, request, error, time.monotonic() - began)
-        progress.say(str(error) if isinstance(error, Refusal) else traceback.format_exc().rstrip())
+        result = _evaluated(cell, request, progress, began)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and type(error.code) is int and error.code > 128:
+            raise  # a signal, and the state is saved
+        del reserve
+        _let_go(error)
+        failure = _reason(cell, error)
+        progress.say(failure.told)
+        result = _failure(cell, request, failure, time.monotonic() - began)
     if not _first_of_all():
         return result
+    if result.status == "failed":
+        there = _there(cell, progress, alone=True)  # where nothing keeps two processes apart
+        if there is not None:
+            return there
     result.write(cell.path)
     if result.status == "ok":
         _clear(cell.setup.work, request.out)
     return read(cell.path)
+
+
+RESERVE = 16 << 20  # bytes
+
+
+def _reserve() -> bytearray:
+    """Memory to give back where it is short, so that there is some to say so."""
+    try:
+        return bytearray(RESERVE)
+    except MemoryError:
+        return bytearray()
+
+
+def _evaluated(cell: Cell, request: Request, progress: Progress, began: float) -> Result:
+    with killed_workers(), progress.doing(f"{_name(cell)}: at work"):
+        outcome = evaluate(cell.task, cell.loaded.backbone.to(cell.setup.device), cell.setup)
+    result = _result(cell, request, outcome, time.monotonic() - began)
+    if _first_of_all():
+        forget_partials(cell.path.with_suffix(""))
+        _keep(cell, outcome)
+    return result
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Let go of what the frames of an error hold, which may be all the memory there is."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a cell has no scores: for its record, and for the terminal."""
+
+    text: str
+    code: int
+    told: str
+
+
+def _reason(cell: Cell, error: BaseException) -> _Failure:
+    """What is kept of an error, as text that a file can hold."""
+    if isinstance(error, TooLarge) and error.__cause__ is None:  # refused before any work, not out of memory in it
+        error = _with_lighter(cell, error)
+    if isinstance(error, MemoryError) or is_out_of_memory(error):
+        error = ResourceError(
+            f"{_name(cell)} ran out of memory",
+            cause=" ".join(str(error).split())[:200] or "the system gives no more",
+            fix="a smaller backbone, a smaller --set batch_size, fewer --workers, or a machine with more memory",
+        )
+    if isinstance(error, Refusal):
+        text = told = str(error)
+        code = error.code
+    else:
+        lines = traceback.format_exception(error)
+        text, told, code = "".join(lines[-6:]), "".join(lines).rstrip(), 1
+    return _Failure(_writable_text(text), code, told)
+
+
+def _writable_text(text: str) -> str:
+    """Text as a file can hold it: names of files may be in no encoding, and an error's words endless."""
+    return text[:LONGEST_ERROR].encode("utf-8", "backslashreplace").decode()
+
+
+LONGEST_ERROR = 20_000
 
 
 def _with_lighter(cell: Cell, error: TooLarge) -> TooLarge:
@@ -354,12 +465,13 @@ def _first_of_all() -> bool:
 
 
 def _clear(work: Path, out: Path) -> None:
-    """Remove a finished cell's working state, and the folders above it that it leaves empty."""
-    shutil.rmtree(work)
-    for folder in work.parents:
-        if folder == out or any(folder.iterdir()):
-            return
-        folder.rmdir()
+    """Remove a finished cell's working state but for what was set aside, and the folders that are left empty."""
+    for path in work.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            _clear(path, work)
+        elif not is_aside(path):
+            path.unlink()
+    remove_empty(work, out)
 
 
 def _name(cell: Cell) -> str:
@@ -401,7 +513,8 @@ def _result(cell: Cell, request: Request, outcome: Outcome, took: float) -> Resu
     return Result(
         status="ok", scores=scores, selected=dict(outcome.selected), details=dict(outcome.details),
         data=dict(outcome.data), files=files, warnings=(*cell.loaded.report.guesses, *outcome.warnings),
-        timings={**outcome.timings, "total": took}, **_common(cell, request),
+        timings={**outcome.timings, "total": took},
+        **_common(cell, request, cell.loaded.backbone.flops(), _engine_version(cell)),
     )  # fmt: skip
 
 
@@ -410,32 +523,43 @@ def _interval(replicates: np.ndarray) -> tuple[float | None, float | None]:
     return (None, None) if math.isnan(low) else (low, high)
 
 
-def _failure(cell: Cell, request: Request, error: Exception, took: float) -> Result:
-    known = isinstance(error, Refusal)
-    text = str(error) if known else "".join(traceback.format_exception(error)[-6:])
+def _failure(cell: Cell, request: Request, failure: _Failure, took: float) -> Result:
+    """A record of what is known anyway: nothing is computed for it, memory may be short."""
+    version = None
+    with suppress(Exception):  # an engine that cannot be imported may be why it failed
+        version = _engine_version(cell)
     return Result(
-        status="failed", error=text, error_code=error.code if isinstance(error, Refusal) else 1,
-        data={"fingerprint": cell.fingerprint}, timings={"total": took}, **_common(cell, request),
+        status="failed", error=failure.text, error_code=failure.code,
+        data={"fingerprint": cell.fingerprint}, timings={"total": took}, **_common(cell, request, None, version),
     )  # fmt: skip
 
 
-def _common(cell: Cell, request: Request) -> dict[str, Any]:
-    backbone, report = cell.loaded.backbone, cell.loaded.report
-    engine = cell.setup.engine or (cell.task.engines[0] if cell.task.engines else None)
+def _engine(cell: Cell) -> str | None:
+    return cell.setup.engine or (cell.task.engines[0] if cell.task.engines else None)
+
+
+def _engine_version(cell: Cell) -> str | None:
+    engine = _engine(cell)
+    version: str | None = cell.setup.registry.get("engine", engine)().version() if engine else None
+    return version
+
+
+def _common(cell: Cell, request: Request, flops: int | None, engine_version: str | None) -> dict[str, Any]:
+    spec, report = cell.loaded.backbone.spec, cell.loaded.report
     return {
         "backbone": BackboneRecord(
-            name=cell.loaded.name, request=report.source, identity=backbone.identity, spec=backbone.spec.to_json(),
-            parameters=report.parameters, flops=backbone.flops(),
+            name=cell.loaded.name, request=_writable_text(report.source), identity=cell.identity,
+            spec=spec.to_json(), parameters=report.parameters, flops=flops,
             load=report.to_json(),
             provenance=dict(cell.loaded.provenance),
         ),
         "task": cell.task.name, "task_version": cell.task.version, "primary": cell.task.leading(cell.setup.protocol),
-        "protocol": _protocol_record(cell.setup.protocol), "engine": engine,
-        "engine_version": cell.setup.registry.get("engine", engine)().version() if engine else None,
+        "protocol": _protocol_record(cell.setup.protocol), "engine": _engine(cell),
+        "engine_version": engine_version,
         "seed": cell.setup.seed, "limited": cell.setup.limit, "demo": cell.setup.demo, "trusted": report.trusted,
         "partial": report.matched < NEEDED, "environment": _environment(cell.setup),
         "peak_memory_mb": _peak(cell.setup),
-        "command": request.command, "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": _writable_text(request.command), "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
 
 

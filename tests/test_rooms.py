@@ -19,7 +19,13 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 INSTALL = "python -m pip install -c constraints.txt -e '.[all,dev]'"
 
-TOLD = {"evalsuite.errors", "evalsuite.files", "evalsuite.progress", "evalsuite.signals"}  # anyone may use them
+TOLD = {  # anyone may use them
+    "evalsuite.errors",
+    "evalsuite.files",
+    "evalsuite.locks",
+    "evalsuite.progress",
+    "evalsuite.signals",
+}
 NUMBERS = {"evalsuite.metrics", "evalsuite.results", "evalsuite.statistics"}
 MIDDLE = (  # each may import those before it
     "evalsuite.resize",
@@ -52,6 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evalsuite.errors": set(),
     "evalsuite.files": {"evalsuite.errors"},
     "evalsuite.progress": {"evalsuite.errors"},
+    "evalsuite.locks": {"evalsuite.errors", "evalsuite.files", "evalsuite.progress"},
     "evalsuite.signals": set(),
     "evalsuite.preflight": {"evalsuite.errors", "evalsuite.progress", "evalsuite.signals"},
     "evalsuite.hooks": {"evalsuite.errors"},
@@ -107,6 +114,7 @@ NUMERIC = {
 OUTSIDE: dict[str, set[str]] = {
     "evalsuite.errors": set(),
     "evalsuite.files": set(),
+    "evalsuite.locks": {"filelock"},
     "evalsuite.progress": {"rich"},
     "evalsuite.signals": set(),
     "evalsuite.hooks": {"pluggy"},

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evalsuite.errors import ResourceError, UsageError
-from evalsuite.files import atomic, forget_partials, room_for, writable, writable_file, write_text
+from evalsuite.files import atomic, forget_partials, is_aside, room_for, set_aside, writable, writable_file, write_text
 
 
 def test_the_file_takes_its_place_only_when_the_block_ends(tmp_path):
@@ -170,3 +170,23 @@ def test_a_file_whose_folder_is_a_file_is_refused_and_another_error_is_not_taken
     (tmp_path / "other").mkdir()
     with pytest.raises(IsADirectoryError), atomic(tmp_path / "made" / "cell.json"):
         (tmp_path / "other").read_text()
+
+
+def test_what_a_living_writer_writes_is_not_removed(tmp_path):
+    with atomic(tmp_path / "state.pt") as partial:
+        partial.write_text("half")
+        forget_partials(tmp_path / "state.pt")
+        assert partial.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_what_is_set_aside_keeps_its_content_and_takes_no_other_name(tmp_path):
+    path = tmp_path / "state.pt"
+    for text in ("one", "two"):
+        path.write_text(text)
+        there = set_aside(path)
+        assert is_aside(there)
+        assert there.read_text() == text
+        assert not path.exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["state.pt.aside-1", "state.pt.aside-2"]
+    assert not any(is_aside(Path(name)) for name in ("state.pt", ".aside-1", "a.aside-", "a.aside-x"))

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import multiprocessing
+import os
+import resource
 import shutil
 import sys
 import types
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,13 +33,15 @@ from evalsuite.results import read, read_all
 from evalsuite.runner import run
 from evalsuite.tasks.detection import Voc
 
+FORK = multiprocessing.get_context("fork")
+
 
 class Oracle:
     """An engine that finds everything: scores must be perfect, whatever the backbone."""
 
     name = "torchvision"
     calls: ClassVar[list[tuple[str, int]]] = []
-    failure: Exception | None = None
+    failure: BaseException | None = None
 
     def version(self) -> str:
         return "oracle 1"
@@ -286,6 +293,190 @@ def test_an_unforeseen_error_leaves_its_trace_in_the_cell(ask):
     (result,) = ask("coco")
     assert result.status == "failed"
     assert "ZeroDivisionError" in result.error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. "), 7, "reads images was killed"),
+        (RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly"), 7, "reads images was killed"),
+        (MemoryError(), 7, "ran out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 7, "ran out of memory"),
+        (SystemExit(0), 1, "SystemExit"),  # as a script's code ends, not a task's
+        (SystemExit("no"), 1, "SystemExit: no"),
+        (DataError("no caf\udce9.png", cause="c", fix="f"), 3, "no caf\\udce9.png"),  # a name in no encoding
+        (ValueError("x" * 2_000_000), 1, "xxx"),
+    ],
+)
+def test_whatever_ends_a_cell_is_recorded_and_the_next_seed_runs(ask, error, code, text):
+    Oracle.failure = error
+    results = ask("voc", seeds=2)
+    assert [(r.status, r.error_code) for r in results] == [("failed", code)] * 2
+    assert text in results[0].error
+    if code == 7:
+        assert [line.split(":")[0] for line in results[0].error.splitlines()] == ["error", "cause", "fix"]
+
+
+def test_a_signal_ends_the_run(ask, tmp_path):
+    Oracle.failure = SystemExit(143)
+    with pytest.raises(SystemExit):
+        ask("coco")
+    assert list(read_all(tmp_path / "out")) == []
+
+
+HOARD: list[bytearray] = []
+
+
+def hoard(in_a_frame: bool) -> None:
+    """Take all the memory there is."""
+    held = [] if in_a_frame else HOARD
+    for size in (1 << 24, 1 << 20, 1 << 16, 1 << 12):
+        with suppress(MemoryError):
+            while True:
+                held.append(bytearray(size))
+    raise MemoryError
+
+
+@pytest.mark.parametrize("in_a_frame", [True, False])
+def test_out_of_memory_is_recorded_though_there_is_none(ask, tmp_path, monkeypatch, in_a_frame):
+    def detect(self, backbone, protocol, train, test, setup):
+        if setup.seed == 0:
+            hoard(in_a_frame)
+        return whole(self, backbone, protocol, train, test, setup)
+
+    def confined() -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + (200 << 20),) * 2)
+        ask("voc", seeds=2 if in_a_frame else 1)  # what is held for good leaves nothing to the next seed
+        os._exit(0)
+
+    whole = Oracle.detect
+    monkeypatch.setattr(Oracle, "detect", detect)
+    child = FORK.Process(target=confined)
+    child.start()
+    child.join(60)
+    child.kill()
+    assert child.exitcode == 0
+    first, *others = (result for _, result in read_all(tmp_path / "out"))
+    assert (first.status, first.error_code) == ("failed", 7)
+    assert "ran out of memory" in first.error
+    assert [result.status for result in others] == ["ok"] * in_a_frame
+
+
+# Two at once
+
+
+@pytest.fixture
+def busy(ask, monkeypatch):
+    """Another process in the middle of the cell: it goes on when it is let."""
+    inside, go_on = FORK.Event(), FORK.Event()
+    detect, parent = Oracle.detect, os.getpid()
+
+    def stop(self, *arguments):
+        if os.getpid() != parent:
+            inside.set()
+            assert go_on.wait(60)
+        return detect(self, *arguments)
+
+    monkeypatch.setattr(Oracle, "detect", stop)
+    child = FORK.Process(target=ask, args=("voc",))
+    child.start()
+    assert inside.wait(60)
+    yield child, go_on
+    child.kill()
+    child.join()
+
+
+def waiting_for(process) -> tuple[Progress, io.StringIO]:
+    """What is called when a run says that it waits."""
+    stream = io.StringIO()
+    said = stream.write
+
+    def write(text: str) -> int:
+        if "waiting for process" in text:
+            process()
+        return said(text)
+
+    stream.write = write
+    return Progress(stream=stream), stream
+
+
+def test_a_second_run_waits_for_the_first_and_takes_its_result(ask, busy):
+    child, go_on = busy
+    progress, stream = waiting_for(go_on.set)
+    (result,) = ask("voc", progress=progress)
+    assert result.status == "ok"
+    assert Oracle.calls == []
+    assert f"waiting for process {child.pid} on " in stream.getvalue()
+    assert "there already" in stream.getvalue()
+
+
+def test_it_does_the_work_where_the_first_is_killed_and_says_so(ask, busy, tmp_path):
+    child, _ = busy
+    progress, stream = waiting_for(child.kill)
+    (result,) = ask("voc", progress=progress)
+    assert result.status == "ok"
+    assert len(Oracle.calls) == 1
+    assert f"process {child.pid} on " in stream.getvalue()
+    assert "was killed at it" in stream.getvalue()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["results"]
+
+
+def test_several_processes_of_one_run_do_not_wait(ask, busy, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(evalsuite.ResourceError, match="being done by another process"):
+        ask("voc", devices=2)
+
+
+def test_a_failure_never_takes_the_place_of_a_result(ask, tmp_path, monkeypatch):
+    (first,) = ask("voc")
+    ((path, _),) = read_all(tmp_path / "out")
+    content = path.read_text()
+    path.unlink()
+
+    def detect(self, *arguments):
+        path.write_text(content)  # as another process does, where locks do not hold
+        raise TrainingError("the loss is not finite", cause="c", fix="f")
+
+    monkeypatch.setattr(Oracle, "detect", detect)
+    assert ask("voc") == [first]
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("content", ['{"status": "o', "[" * 100_000])
+def test_a_file_that_is_no_result_is_set_aside_and_the_cell_is_run(ask, tmp_path, content):
+    ask("voc")
+    ((path, _),) = read_all(tmp_path / "out")
+    path.write_text(content)
+    stream = io.StringIO()
+    (result,) = ask("voc", progress=Progress(stream=stream))
+    assert result.status == "ok"
+    assert f"warning: {path} is no result" in stream.getvalue()
+    assert path.with_name("seed-0.json.aside-1").read_text() == content
+    assert [p for p, _ in read_all(tmp_path / "out")] == [path]
+
+
+def test_what_killed_writers_left_is_removed_and_what_was_set_aside_stays(ask, tmp_path, monkeypatch):
+    ask("voc")
+    ((path, _),) = read_all(tmp_path / "out")
+    path.unlink()
+    litter = [path.with_name(name) for name in (".seed-0.samples.npz.x.partial", ".seed-0.json.y.partial")]
+    kept = path.with_name(".seed-01.json.y.partial")
+    for file in (*litter, kept):
+        file.touch()
+
+    def detect(self, backbone, protocol, train, test, setup):
+        (setup.work / "deep").mkdir()
+        for name in ("state.pt", "state.pt.aside-1", "deep/a"):
+            (setup.work / name).touch()
+        return whole(self, backbone, protocol, train, test, setup)
+
+    whole = Oracle.detect
+    monkeypatch.setattr(Oracle, "detect", detect)
+    ask("voc")
+    assert not any(file.exists() for file in litter)
+    assert kept.exists()
+    assert [p.name for p in (tmp_path / "out" / "work").rglob("*") if p.is_file()] == ["state.pt.aside-1"]
 
 
 @pytest.mark.parametrize(
