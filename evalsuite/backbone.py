@@ -6,32 +6,41 @@ import copy
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from evalsuite.errors import BackboneError
+from evalsuite.errors import BackboneError, Refusal
 from evalsuite.files import atomic
+from evalsuite.options import NAME, OptionError, Side, check, offline, sayable
+from evalsuite.results import Json
 
 if TYPE_CHECKING:
     from evalsuite.hooks import Registry
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Backbone", "BackboneSpec", "Features", "build", "identity_of"]
+__all__ = [
+    "IMAGENET_MEAN", "IMAGENET_STD", "Backbone", "BackboneSpec", "Features", "build", "identity_of", "input_fault",
+    "outline", "parse_header", "published", "read_header", "rebuild", "refuse_arch", "restore",
+]  # fmt: skip
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HEADER = "evalsuite"  # the key of our entry in a safetensors header
 FORMAT = 1
+LONGEST = 1 << 20  # characters of our entry in a header
+SPARE = 1 << 24  # numbers that a network may have besides a tenth more than its file: masks, positions, indices
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,7 @@ class BackboneSpec:
     ``arch`` is ``scheme:name``; ``options`` go to its builder. ``image_size`` is (height, width) in pixels of the
     published recipe; other sizes work where the network allows. ``mean`` and ``std`` are per RGB channel for pixels
     in [0,1]. ``dim`` is the width of ``pooled``; ``strides`` maps each stride to its number of channels.
+    Raises ValueError for numbers by which no image can be normalised, and sizes above 4,096 pixels.
     """
 
     arch: str
@@ -70,6 +80,11 @@ class BackboneSpec:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
+    def __post_init__(self) -> None:
+        for name in ("mean", "std", "image_size"):
+            if fault := input_fault(name, getattr(self, name)):
+                raise ValueError(fault)
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self) | {
@@ -78,6 +93,23 @@ class BackboneSpec:
             "options": dict(self.options),
         }
 
+
+def input_fault(name: str, value: Any) -> str:
+    """What is wrong with a ``mean``, ``std`` or ``image_size``; "" if nothing is."""
+    whole = name == "image_size"
+    kinds, count = (int, 2) if whole else (int | float, 3)
+    if not isinstance(value, list | tuple) or len(value) != count:
+        return f"{name} is {count} numbers"
+    if any(isinstance(v, bool) or not isinstance(v, kinds) for v in value):
+        return f"{name} is of {'whole numbers of pixels' if whole else 'numbers'}"
+    low, high = {"mean": (-LARGEST, LARGEST), "std": (1 / LARGEST, LARGEST), "image_size": (1, SIDE)}[name]
+    if not all(low <= v <= high for v in value):  # which no NaN is
+        return f"each number of {name} is from {low:g} to {high:g}"
+    return ""
+
+
+LARGEST = 1e6  # of a mean or a deviation; its inverse is the smallest deviation
+SIDE = 4096  # pixels
 
 Look = Callable[[nn.Module, Tensor], Features]
 Split = Callable[[nn.Module], tuple[nn.Module, nn.Module]]
@@ -269,34 +301,113 @@ class Backbone(nn.Module):
                 cause="its header carries no spec",
                 fix="evalsuite inspect FILE tells what it is; evalsuite run takes it as it is",
             )
-        spec = header["spec"]
-        backbone = build(spec["arch"], registry, **spec["options"])
-        backbone.net.load_state_dict(safetensors.torch.load_file(path))
-        return backbone.respec(image_size=tuple(spec["image_size"]), mean=tuple(spec["mean"]), std=tuple(spec["std"]))
+        return restore(path, header, safetensors.torch.load_file(path), registry)
+
+
+def restore(
+    path: str | Path,
+    header: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    registry: Registry,
+    options: Mapping[str, Any] | None = None,
+) -> Backbone:
+    """The backbone of a file whose header (:func:`parse_header`) and tensors are read.
+
+    ``options`` are what a user says of the builder's options, in place of the header's. Raises :class:`BackboneError`
+    where the header asks for what no file may set, or for a network that the tensors are not.
+    """
+    spec = header["spec"]
+    refuse_arch(spec["arch"], path, registry)
+    largest = int(1.1 * sum(t.numel() for t in tensors.values())) + SPARE
+    backbone = rebuild(spec["arch"], registry, spec["options"], options or {}, largest=largest, source=str(path))
+    try:
+        backbone.net.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        raise BackboneError(
+            f"{path} does not fit its own architecture",
+            cause=" ".join(str(error).split())[:300],
+            fix="load it with the version that wrote it, or write it again",
+        ) from error
+    return backbone.respec(image_size=tuple(spec["image_size"]), mean=tuple(spec["mean"]), std=tuple(spec["std"]))
+
+
+def refuse_arch(arch: str, path: str | Path, registry: Registry) -> None:
+    """Refuse what no file may call an architecture: unknown schemes, addresses, paths."""
+    scheme = arch.partition(":")[0]
+    if not re.fullmatch(f"{NAME}(:{NAME})?", arch) or scheme not in registry.names("backbone"):
+        raise BackboneError(
+            f"{path} names the architecture {arch[:80]!r}, which is none here",
+            cause=f"a file names SCHEME:NAME of a scheme that is registered: {', '.join(registry.names('backbone'))}",
+            fix="install the plugin that brings it, or name another with --arch SCHEME:NAME",
+        )
+
+
+class _Spec(BaseModel):
+    """What is read of a spec in a header."""
+
+    model_config = ConfigDict(strict=True)
+    arch: Annotated[str, Field(pattern=f"^{NAME}(:{NAME})?$")]
+    options: Json
+    image_size: Annotated[list[Side], Field(min_length=2, max_length=2)]
+    mean: list[float]
+    std: list[float]
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(strict=True)
+    format: Literal[1]
+    spec: _Spec
+    provenance: Json = Field(default_factory=dict)
 
 
 def read_header(path: str | Path) -> dict[str, Any] | None:
     """The spec and provenance in a safetensors header, or None where there is none.
 
-    Raises :class:`BackboneError` for a file that is no safetensors file, or of a later format.
+    Raises :class:`BackboneError` for a file that is no safetensors file, of a later format, or whose header is not what
+    this suite writes.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(HEADER)
-        header = json.loads(text) if text else None
-    except (safetensors.SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise BackboneError(
-            f"{path} cannot be read",
-            cause=f"not a safetensors file: {error}",
-            fix="check the path or copy it again",
+    except (safetensors.SafetensorError, OSError) as error:
+        raise _unreadable(path, f"not a safetensors file: {error}") from error
+    return parse_header(text, path) if text else None
+
+
+def parse_header(text: str, path: str | Path) -> dict[str, Any]:
+    """The text of our entry in a safetensors header as ``format``, ``spec`` and ``provenance``.
+
+    Every value is a stranger's: typed and bounded. Raises :class:`BackboneError`, which names ``path``.
+    """
+    if len(text) > LONGEST:
+        raise _unreadable(path, f"its header has {len(text)} characters; {LONGEST} are read")
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(
+            path, f"its header is no JSON: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
-    if header is not None and header.get("format") != FORMAT:
+    if isinstance(header, dict) and isinstance(header.get("format"), int) and header["format"] != FORMAT:
         raise BackboneError(
-            f"{path} is of format {header.get('format')}",
+            f"{path} is of format {str(header['format'])[:20]}",
             cause=f"this version reads format {FORMAT}",
             fix="pip install -U evalsuite",
         )
-    return header
+    try:
+        spec = _Header.model_validate(header).spec
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise _unreadable(path, f"its header is not one of this suite: {where}: {first['msg']}") from error
+    fault = input_fault("mean", spec.mean) or input_fault("std", spec.std)
+    if fault:
+        raise _unreadable(path, f"by its header no image can be normalised: {fault}")
+    checked: dict[str, Any] = header
+    return checked | {"provenance": checked.get("provenance", {})}
+
+
+def _unreadable(path: str | Path, cause: str) -> BackboneError:
+    return BackboneError(f"{path} cannot be read", cause=cause[:400], fix="check the path or copy it again")
 
 
 def identity_of(state: Mapping[str, Tensor]) -> str:
@@ -336,18 +447,90 @@ def _file_digest(path: str, mtime: int) -> str:
 
 
 def build(arch: str, registry: Registry, **options: Any) -> Backbone:
-    """The architecture ``scheme:name`` (or a plugin's bare name) with fresh weights.
+    """The architecture ``scheme:name`` (or a plugin's bare name) with fresh weights, by options of a user's.
 
-    Raises :class:`UsageError` for an unknown scheme and :class:`BackboneError` for an unknown name or option.
+    Raises :class:`UsageError` for an unknown scheme and :class:`BackboneError` for an unknown name or option, and for
+    an option outside its bounds.
     """
-    scheme, _, name = arch.partition(":")
-    builder = registry.get("backbone", scheme)
+    return _built(arch, registry, lambda builder, name: check(builder, name, options), options)
+
+
+def published(arch: str, registry: Registry, **options: Any) -> Backbone:
+    """As :func:`build`, with the weights that are published by that name; for schemes that have such."""
+    return _built(arch, registry, lambda builder, name: check(builder, name, options), {**options, "pretrained": True})
+
+
+def rebuild(
+    arch: str,
+    registry: Registry,
+    said: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    largest: int | None,
+    source: str,
+) -> Backbone:
+    """The architecture that a file wants, with fresh weights.
+
+    ``said`` are options by the word of the file, ``options`` those of the user's, which count more. A file may set what
+    the builder declares, within bounds (:mod:`evalsuite.options`), and has no network fetched; nor may it have one made
+    of more than ``largest`` numbers, buffers among them (None: of as many as it likes). Raises
+    :class:`BackboneError`, which names ``source``.
+    """
+    said = {k: v for k, v in said.items() if k not in options}
+
+    def allow(builder: Callable[..., Any], name: str) -> None:
+        sayable(builder, name, said)
+        check(builder, name, options)
+
     try:
-        backbone = builder(name, **options) if name else builder(**options)
-    except (TypeError, ValueError, RuntimeError) as error:
+        net = outline(arch, registry, said, options)
+        numbers = 0 if net is None else sum(t.numel() for t in (*net.parameters(), *net.buffers()))
+        if largest is not None and numbers > largest:
+            raise OptionError(f"a network of {numbers:,} numbers, of which the file does not hold the weights")
+        with offline():
+            return _built(arch, registry, allow, {**said, **options})
+    except OptionError as error:
+        raise BackboneError(
+            f"{source} asks for {arch} as no file may have it built",
+            cause=str(error)[:400],
+            fix="if you know that it is right, say it yourself: --backbone-arg OPTION=VALUE",
+        ) from error
+
+
+def outline(arch: str, registry: Registry, said: Mapping[str, Any], options: Mapping[str, Any]) -> nn.Module | None:
+    """A network without room for its numbers, on the meta device; None for what cannot be built there.
+
+    Raises :class:`OptionError` for ``said`` that no file may say.
+    """
+    builder, name = _builder(arch, registry)
+    sayable(builder, name, said)
+    try:
+        with torch.device("meta"), offline():
+            made = builder(*([name] if name else []), **{**said, **options})
+    except Exception:  # a stranger's options may be wrong in any way, which building in earnest tells
+        return None
+    return made.net if isinstance(made, Backbone) else None
+
+
+def _builder(arch: str, registry: Registry) -> tuple[Callable[..., Any], str]:
+    scheme, _, name = arch.partition(":")
+    return registry.get("backbone", scheme), name
+
+
+def _built(
+    arch: str, registry: Registry, allow: Callable[[Callable[..., Any], str], None], options: Mapping[str, Any]
+) -> Backbone:
+    builder, name = _builder(arch, registry)
+    try:
+        allow(builder, name)
+        backbone = builder(*([name] if name else []), **options)
+    except Refusal:
+        raise
+    except Exception as error:  # of a wrong option a library raises anything
+        kind = "" if isinstance(error, TypeError | ValueError | RuntimeError) else f"{type(error).__name__}: "
         raise BackboneError(
             f"{arch} cannot be built",
-            cause=f"{error}" + (f" (options: {options})" if options else ""),
+            cause=f"{kind}{error}" + (f" (options: {str(dict(options))[:300]})" if options else ""),
             fix="evalsuite list backbone shows the schemes; check the name and the options",
         ) from error
     if not isinstance(backbone, Backbone):

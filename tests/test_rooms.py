@@ -29,6 +29,7 @@ TOLD = {  # anyone may use them
 NUMBERS = {"evalsuite.metrics", "evalsuite.results", "evalsuite.statistics"}
 MIDDLE = (  # each may import those before it
     "evalsuite.resize",
+    "evalsuite.options",
     "evalsuite.backbone",
     "evalsuite.checkpoints",
     "evalsuite.cache",
@@ -145,6 +146,7 @@ PUBLIC = {
         *("probing", "processes"),
         *(
             "docs",
+            "options",
             "poolings",
             "progress",
             "protocols",

@@ -6,13 +6,15 @@ import re
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict, Unpack
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from evalsuite.backbone import Backbone, BackboneSpec, Features
+from evalsuite.options import Blocks, Side, Width
 
 __all__ = ["build"]
 
@@ -28,7 +30,24 @@ NAMES = (*SMALL, "resnet20 to resnet110 and beyond (6n+2 layers)", "preresnetN",
          "resnet and preresnet with layers=[...]")  # fmt: skip
 
 
-def build(name: str, *, image_size: int = 32, **options: Any) -> Backbone:
+class Options(TypedDict, total=False):
+    """Options of small networks: those of torchvision's with a 3x3 stem, and the fields of :class:`Design`."""
+
+    width: Width
+    stem_padding: Annotated[int, Field(ge=0, le=8)]
+    layers: Annotated[tuple[Blocks, ...], Field(max_length=16)]
+    widen: Annotated[int, Field(ge=1, le=64)]
+    bottleneck: bool
+    shortcut: Literal["A", "B"]
+    zeros: Literal["both", "end"]
+    preactivated: bool
+    shortcut_from: Literal["input", "activated"]
+    final_norm: bool
+    stride_in: Literal[1, 2, 3] | None
+    bias: bool
+
+
+def build(name: str, *, image_size: Side = 32, **options: Unpack[Options]) -> Backbone:
     """A network for small images by name.
 
     ``resnet10`` to ``resnet152`` of four stages are torchvision's with a 3x3 stem of stride 1 and no pooling after it
@@ -42,14 +61,15 @@ def build(name: str, *, image_size: int = 32, **options: Any) -> Backbone:
 
     Raises ValueError for an unknown name, TypeError for an unknown option.
     """
+    given: dict[str, Any] = dict(options)
     if name in SMALL:
-        return _of_torchvision(name, image_size, **options)
-    design = _design(name, options)
+        return _of_torchvision(name, image_size, **given)
+    design = _design(name, given)
     net = CifarResNet(design)
-    given = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(design).items() if k in options}
+    said = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(design).items() if k in given}
     spec = BackboneSpec(
         arch=f"small:{name}",
-        options={**given, "shortcut": design.shortcut, "image_size": image_size},
+        options={**said, "shortcut": design.shortcut, "image_size": image_size},
         image_size=(image_size, image_size),
         dim=net.channels[-1],
         strides={2**stage: c for stage, c in enumerate(net.channels)},

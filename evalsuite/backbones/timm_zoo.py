@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypedDict, Unpack, get_args
 
 import timm
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from timm.models import is_model_in_modules
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from evalsuite.backbone import Backbone, BackboneSpec, Features
 from evalsuite.errors import BackboneError
+from evalsuite.options import Blocks, Share, Side, Width, Word
 
 __all__ = ["build"]
 
@@ -26,15 +28,111 @@ WINDOWS = ["swin_transformer", "swin_transformer_v2"]
 
 
 Positions = Literal["timm", "bicubic", "dino"]
+Epsilon = Annotated[float, Field(gt=0, lt=1)]
+Sides = Side | tuple[Side, Side] | None
+Size = Annotated[int, Field(ge=1, le=256)]  # of a patch, a window, a kernel
+Sizes = Size | tuple[Size, ...] | None
+Widths = Width | tuple[Width, ...] | None
+Depths = Blocks | tuple[Blocks, ...]
+Ratio = Annotated[float, Field(gt=0, le=64)]
+Ratios = Ratio | tuple[Ratio, ...] | None
+Start = Annotated[float, Field(ge=0, le=100)] | None  # of a layer's scale
+
+
+class Options(TypedDict, total=False):
+    """Options of timm's architectures that change what a network is or how it is trained, and fetch nothing.
+
+    timm has more, of single families; those are for users to say, and a file may not.
+    """
+
+    img_size: Sides
+    patch_size: Sizes
+    window_size: Sizes
+    window_ratio: Sizes
+    pretrained_window_sizes: Annotated[int, Field(ge=0, le=256)] | tuple[Annotated[int, Field(ge=0, le=256)], ...]
+    kernel_size: Size
+    kernel_sizes: Sizes
+    embed_dim: Widths
+    embed_dims: Widths
+    dims: Widths
+    channels: Widths
+    num_features: Width
+    head_hidden_size: Width | None
+    depth: Depths
+    depths: Depths
+    layers: Depths
+    num_heads: Widths
+    num_kv_heads: Widths
+    head_dim: Width | None
+    attn_pool_num_heads: Width | None
+    mlp_ratio: Ratios
+    mlp_ratios: Ratios
+    attn_pool_mlp_ratio: Ratio | None
+    expand_ratio: Ratio
+    cardinality: Width
+    base_width: Width
+    stem_width: Width
+    stem_size: Width
+    stem_type: Word
+    replace_stem_pool: bool
+    block_reduce_first: Annotated[int, Field(ge=1, le=8)]
+    down_kernel_size: Size
+    avg_down: bool
+    output_stride: Literal[8, 16, 32]
+    qkv_bias: bool
+    qkv_fused: bool
+    qk_norm: bool
+    swiglu_mlp: bool
+    swiglu_align_to: Annotated[int, Field(ge=0, le=1024)]
+    scale_mlp: bool
+    class_token: bool
+    no_embed_class: bool
+    reg_tokens: Annotated[int, Field(ge=0, le=256)]
+    num_reg_tokens: Annotated[int, Field(ge=0, le=256)]
+    pos_embed: Word
+    use_abs_pos_emb: bool
+    use_rel_pos_bias: bool
+    use_shared_rel_pos_bias: bool
+    use_rot_pos_emb: bool
+    rope_temperature: Annotated[float, Field(gt=0, le=1e9)]
+    pre_norm: bool
+    fc_norm: bool | None
+    use_fc_norm: bool | None
+    final_norm: bool
+    head_norm_first: bool
+    init_values: Start
+    ls_init_value: Start
+    layer_scale_init_value: Start
+    use_grn: bool
+    conv_mlp: bool
+    conv_bias: bool
+    global_pool: Word
+    act_layer: Word | None
+    norm_layer: Word | None
+    aa_layer: Word | None
+    always_partition: bool
+    strict_img_size: bool
+    dynamic_img_size: bool
+    dynamic_img_pad: bool
+    drop_rate: Share
+    pos_drop_rate: Share
+    patch_drop_rate: Share
+    proj_drop_rate: Share
+    attn_drop_rate: Share
+    drop_path_rate: Share
+    drop_block_rate: Share
+    zero_init_last: bool
+    fix_init: bool
+    weight_init: Word
 
 
 def build(
     name: str,
     *,
     pretrained: bool = False,
-    norm_eps: float | Mapping[str, float] | None = None,
+    norm_eps: Epsilon | Mapping[Annotated[str, Field(pattern=r"^[\w.]{0,80}$")], Epsilon] | None = None,
     positions: Positions = "timm",
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Backbone:
     """The timm model ``name`` without its classifier; ``options`` go to ``timm.create_model``.
 
@@ -49,22 +147,23 @@ def build(
     or of a model without a table of them.
     """
     _refuse_unknown(name)
-    net: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **_any_size(name), **options)
+    given: dict[str, Any] = dict(options)
+    net: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **_any_size(name) | given)
     if not hasattr(net, "forward_intermediates"):
         raise ValueError(f"timm's {name} gives no feature maps (no forward_intermediates)")
     if norm_eps is not None:
         _set_eps(net, norm_eps if isinstance(norm_eps, Mapping) else {"": norm_eps})
-        options = {**options, "norm_eps": norm_eps}
+        given["norm_eps"] = norm_eps
     if positions != "timm":
         _set_positions(net, name, positions)
-        options = {**options, "positions": positions}
+        given["positions"] = positions
     tokens = (
         hasattr(net, "patch_embed") and hasattr(net, "num_prefix_tokens") and not is_model_in_modules(name, WINDOWS)
     )
     config = net.pretrained_cfg
     spec = BackboneSpec(
         arch=f"timm:{name}",
-        options=options,
+        options=given,
         image_size=_size(net, config),
         mean=tuple(config.get("mean", BackboneSpec.mean)),
         std=tuple(config.get("std", BackboneSpec.std)),
@@ -74,7 +173,7 @@ def build(
     )
     look = _look_tokens if tokens else _look_maps
     if isinstance(net, ResNet):
-        return Backbone(net, spec, look, _split, partial(_dilated, name, options))
+        return Backbone(net, spec, look, _split, partial(_dilated, name, given))
     return Backbone(net, spec, look)
 
 

@@ -6,20 +6,47 @@ import copy
 import math
 from difflib import get_close_matches
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
 import torchvision
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from evalsuite.backbone import Backbone, BackboneSpec, Features
+from evalsuite.options import Share, Side, Width
 
 __all__ = ["build"]
 
 
-def build(name: str, *, pretrained: bool = False, output_stride: int | None = None, **options: Any) -> Backbone:
+class Options(TypedDict, total=False):
+    """Options of torchvision's classifiers that change what a network is or how it is trained, and fetch nothing."""
+
+    image_size: Side
+    num_classes: Width
+    groups: Width
+    width_per_group: Width
+    zero_init_residual: bool
+    init_weights: bool
+    width_mult: Annotated[float, Field(gt=0, le=64)]
+    alpha: Annotated[float, Field(gt=0, le=64)]
+    mlp_ratio: Annotated[float, Field(gt=0, le=64)]
+    layer_scale: Annotated[float, Field(ge=0, le=100)]
+    growth_rate: Width
+    num_init_features: Width
+    bn_size: Annotated[int, Field(ge=1, le=64)]
+    memory_efficient: bool
+    drop_rate: Share
+    dropout: Share
+    attention_dropout: Share
+    stochastic_depth_prob: Share
+
+
+def build(
+    name: str, *, pretrained: bool = False, output_stride: int | None = None, **options: Unpack[Options]
+) -> Backbone:
     """The torchvision classifier ``name``; ``options`` go to its constructor.
 
     ``output_stride`` 8 or 16 dilates a ResNet of bottleneck blocks (torchvision's others cannot be).
@@ -36,9 +63,10 @@ def build(name: str, *, pretrained: bool = False, output_stride: int | None = No
         raise ValueError(f"torchvision {torchvision.__version__} has no classifier {name!r}{meant}")
     weights = "DEFAULT" if pretrained else None
     dilation = {} if output_stride is None else _dilation(output_stride)
-    net = torchvision.models.get_model(name, weights=weights, **options, **dilation)
+    given: dict[str, Any] = dict(options)
+    net = torchvision.models.get_model(name, weights=weights, **given, **dilation)
     if isinstance(net, torchvision.models.VisionTransformer):
-        return Backbone(net, _spec_vit(name, net, options), _look_vit)
+        return Backbone(net, _spec_vit(name, net, given), _look_vit)
     if not isinstance(net, ResNet) and not isinstance(getattr(net, "features", None), nn.Sequential):
         raise ValueError(f"torchvision's {name} has no sequence of stages to read maps from")
     shadow = copy.deepcopy(net).eval().to("meta")
@@ -51,7 +79,7 @@ def build(name: str, *, pretrained: bool = False, output_stride: int | None = No
     assert shapes.pooled is not None
     spec = BackboneSpec(
         arch=f"torchvision:{name}",
-        options=options if output_stride is None else {**options, "output_stride": output_stride},
+        options=given if output_stride is None else {**given, "output_stride": output_stride},
         dim=shapes.pooled.shape[1],
         strides={stride: level.shape[1] for stride, level in shapes.maps.items()},
         gives=frozenset({"pooled", "maps"}),
@@ -59,7 +87,7 @@ def build(name: str, *, pretrained: bool = False, output_stride: int | None = No
     if not isinstance(net, ResNet):
         return Backbone(net, spec, look)
     dilates = isinstance(net.layer1[0], Bottleneck)  # torchvision refuses to dilate its other block
-    return Backbone(net, spec, look, _resnet_split, partial(_dilated, name, options) if dilates else None)
+    return Backbone(net, spec, look, _resnet_split, partial(_dilated, name, given) if dilates else None)
 
 
 def _dilated(name: str, options: dict[str, Any], output_stride: int) -> Backbone:

@@ -16,6 +16,7 @@ from typing import Any
 import timm
 from torchvision.models import list_models
 
+from evalsuite.backbone import input_fault
 from evalsuite.checkpoints.folders import hub_named
 from evalsuite.checkpoints.reading import File
 
@@ -218,6 +219,4 @@ def _size(given: Any) -> tuple[int, int] | None:
         edge = given.get("shortest_edge")
         given = [given.get("height", edge), given.get("width", edge)]
     sides = given[-2:] if isinstance(given, list) else [given, given]
-    if len(sides) == 2 and all(isinstance(s, int) and not isinstance(s, bool) and 0 < s <= LARGEST for s in sides):
-        return sides[0], sides[1]
-    return None
+    return None if input_fault("image_size", sides) else (sides[0], sides[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +15,21 @@ import timm
 import torch
 import torchvision
 
-from evalsuite.backbone import HEADER, IMAGENET_MEAN, IMAGENET_STD, Backbone, build, read_header
+from evalsuite.backbone import (
+    HEADER,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    SPARE,
+    Backbone,
+    build,
+    input_fault,
+    outline,
+    parse_header,
+    published,
+    rebuild,
+    refuse_arch,
+    restore,
+)
 from evalsuite.checkpoints import configs, folders, hubs, origins, reading
 from evalsuite.checkpoints.cifar import SMALL
 from evalsuite.checkpoints.configs import Described
@@ -22,6 +37,7 @@ from evalsuite.checkpoints.layouts import Candidate
 from evalsuite.checkpoints.matching import LoadReport, Match, heads_of, match, prefixes, weights
 from evalsuite.checkpoints.wrappers import flattened
 from evalsuite.errors import BackboneError, PluginError, Refusal, UsageError
+from evalsuite.options import NAME, OptionError
 
 if TYPE_CHECKING:
     from evalsuite.hooks import Entry, Registry
@@ -31,6 +47,8 @@ __all__ = ["Loaded", "load_backbone"]
 INPUTS = ("mean", "std", "image_size")
 ZOOS = ("timm", "torchvision")
 OURS = "evalsuite.checkpoints."
+LONGEST = 10_000  # characters of a number in a header
+PART = 16  # an architecture that shapes tell may be that many times larger than what a file has of it
 
 
 @dataclass(frozen=True)
@@ -85,7 +103,7 @@ def load_backbone(
         raise _neither(text, registry)
     file = folders.read(path, trust=trust)
     if HEADER in file.header:
-        return _own(file.path, file, registry, inputs, arch)
+        return _own(file.path, file, registry, inputs, arch, overrides)
     found = _find(file, registry, arch, overrides, seed, network)
     return _finish(file, found, inputs, overrides, allow_partial, seed)
 
@@ -119,7 +137,7 @@ def _published(text: str, registry: Registry, options: Mapping[str, Any], seed: 
         return _seeded(text, registry, options, seed)
     with hubs.at_once(scheme, text.partition(":")[2]):
         try:
-            return build(text, registry, pretrained=True, **options).eval()
+            return published(text, registry, **options).eval()
         except Exception as error:  # hubs raise their own, urllib's and the operating system's errors
             _seeded(text, registry, options, seed)  # an unknown name or option is told as such
             root = error.__cause__ or error
@@ -148,16 +166,16 @@ def _zoo(text: str, backbone: Backbone, inputs: Mapping[str, Any], how: str, **p
     return Loaded(backbone, report, _slug(text), {"source": text, **provenance})
 
 
-def _own(path: Path, file: reading.File, registry: Registry, inputs: Mapping[str, Any], arch: str | None) -> Loaded:
-    header = read_header(path) or {}
-    try:
-        backbone = Backbone.load(path, registry).eval()
-    except RuntimeError as error:
-        raise BackboneError(
-            f"{path} does not fit its own architecture",
-            cause=" ".join(str(error).split())[:300],
-            fix="load it with the version that wrote it, or write it again",
-        ) from error
+def _own(
+    path: Path,
+    file: reading.File,
+    registry: Registry,
+    inputs: Mapping[str, Any],
+    arch: str | None,
+    options: Mapping[str, Any],
+) -> Loaded:
+    header = parse_header(file.header[HEADER], path)
+    backbone = restore(path, header, file.tree, registry, options).eval()
     if arch is not None and _arch(arch, registry) != backbone.spec.arch:
         raise BackboneError(
             f"{path} is {backbone.spec.arch}, not {arch}", cause="its header says so", fix="leave --arch out"
@@ -173,7 +191,8 @@ def _own(path: Path, file: reading.File, registry: Registry, inputs: Mapping[str
         sha256=file.sha256,
         identity=backbone.identity,
     )
-    provenance = {"source": str(path), "sha256": file.sha256, **header.get("provenance", {})}
+    # where a file lies and what it holds is measured; the rest is its own word
+    provenance = {**header["provenance"], "source": str(path), "sha256": file.sha256, "trusted": file.trusted}
     return Loaded(backbone, report, _name(path), provenance)
 
 
@@ -220,27 +239,57 @@ class _Found:
 
 
 class _Builder:
-    """Builds each architecture once for all candidates that want it."""
+    """Builds each architecture once for all candidates that want it.
 
-    def __init__(self, registry: Registry, options: Mapping[str, Any], seed: int) -> None:
-        self.registry, self.options, self.seed = registry, options, seed
+    ``options`` and ``named`` are what the user says of options and architecture; all else is by the word of the file,
+    or of its shapes.
+    """
+
+    def __init__(
+        self, registry: Registry, options: Mapping[str, Any], seed: int, file: reading.File, named: str | None = None
+    ) -> None:
+        self.registry, self.options, self.seed, self.named = registry, options, seed, named
+        self.source = str(file.path)
+        held = sum(t.numel() for state in reading.states(file) for t in state.tensors.values())
+        self.largest = PART * held + 4 * SPARE
         self._built: dict[str, tuple[Backbone, frozenset[str]]] = {}
+
+    def without_options(self) -> _Builder:
+        """One that knows nothing of the user's options."""
+        if not self.options:
+            return self
+        other = copy.copy(self)
+        other.options, other._built = {}, {}
+        return other
 
     def outline(self, arch: str, options: Mapping[str, Any]) -> Any:
         """The network without room for its numbers; None for what cannot be built."""
         try:
-            with torch.device("meta"):
-                return build(arch, self.registry, **{**options, **self.options}).net
-        except Exception:  # a stranger's options may be wrong in any way
+            return outline(arch, self.registry, options, self.options)
+        except (OptionError, Refusal):
             return None
 
-    def __call__(self, arch: str, options: Mapping[str, Any]) -> tuple[Backbone, frozenset[str]]:
+    def affords(self, arch: str) -> bool:
+        """Whether a network that the file only mentions is of a size that it may have built."""
+        net = self.outline(arch, {})
+        return net is None or sum(p.numel() for p in net.parameters()) <= self.largest
+
+    def __call__(self, arch: str, options: Mapping[str, Any], theirs: bool = False) -> tuple[Backbone, frozenset[str]]:
+        """``theirs``: the options are computed by a plugin's layout, whose code is trusted with its own builder."""
         wanted = {**options, **self.options}
         key = f"{arch} {json.dumps(wanted, sort_keys=True, default=str)}"
         if key not in self._built:
-            backbone = _seeded(arch, self.registry, wanted, self.seed)
+            backbone = self._seeded(arch, options, wanted, theirs)
             self._built[key] = backbone, heads_of(backbone)
         return self._built[key]
+
+    def _seeded(self, arch: str, options: Mapping[str, Any], wanted: Mapping[str, Any], theirs: bool) -> Backbone:
+        if theirs:
+            return _seeded(arch, self.registry, wanted, self.seed)
+        largest = None if arch == self.named else self.largest
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return rebuild(arch, self.registry, options, self.options, largest=largest, source=self.source).eval()
 
 
 def _find(
@@ -255,9 +304,12 @@ def _find(
     held = reading.states(file)
     if not held:
         raise _empty(file)
-    builder = _Builder(registry, options, seed)
+    named = None if arch is None else _arch(arch, registry)
+    builder = _Builder(registry, options, seed, file, named)
     read = _candidates(held, registry)
     said = arch or file.header.get("arch")
+    if said is not None and named is None:
+        refuse_arch(_arch(said, registry), file.path, registry)
     if said is not None:
         why = "given as --arch" if arch else f"the file's header says {said!r}"
         measured = list(_forced(held, read, _arch(said, registry), builder, why))
@@ -270,7 +322,9 @@ def _find(
         if not fitting:
             notes.append(f"{words.by} names {words.arch}, which these tensors are not")
     hinted = file.hint("arch", "model", "model_name", "backbone")
-    if said is None and not any(m.match.whole for m in measured) and hinted and (name := _known(hinted)):
+    hinted = hinted if hinted and re.fullmatch(NAME, hinted) else None
+    name = _known(hinted) if hinted and said is None and not any(m.match.whole for m in measured) else None
+    if name and builder.affords(name):
         measured += _forced(held, read, name, builder, f"the file says {hinted!r}")
     if network is not None:
         measured = _of_network(measured, network, file)
@@ -387,7 +441,7 @@ def _as_described(held: list[reading.State], read: Iterable[Read], words: Descri
 
 def _unfit(best: _Found | None, held: list[reading.State], read: list[Read], arch: str, builder: _Builder) -> _Found:
     """A reading as an architecture that was named and does not fit, with what the file looks like."""
-    rival = _rival(read, _Builder(builder.registry, {}, builder.seed) if builder.options else builder)
+    rival = _rival(read, builder.without_options())
     if best is None:
         backbone, heads = builder(arch, {})
         best = _Found(Candidate({}, arch), "", False, held[0], backbone, heads, match(backbone, heads, {}))
@@ -433,7 +487,7 @@ def _measure(read: Iterable[Read], builder: _Builder) -> Iterator[_Found]:
         if not theirs and _plain_vit(candidate.arch) and (own := origins.positions(state, candidate.prefix)):
             extra.setdefault("positions", own)
             resampled = f"positions brought to other sizes as its own code does (option positions={own})"
-        backbone, heads = builder(candidate.arch, extra)
+        backbone, heads = builder(candidate.arch, extra, theirs)
         rank, why = origins.choice(state, candidate.prefix)
         reason = tuple(r for r in (why, candidate.note, padded, resampled) if r)
         yield _Found(
@@ -696,29 +750,44 @@ def _noted(header: Mapping[str, str]) -> dict[str, Any]:
 
     A note reads like ``RGB in [0,1], mean (123/255, 117/255, 104/255), std (1/255, 1/255, 1/255), 227x227``.
     """
-    told = {k: _input(k, json.loads(header[k])) for k in INPUTS if k in header}
+    told = {k: _input(k, _json(header[k])) for k in INPUTS if k in header}
     for note in header.values():
         if not re.search(r"RGB in \[0, ?1\]", note):
             continue
         for name in ("mean", "std"):
-            if name not in told and (found := re.search(rf"{name} \(([\d./, ]+)\)", note)):
-                told[name] = tuple(float(Fraction(v.strip())) for v in found[1].split(","))
-        if "image_size" not in told and (size := re.search(r"\b(\d+)x(\d+)\b", note)):
-            told["image_size"] = (int(size[1]), int(size[2]))
+            if name not in told and (found := re.search(rf"{name} \(([\d./, ]{{1,200}})\)", note)):
+                told[name] = _input(name, [_fraction(part) for part in found[1].split(",")])
+        if "image_size" not in told and (size := re.search(r"\b(\d{1,6})x(\d{1,6})\b", note)):
+            told["image_size"] = _input("image_size", [int(size[1]), int(size[2])])
     return told
 
 
+def _json(text: str) -> Any:
+    """A value of JSON; what is none is left as text, which is no number."""
+    try:
+        return json.loads(text[:LONGEST])
+    except (ValueError, RecursionError):
+        return text
+
+
+def _fraction(text: str) -> Any:
+    try:
+        return float(Fraction(text.strip()))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        return text
+
+
 def _input(name: str, value: Any) -> tuple[Any, ...]:
-    """mean or std as three numbers, image_size as (height, width)."""
-    length, kind = (2, int) if name == "image_size" else (3, float)
-    values = tuple(value) if isinstance(value, list | tuple) else (value,) * length
-    if len(values) != length or not all(isinstance(v, int | float) and (v > 0 or name == "mean") for v in values):
+    """mean or std as three numbers, image_size as (height, width), of a user's or a file's word."""
+    values = value if isinstance(value, list | tuple) else (value,) * (2 if name == "image_size" else 3)
+    if fault := input_fault(name, values):
+        told = str(value)
         raise BackboneError(
-            f"{name} {value!r} makes no sense",
-            cause="mean and std are three numbers for RGB in [0,1], image_size is height and width in pixels",
+            f"{name} {told if len(told) <= 80 else told[:77] + '...'} makes no sense",
+            cause=f"{fault}; mean and std are of RGB in [0,1], image_size is height and width in pixels",
             fix="for example mean=[0.485,0.456,0.406] or image_size=224",
         )
-    return tuple(kind(v) for v in values)
+    return tuple((int if name == "image_size" else float)(v) for v in values)
 
 
 def _told(backbone: Backbone, said_by: str) -> dict[str, Any]:

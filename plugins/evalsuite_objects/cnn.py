@@ -6,7 +6,10 @@ commit 01d0bd56. They see images of 64 pixels, in [0, 1].
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from evalsuite import Backbone, BackboneSpec, Features
@@ -88,7 +91,7 @@ def cnn_map() -> Backbone:
     return _backbone(_Map(), "cnn-map", 64, {SIZE // CELLS: 64}, "pooled", "maps", "tokens")
 
 
-def multi_cnn(count: int = 5, width: int = 512) -> Backbone:
+def multi_cnn(count: Annotated[int, Field(ge=1, le=64)] = 5, width: int = 512) -> Backbone:
     """``objects:multi-cnn``: ``count`` such networks that share nothing, each of which is a token; their mean is the
     pooled vector."""
     return _backbone(_Many(count, width), "multi-cnn", width, {}, "pooled", "tokens", count=count, width=width)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from evalsuite import Backbone, BackboneSpec, Features, UsageError, hookimpl
@@ -231,9 +232,13 @@ class Iodine(nn.Module):
         return torch.cat([means, logs, _evened(to_means), _evened(to_logs)], dim=2)
 
 
+Few = Annotated[int, Field(ge=1, le=256)]
+
+
 def iodine(
-    slots: int = 6, width: int = 64, iterations: int = 5, channels: int = 64, hidden: int = 256, sigma: float = 0.35,
-    beta: float = 1.0, size: int = 64,
+    slots: Few = 6, width: int = 64, iterations: Few = 5, channels: int = 64, hidden: int = 256,
+    sigma: Annotated[float, Field(gt=0, le=100)] = 0.35, beta: float = 1.0,
+    size: Annotated[int, Field(ge=8, le=1024)] = 64,
 ) -> Backbone:  # fmt: skip
     """``objects:iodine``: tokens are slots, drawn as in the last step; masks are whose each pixel is; the mean of the
     slots is the pooled vector."""

@@ -12,10 +12,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from evalsuite import Backbone, BackboneSpec, Features
@@ -334,21 +335,38 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def slate(**options: Any) -> Backbone:
+class Options(TypedDict, total=False):
+    """The sizes of :class:`SLATE`, and ``channels`` of :class:`PixelSLATE`."""
+
+    slots: Annotated[int, Field(ge=1, le=256)]
+    size: Annotated[int, Field(ge=4, le=1024)]
+    words: Annotated[int, Field(ge=1, le=1 << 16)]
+    width: Annotated[int, Field(ge=1, le=1 << 14)]
+    hidden: Annotated[int, Field(ge=1, le=1 << 14)] | None
+    iterations: Annotated[int, Field(ge=1, le=64)]
+    slot_heads: Annotated[int, Field(ge=1, le=256)]
+    blocks: Annotated[int, Field(ge=1, le=256)]
+    heads: Annotated[int, Field(ge=1, le=256)]
+    dropout: Annotated[float, Field(ge=0, le=1)]
+    slot_width: Annotated[int, Field(ge=1, le=1 << 14)] | None
+    channels: Annotated[int, Field(ge=1, le=1 << 14)]
+
+
+def slate(**options: Unpack[Options]) -> Backbone:
     """``objects:slate``: tokens are slots, their mean is the pooled vector, masks are of 16x16 places.
 
     ``options`` are those of :class:`SLATE`. By default six slots and 4,096 words, as the object-centric RL benchmark
     has them.
     """
-    return _backbone("objects:slate", SLATE, SIZES, options)
+    return _backbone("objects:slate", SLATE, SIZES, dict(options))
 
 
-def slate_pixels(**options: Any) -> Backbone:
+def slate_pixels(**options: Unpack[Options]) -> Backbone:
     """``objects:slate-pixels``, the benchmark's variant: as ``objects:slate``, with masks of 64x64 places.
 
     ``options`` are those of :class:`PixelSLATE`.
     """
-    return _backbone("objects:slate-pixels", PixelSLATE, SIZES | {"channels": 64}, options)
+    return _backbone("objects:slate-pixels", PixelSLATE, SIZES | {"channels": 64}, dict(options))
 
 
 def _backbone(arch: str, kind: type[SLATE], defaults: dict[str, Any], options: dict[str, Any]) -> Backbone:

@@ -7,9 +7,11 @@ that of google-research/slot_attention at 0c1bbe5f, which has one head.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from evalsuite import Backbone, BackboneSpec, Features
@@ -226,13 +228,16 @@ class BroadcastDecoder(nn.Module):
         return (colours * masks.unsqueeze(2)).sum(dim=1), colours, masks
 
 
+Few = Annotated[int, Field(ge=1, le=256)]
+
+
 def slot_attention(
-    slots: int = 6,
+    slots: Few = 6,
     width: int = 64,
     hidden: int = 128,
-    iterations: int = 3,
+    iterations: Few = 3,
     channels: int = 64,
-    strides: Sequence[int] = (1, 1, 1, 1),
+    strides: Sequence[Few] = (1, 1, 1, 1),
     rectified: bool = True,
 ) -> Backbone:
     """``objects:slot-attention``: tokens are slots, their mean is the pooled vector; images of 64 pixels."""
@@ -240,12 +245,12 @@ def slot_attention(
 
 
 def slot_set(
-    slots: int = 10,
+    slots: Few = 10,
     width: int = 64,
     hidden: int = 128,
-    iterations: int = 3,
+    iterations: Few = 3,
     channels: int = 64,
-    strides: Sequence[int] = (1, 2, 2, 1),
+    strides: Sequence[Few] = (1, 2, 2, 1),
 ) -> Backbone:
     """``objects:slot-set``: the encoder of set prediction, whose map is a quarter as wide as the image."""
     return _backbone("slot-set", slots, width, hidden, iterations, channels, strides)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from evalsuite import Backbone, BackboneSpec, Features, UsageError, hookimpl
@@ -81,7 +82,7 @@ class Decoder(nn.Sequential):
         super().__init__(*layers, _last(3))
 
 
-def vae(size: int = 64, latent: int = 256) -> Backbone:
+def vae(size: Annotated[int, Field(ge=8, le=1024)] = 64, latent: int = 256) -> Backbone:
     """``objects:vae``: the mean of the latent as the pooled vector, and the map of 4 x 4 places as sixteen tokens."""
     stride = size // CELLS
     spec = BackboneSpec(

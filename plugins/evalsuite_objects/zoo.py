@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from evalsuite import Backbone
+from evalsuite.options import declared_by_name
 from evalsuite_objects.cnn import cnn, cnn_map, multi_cnn
 from evalsuite_objects.iodine import iodine
 from evalsuite_objects.slate import slate, slate_pixels
@@ -29,6 +30,7 @@ BUILDERS: dict[str, Callable[..., Backbone]] = {
 }
 
 
+@declared_by_name(BUILDERS.get)
 def build(name: str, **options: Any) -> Backbone:
     """``objects:NAME`` with fresh weights. Raises ValueError for an unknown name."""
     if name not in BUILDERS:
