@@ -105,6 +105,10 @@ def run(
             help="Refuse data with unreadable images or missing labels; else those are left out and counted.",
         ),
     ] = False,
+    verify_data: Annotated[
+        bool,
+        typer.Option("--verify-data", help="Read and digest every file of the data again, whatever is remembered."),
+    ] = False,
     arch: Annotated[str | None, typer.Option(help="The architecture, where the file leaves it open.")] = None,
     network: Network = None,
     backbone_arg: BackboneArgs = None,
@@ -132,7 +136,7 @@ def run(
             protocol=protocol, engine=engine,
             seeds=_seeds(seeds), data_root=data_root, data=data, demo=demo, device=device, devices=devices,
             precision=precision, workers=workers, settings=_pairs(setting, "--set"), limit=limit, arch=arch,
-            save_every=save_every, strict=strict, patient=yes,
+            save_every=save_every, strict=strict, verify_data=verify_data, patient=yes,
             backbone_options=_values(backbone_arg, "--backbone-arg"), network=network,
             allow_partial=allow_partial, trust=trust_checkpoint, out=out, command=_command(),
         )  # fmt: skip

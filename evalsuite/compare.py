@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from evalsuite import statistics
 from evalsuite.errors import DataError, RegressionError, UsageError
-from evalsuite.results import Result, arrays, read, read_all
+from evalsuite.results import BY_FILE_SIZES, Result, arrays, read, read_all
 
 __all__ = ["Comparison", "Estimate", "Pair", "Report", "compare", "refuse_worse"]
 
@@ -221,6 +221,10 @@ def _cells(entries: Iterable[_Entry]) -> tuple[dict[Key, _Cell], list[str]]:
         if result.status != "ok" or score is None or score.value is None:
             reason = "it failed" if result.status != "ok" else f"its {result.primary} is undefined"
             skipped.append(f"{entry.label} on {_recipe(result)}, seed {result.seed}: {reason}")
+            continue
+        if result.by_file_sizes:
+            told = f"{entry.label} on {_recipe(result)}, seed {result.seed}: {BY_FILE_SIZES}; evaluate it again"
+            skipped.append(told)
             continue
         key = (
             result.task, f"{result.protocol.id}-{result.protocol.version}", result.protocol.hash, result.engine,

@@ -32,6 +32,7 @@ from evalsuite.backbone import Backbone
 from evalsuite.cache import SMALL, Cache, Encoded, Output, Preprocess
 from evalsuite.data import reading, source
 from evalsuite.data.classification import ClassificationSet, ClassificationSource, refuse_single_class
+from evalsuite.data.digests import fingerprint, loaded
 from evalsuite.errors import DataError, ImageError, UsageError
 from evalsuite.metrics.ranking import (
     auroc,
@@ -437,12 +438,12 @@ class Probing(Task):
     def fingerprint(self, setup: Setup) -> str:
         train, test = self.sets(setup)
         refuse_known(setup, train, test)
-        return f"{train.digest[:16]}-{test.digest[:16]}"
+        return fingerprint(train.digest, test.digest)
 
     def run(self, backbone: Backbone, setup: Setup) -> Outcome:
         train, test = self.sets(setup)
         outcome = on_readable(lambda known, asked: self._run(backbone, known, asked, setup), setup, train, test)
-        return dataclasses.replace(outcome, warnings=(*outcome.warnings, *_copied(train, test, setup)))
+        return dataclasses.replace(outcome, warnings=(*outcome.warnings, *_copied(train, test)))
 
     def _run(self, backbone: Backbone, train: ClassificationSet, test: ClassificationSet, setup: Setup) -> Outcome:
         learnt = _drawn(train, _protocol(setup).fraction, setup.seed)
@@ -631,21 +632,11 @@ def _hidden(test: ClassificationSet) -> ClassificationSet:
     return dataclasses.replace(test, labels=np.full_like(test.labels, -1))
 
 
-_LOADED: dict[tuple[Any, ...], tuple[ClassificationSet, ClassificationSet]] = {}
-
-
 def _load(
     layout: ClassificationSource, path: Path, train: str, test: str
 ) -> tuple[ClassificationSet, ClassificationSet]:
-    """Both splits; the last pair is kept, since fingerprint, run and every seed ask for the same one.
-
-    It is read again when a file is added or taken away.
-    """
-    key = (layout.key, path.resolve(), train, test, layout.stamp(path))
-    if key not in _LOADED:
-        _LOADED.clear()
-        _LOADED[key] = layout.pair(path, train, test)
-    return _LOADED[key]
+    """Both splits."""
+    return loaded((layout.key, path.resolve(), train, test), lambda: layout.pair(path, train, test))
 
 
 def _labelled(data: ClassificationSet, strict: bool) -> ClassificationSet:
@@ -706,10 +697,9 @@ def _readable(data: ClassificationSet, setup: Setup, look: bool = False) -> Clas
     return dataclasses.replace(data.take(keep), notes=notes, left_out={**data.left_out, "unreadable": len(bad)})
 
 
-def _copied(train: ClassificationSet, test: ClassificationSet, setup: Setup) -> tuple[str, ...]:
+def _copied(train: ClassificationSet, test: ClassificationSet) -> tuple[str, ...]:
     """A warning of images that stand in both splits."""
-    key = hashlib.sha256("\0".join([train.fingerprint, test.fingerprint, *train.ids, *test.ids]).encode()).hexdigest()
-    found = reading.in_both(key, train.contents(), test.contents(), setup.progress)
+    found = reading.in_both(train.contents(), test.contents())
     return () if found is None else (found.warning(train.split, test.split),)
 
 

@@ -18,6 +18,7 @@ from evalsuite.errors import DataError
 from evalsuite.files import write_text
 
 __all__ = [
+    "BY_FILE_SIZES",
     "SCHEMA",
     "BackboneRecord",
     "ProtocolRecord",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 SCHEMA = "1.0"
+BY_FILE_SIZES = "made before data fingerprints were of content, so that nothing says what its images held"
 LARGEST = 64 << 20  # bytes of a result file
 UNPACKED = 512 << 20  # bytes of the arrays in one file
 LONGEST = 1_000_000  # characters of a text
@@ -174,6 +176,12 @@ class Result(_Record):
             not self.protocol.ranked,
         )
         return self.status == "ok" and not any(flags)
+
+    @property
+    def by_file_sizes(self) -> bool:
+        """Whether its data fingerprint is of files' names and sizes, as all were before they were of contents: equal
+        ones do not say that the data were the same."""
+        return re.fullmatch("[0-9a-f]{16}-[0-9a-f]{16}", str(self.data.get("fingerprint"))) is not None
 
     def write(self, path: Path) -> None:
         """Write atomically: fields in the order of the schema, scores in that of the task, two spaces, UTF-8."""

@@ -25,6 +25,7 @@ import torch
 from evalsuite import statistics
 from evalsuite.checkpoints import NEEDED, Loaded, load_backbone
 from evalsuite.data import source
+from evalsuite.data.digests import data_session
 from evalsuite.errors import DataError, Refusal, ResourceError, UsageError
 from evalsuite.files import atomic, forget_partials, is_aside, room_for, set_aside, writable
 from evalsuite.hooks import Registry, load
@@ -32,7 +33,7 @@ from evalsuite.locks import locked, remove_empty
 from evalsuite.preflight import Fits, TooLarge, estimating, is_out_of_memory, killed_workers, spell
 from evalsuite.progress import Progress
 from evalsuite.protocols import Training, job
-from evalsuite.results import BackboneRecord, ProtocolRecord, Result, Score, cell_path, read
+from evalsuite.results import BY_FILE_SIZES, BackboneRecord, ProtocolRecord, Result, Score, cell_path, read
 from evalsuite.task import Outcome, Protocol, Setup, Task, evaluate
 
 __all__ = ["Cell", "Request", "demo_root", "execute", "plan", "run", "versions"]
@@ -70,6 +71,7 @@ class Request:
     limit: int | None = None
     save_every: float = 60.0
     strict: bool = False
+    verify_data: bool = False
     patient: bool = False
     out: Path = Path("runs/evalsuite")
     arch: str | None = None
@@ -119,7 +121,8 @@ def run(
 
 def execute(request: Request, registry: Registry, progress: Progress) -> list[tuple[Path, Result]]:
     """What :func:`run` does, with the path of each result."""
-    return [(cell.path, _settle(cell, request, progress)) for cell in plan(request, registry, progress)]
+    with data_session(progress, request.verify_data):
+        return [(cell.path, _settle(cell, request, progress)) for cell in plan(request, registry, progress)]
 
 
 def _listed(names: str | Sequence[str]) -> list[str]:
@@ -301,7 +304,7 @@ def _there(cell: Cell, progress: Progress, alone: bool = False) -> Result | None
             aside = set_aside(cell.path)
             progress.say(f"warning: {cell.path} is no result ({error.cause}); it is set aside as {aside.name}")
         return None
-    if there.status != "ok":
+    if there.status != "ok" or _is_outdated(there, cell, progress, alone):
         return None
     _refuse_another(there, cell)
     progress.say(f"{_name(cell)}: there already ({cell.path})")
@@ -437,6 +440,16 @@ def _is_lighter(protocol: Protocol, cell: Cell) -> bool:
 
 def _work(protocol: Training) -> int:
     return protocol.iterations * protocol.batch_size * protocol.pixels
+
+
+def _is_outdated(there: Result, cell: Cell, progress: Progress, alone: bool) -> bool:
+    """Whether a result does not say on what data it was made. It is set aside where nobody else writes it."""
+    if not there.by_file_sizes or there.data.get("fingerprint") == cell.fingerprint:
+        return False
+    if alone:
+        aside = set_aside(cell.path)
+        progress.say(f"{_name(cell)}: {aside.name} was {BY_FILE_SIZES}: the cell is run again")
+    return True
 
 
 def _refuse_another(there: Result, cell: Cell) -> None:

@@ -18,6 +18,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from evalsuite.backbone import Backbone
+from evalsuite.data.digests import data_session
 from evalsuite.errors import BackboneError, DataError, PluginError, UsageError
 from evalsuite.hooks import unknown
 
@@ -287,7 +288,8 @@ def evaluate(task: Task, backbone: Backbone, setup: Setup) -> Outcome:
     was_training = backbone.training
     torch.manual_seed(setup.seed)
     try:
-        outcome = task.run(backbone.eval(), setup)
+        with data_session(setup.progress):
+            outcome = task.run(backbone.eval(), setup)
     finally:
         backbone.train(was_training)
     promised = {metric.name for metric in task.promises(setup.protocol)}

@@ -94,25 +94,17 @@ class Arrays(Images):
 
 
 class Files(Images):
-    """Images in files, decoded when they are asked for. Its fingerprint is of their names, sizes and labels.
+    """Images in files, decoded when they are asked for. Its fingerprint is of their names, what they hold, and labels.
 
-    ``sizes`` are in bytes; the files are asked where they are not given. Raises :class:`evalsuite.DataError` for one
-    that is not there.
+    Raises :class:`evalsuite.DataError` for one that is not there.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        names: Sequence[str],
-        labels: Sequence[int] | Labels | None = None,
-        sizes: Sequence[int] | Labels | None = None,
-    ) -> None:
+    def __init__(self, root: Path, names: Sequence[str], labels: Sequence[int] | Labels | None = None) -> None:
         self.root = root
         self.names = np.array(names, dtype=np.bytes_ if all(n.isascii() for n in names) else np.str_)
         self.labels = np.full(len(names), -1) if labels is None else np.asarray(labels, dtype=np.int64)
-        sizes = read_files(root, names, complete=True).sizes if sizes is None else sizes
-        listed = (f"{n}\t{s}\t{c}\n" for n, s, c in zip(names, sizes, self.labels, strict=True))
-        self.fingerprint = _digest(*(line.encode() for line in listed))
+        files = read_files(root, names, complete=True)
+        self.fingerprint = _digest(files.digest(np.arange(len(files))).encode(), self.labels.tobytes())
 
     def __len__(self) -> int:
         return len(self.names)
@@ -285,7 +277,7 @@ def _labelled_by_folder(path: Path, classes: Sequence[str]) -> Files:
 def _by_name(files: classification.Files, labels: Labels) -> Files:
     """The rows are in the order of their whole names, whatever way they were found."""
     order = np.argsort(files.names)
-    return Files(files.root, files.names[order].tolist(), labels[order], files.sizes[order])
+    return Files(files.root, files.names[order].tolist(), labels[order])
 
 
 # The known data sets ---------------------------------------------------------------------------------------

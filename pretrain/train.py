@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from evalsuite import Backbone, DataError, Features, PluginError, Registry, ResourceError, UsageError, load_backbone
+from evalsuite.data.digests import data_session
 from evalsuite.errors import Refusal
 from evalsuite.files import writable, write_text
 from evalsuite.fit import Fit, Moment, fit, launched, mix_seed
@@ -120,7 +121,7 @@ def run(
     said = progress or Progress(quiet=True)
     recipe, chosen = compose(method, modifiers, registry=registry, preset=preset, settings=settings or {})
     writable(out)
-    with said.doing(f"reading {data}"):
+    with said.doing(f"reading {data}"), data_session(said):
         corpus = parse(data)
     arch = recipe.method.arch if arch is None else arch
     spec = arch if Path(arch).expanduser().exists() or arch.startswith("random:") else f"random:{arch}"

@@ -20,7 +20,7 @@ from evalsuite.board.charts import bars, lines, matrix, whisker
 from evalsuite.board.pages import environment, frame
 from evalsuite.errors import DataError
 from evalsuite.files import write_text
-from evalsuite.results import Result, Score, arrays, read_all
+from evalsuite.results import BY_FILE_SIZES, Result, Score, arrays, read_all
 
 __all__ = ["report"]
 
@@ -124,6 +124,8 @@ def _drawn(what: str, draw: Callable[[], Iterable[Drawn]], notes: list[str]) -> 
 
 def _marks(result: Result) -> Iterator[str]:
     """What keeps a result from being compared."""
+    if result.by_file_sizes:
+        yield f"It was {BY_FILE_SIZES}: it is compared with no other result, and the same command evaluates it again."
     if result.demo:
         yield "A generated demo world: the numbers say that the machinery works, and nothing of the backbone."
     if result.limited is not None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from evalsuite.errors import DataError
-from evalsuite.results import Result, cell_files, read
+from evalsuite.results import BY_FILE_SIZES, Result, cell_files, read
 
 __all__ = ["Board", "Column", "Contender", "Standing", "collect"]
 
@@ -184,6 +184,7 @@ def _why_not(result: Result) -> str | None:
         "a protocol that is for trying things out": not result.protocol.ranked,
         "a checkpoint that was trusted blindly": result.trusted,
         "a checkpoint that loaded in part": result.partial,
+        BY_FILE_SIZES: result.by_file_sizes,
         f"{result.primary} is undefined": score is None or score.value is None,
     }  # fmt: skip
     return next((reason for reason, holds in reasons.items() if holds), None)

@@ -79,11 +79,6 @@ class Chexpert(ClassificationSource):
             np.arange(len(files)), patients, tags=views,
         )  # fmt: skip
 
-    def stamp(self, path: Path) -> tuple[int, ...]:
-        return tuple(
-            file.stat().st_mtime_ns for file in (path / "train.csv", path / "valid.csv")
-        )  # images are found by these lists alone
-
     def examine(self, path: Path, sets: Mapping[str, ClassificationSet], report: Report) -> None:
         for split, part in sets.items():
             report.counts[split]["uncertain"] = int((part.labels == UNCERTAIN).sum())
@@ -177,9 +172,6 @@ class Chexpert8x200(ClassificationSource):
         return ClassificationSet(
             self.name, split, RETRIEVED, files.names, labels, files, np.arange(len(files)), patients
         )
-
-    def stamp(self, path: Path) -> tuple[int, ...]:
-        return tuple(file.stat().st_mtime_ns for file in sorted(path.glob("*-retrieval/*.csv")))
 
     def queries(self, path: Path) -> tuple[Ints, list[str]]:
         """The findings (80,) that images are to find, and the images' paths."""

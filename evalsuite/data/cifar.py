@@ -17,11 +17,10 @@ from evalsuite.data.classification import (
     ClassificationSet,
     ClassificationSource,
     Folder,
-    file_digest,
-    joint_digest,
     no_split,
 )
 from evalsuite.data.demo import labelled, once, write_classes
+from evalsuite.data.digests import State, joined, of_paths, state
 from evalsuite.errors import DataError
 from evalsuite.files import read_regular
 
@@ -200,12 +199,12 @@ def _columnwise(file: Path) -> Bytes:
 
 
 @lru_cache(maxsize=2)
-def _loaded(file: Path, mtime: int) -> dict[str, Any]:
+def _loaded(file: Path, state: State) -> dict[str, Any]:
     return unpickle(file)
 
 
 def _python(file: Path, key: str) -> tuple[Bytes, NDArray[np.int64]]:
-    content = _loaded(file, file.stat().st_mtime_ns)
+    content = _loaded(file, state(file))
     try:
         data = np.asarray(content["data"], dtype=np.uint8).reshape(-1, 3072)
         labels = np.asarray(content[key], dtype=np.int64)
@@ -224,8 +223,7 @@ def _records(file: Path, length: int) -> Bytes:
 
 
 def _contents(files: Sequence[Path]) -> str:
-    stats = [file.stat() for file in files]
-    return joint_digest([file_digest(f, s.st_mtime_ns, s.st_size) for f, s in zip(files, stats, strict=True)])
+    return joined([], of_paths(files))
 
 
 def _need(path: Path) -> Path:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from evalsuite.data import YOURS, Report, Source, split_role, split_roles
 from evalsuite.data.demo import write_classes, write_marks
+from evalsuite.data.digests import Digests, State, content_of, digests, joined, marks, state
 from evalsuite.data.images import (
     DECODING,
     SUFFIXES,
@@ -53,9 +54,7 @@ __all__ = [
     "Npz",
     "Pixels",
     "class_folders",
-    "file_digest",
     "find_images",
-    "joint_digest",
     "no_split",
     "npz_array",
     "npz_headers",
@@ -76,32 +75,27 @@ TEST_SHARE = 5  # one unit in so many is tested on, where the data have no split
 class Pixels(Protocol):
     """Images by number.
 
-    ``digest`` tells what the images at ``places`` are and is the same wherever they lie; ``version`` also changes
-    when a file is written anew.
+    ``digests`` (N, 32) tell equal images, ``digest`` what the files of the images at ``places`` hold, wherever they
+    lie; ``version`` changes with what their pixels are read as, too.
     """
 
     def __len__(self) -> int: ...
     def __getitem__(self, place: int, /) -> Bytes: ...
+    def digests(self, places: Ints) -> Digests: ...
     def digest(self, places: Ints) -> str: ...
     def version(self, places: Ints) -> str: ...
 
 
 class Files:
-    """Images in files below ``root``, which ``read`` decodes. Told apart by their names and sizes in bytes; ``version``
-    adds times, and who reads. A file that is not there has the size -1, and reading it raises :class:`ImageError`.
+    """Images in files below ``root``, which ``read`` decodes. Told apart by their names and what they hold; ``version``
+    adds who reads. Reading a file that is not there raises :class:`ImageError`.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        names: Sequence[str],
-        sizes: Sequence[int],
-        times: Sequence[int],
-        read: Callable[[Path], Bytes] = read_rgb,
-    ) -> None:
+    def __init__(self, root: Path, names: Sequence[str], read: Callable[[Path], Bytes] = read_rgb) -> None:
         self.root, self.read = root, read
         self.names = _names(names)
-        self.sizes, self.times = np.asarray(sizes, dtype=np.int64), np.asarray(times, dtype=np.int64)
+        self._digests = np.zeros((len(names), 32), np.uint8)
+        self._digested = np.zeros(len(names), bool)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -113,11 +107,19 @@ class Files:
         """The file of one image."""
         return self.root / str(self.names[place])
 
+    def digests(self, places: Ints) -> Digests:
+        """(N, 32): of what the files hold, as :func:`evalsuite.data.digests.digests`; each is made once."""
+        missing = np.unique(places[~self._digested[places]])
+        if len(missing):
+            self._digests[missing] = digests(self.root, self.names[missing].tolist())
+            self._digested[missing] = True
+        return self._digests[places]
+
     def digest(self, places: Ints) -> str:
-        return _sha256("\0".join(self.names[places]).encode(), self.sizes[places])
+        return joined((name.replace(os.sep, "/") for name in self.names[places].tolist()), self.digests(places))
 
     def version(self, places: Ints) -> str:
-        return _sha256(self.digest(places).encode(), f"{self.read.__name__} {DECODING}".encode(), self.times[places])
+        return joined([self.digest(places), f"{self.read.__name__} {DECODING}"])
 
 
 class Arrays:
@@ -141,6 +143,11 @@ class Arrays:
         image = self.pixels[place]
         image = image[..., None] if image.ndim == 2 else image
         return np.ascontiguousarray(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image)
+
+    def digests(self, places: Ints) -> Digests:
+        """(N, 32): the sha256 of each image's pixels."""
+        found = [hashlib.sha256(self.pixels[place].tobytes()).digest() for place in places.tolist()]
+        return np.frombuffer(b"".join(found), np.uint8).reshape(-1, 32)
 
     def digest(self, places: Ints) -> str:
         return _sha256(self._content.encode(), places)
@@ -202,14 +209,13 @@ class ClassificationSet:
     @cached_property
     def digest(self) -> str:
         """Of images, labels, classes and groups: what a score depends on. It does not depend on where files lie."""
-        parts = [self.pixels.digest(self.places), *self.classes, *(self.groups if self.groups is not None else ())]
-        return _sha256("\0".join(parts).encode(), self.labels)
+        groups = [] if self.groups is None else self.groups.tolist()
+        parts = [self.pixels.digest(self.places), str(len(self.classes)), *self.classes, *groups]
+        return joined([_sha256("\0".join(parts).encode()), str(self.labels.shape), _sha256(self.labels)])
 
     def contents(self) -> Contents:
-        """Every image by its name: its file, or a digest of its pixels."""
-        if isinstance(self.pixels, Files):
-            return dict(zip(self.ids, map(self.pixels.path, self.places.tolist()), strict=True))
-        return {name: _sha256(self[row]) for row, name in enumerate(self.ids)}
+        """Every image by its name: a digest of its file, or of its pixels."""
+        return dict(zip(self.ids, marks(self.pixels.digests(self.places)), strict=True))
 
     def take(self, rows: Ints | NDArray[np.bool_]) -> ClassificationSet:
         """Some of the rows."""
@@ -250,13 +256,6 @@ class ClassificationSource(Source[ClassificationSet]):
                 fix="give it a split named train, and one named test or val",
             )
         return found
-
-    def stamp(self, path: Path) -> tuple[int, ...]:
-        """What changes when splits may read otherwise: times of the file, or of every folder below and including it."""
-        if path.is_file():
-            return path.stat().st_mtime_ns, path.stat().st_size
-        places = (place for top, below, _ in os.walk(path) for place in (top, *(os.path.join(top, b) for b in below)))
-        return tuple(os.stat(place).st_mtime_ns for place in places)
 
     def official(self, path: Path, train: ClassificationSet, fraction: float) -> ClassificationSet | None:
         """The official subset of that share of the training labels, of rows of ``train``, and ``subset`` names it.
@@ -491,7 +490,7 @@ def find_images(path: Path, folders: Sequence[str] = ("",)) -> tuple[Files, str 
             cause="its bytes are not UTF-8",
             fix="rename the file",
         )
-    return _sized(path, names, [_sizes(entry) for entry in found]), listing.note
+    return Files(path, names), listing.note
 
 
 def _is_text(name: str) -> bool:
@@ -517,30 +516,15 @@ def read_files(
             cause="that may lead out of this folder",
             fix="give paths that count from it, without '..'",
         )
-    files = _sized(root, names, [_sizes(root / name) for name in names], read)
-    lost = np.flatnonzero(files.sizes < 0)
-    if len(lost) and (complete or len(lost) == len(files)):
+    lost = (name for name in names if not os.path.exists(root / name))
+    first = next(lost, None)
+    if first is not None and (complete or sum(1 for _ in lost) == len(names) - 1):
         raise DataError(
-            f"{files.path(int(lost[0]))} is missing",
+            f"{root / first} is missing",
             cause="a list of images names it, and it is no file",
             fix="restore it, or correct the list; its names count from the list's own folder",
         )
-    return files
-
-
-def _sizes(place: Path | os.DirEntry[str]) -> tuple[int, int]:
-    """Bytes and time of a file; (-1, 0) where there is none, or a link to nothing."""
-    try:
-        found = place.stat()
-    except OSError:
-        return -1, 0
-    return found.st_size, found.st_mtime_ns
-
-
-def _sized(
-    root: Path, names: Sequence[str], stats: Sequence[tuple[int, int]], read: Callable[[Path], Bytes] = read_rgb
-) -> Files:
-    return Files(root, names, [size for size, _ in stats], [time for _, time in stats], read)
+    return Files(root, names, read)
 
 
 def class_folders(path: Path) -> list[str]:
@@ -624,11 +608,11 @@ class Csv(ClassificationSource):
         )  # fmt: skip
 
     def _read(self, path: Path) -> tuple[ImageList, Names]:
-        return _image_list(path, path.stat().st_mtime_ns, self.options)
+        return _image_list(path, state(path), self.options)
 
 
 @lru_cache(maxsize=4)
-def _image_list(path: Path, mtime: int, options: tuple[tuple[str, str], ...]) -> tuple[ImageList, Names]:
+def _image_list(path: Path, state: State, options: tuple[tuple[str, str], ...]) -> tuple[ImageList, Names]:
     """A list, and the split of each row: its own, or by hash."""
     found = read_image_list(path, dict(options))
     if found.splits is not None:
@@ -691,7 +675,7 @@ class Npz(ClassificationSource):
         marks = _read_labels(path, labels, shape[0])
         named = npz_array(path, groups).astype(np.str_) if groups in members else None
         classes = self._classes(path, marks, [k[1] for k in keys.values()])
-        pixels = Arrays(shape[0], partial(npz_array, path, images), f"{_content(path)} {images}")
+        pixels = Arrays(shape[0], partial(npz_array, path, images), f"{content_of(path)} {images}")
         ids = _names([f"{images.removesuffix('_images')}/{i:0{len(str(shape[0]))}d}" for i in range(shape[0])])
         if named is not None and named.shape != (shape[0],):
             raise _broken(path, ValueError(f"{groups} is of shape {named.shape}"))
@@ -786,24 +770,7 @@ def _read_labels(path: Path, key: str, count: int) -> Ints:
     return np.maximum(labels.astype(np.int64), -1)
 
 
-def _content(path: Path) -> str:
-    stat = path.stat()
-    return file_digest(path, stat.st_mtime_ns, stat.st_size)
-
-
 # --- inside -----------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=64)
-def file_digest(path: Path, mtime: int, size: int) -> str:
-    """sha256 of a file, remembered while it is not written anew."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def joint_digest(digests: Sequence[str]) -> str:
-    """One digest of several."""
-    return _sha256(*(digest.encode() for digest in digests))
 
 
 def split_by_hash(ids: Names, labels: Ints, groups: Names | None = None) -> Names:

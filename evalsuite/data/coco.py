@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from evalsuite.data import Report, Source, split_role
 from evalsuite.data.detection import Boxes, DetectionSet, Image, assemble, check, survey
-from evalsuite.data.images import DRAWN, fingerprint, not_utf8, relative_name
+from evalsuite.data.digests import joined
+from evalsuite.data.images import DRAWN, not_utf8, relative_name
 from evalsuite.errors import DataError
 from evalsuite.files import read_regular
 
@@ -216,14 +217,13 @@ def read(
             cause=f"{annotation} names {len(images)} images, {len(absent)} of which are not there",
             fix="restore them, or evalsuite data verify to list them all",
         )
-    files = [(image.path.relative_to(below).as_posix(), n) for image, n in zip(images, lengths, strict=True)]
     found = assemble(
         images,
         columns,
         name=name,
         classes=classes,
         category_ids=category_ids,
-        fingerprint=fingerprint([content], files),
+        annotations=joined([content]),
         notes=tuple(f"{name}: {note}" for note in (*notes, *slashes, *odd)),
     )
     if absent and faults is not None:

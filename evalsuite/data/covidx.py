@@ -63,9 +63,6 @@ class Covidx(ClassificationSource):
         """A later version's train split holds what an earlier one's did; only one version's splits must not share."""
         return split != other and _version(split) == _version(other)
 
-    def stamp(self, path: Path) -> tuple[int, ...]:
-        return tuple(file.stat().st_mtime_ns for file in _lists(path).values())  # images are found by these lists alone
-
     def load(self, path: Path, split: str) -> ClassificationSet:
         lists = _lists(path)
         if split not in lists:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,8 @@ from faster_coco_eval import mask as mask_api
 from numpy.typing import NDArray
 
 from evalsuite.data import Report, as_fault
-from evalsuite.data.images import digest, duplicates, fingerprint, hashed, read_rgb, turn_note
+from evalsuite.data.digests import Digests, joined, of_paths
+from evalsuite.data.images import digest, duplicates, hashed, read_rgb, turn_note
 from evalsuite.data.reading import left_out
 from evalsuite.errors import DataError, ImageError
 from evalsuite.progress import Progress
@@ -73,7 +74,7 @@ class DetectionSet:
     """A split: its classes and records.
 
     ``category_ids`` are the classes' ids in the original files, in the order of ``classes``; gaps are fine.
-    ``fingerprint`` is a sha256 over the annotations and the images' names and sizes in bytes.
+    ``annotations`` is a sha256 of what is said of the images, and of their names.
     ``degenerate`` names the image of each box that was left out because it has no inside, ``clipped`` of
     each that was cut to its image. ``unreadable`` says why images are left out.
     """
@@ -82,7 +83,7 @@ class DetectionSet:
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     records: tuple[Record, ...]
-    fingerprint: str
+    annotations: str
     degenerate: tuple[str, ...] = ()
     clipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -101,12 +102,22 @@ class DetectionSet:
 
     files = images
 
+    @cached_property
+    def digests(self) -> Digests:
+        """(N, 32): of what the images' files hold, as :func:`evalsuite.data.digests.digests`."""
+        return of_paths(list(self.images()))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A sha256 of the annotations and of what the images' files hold, wherever these lie."""
+        return joined([self.annotations], self.digests)
+
     def without(self, unreadable: Mapping[int, ImageError]) -> DetectionSet:
         """The set without these records, with a fingerprint of its own."""
         kept = tuple(record for row, record in enumerate(self.records) if row not in unreadable)
-        mark = hashlib.sha256(f"{self.fingerprint} without {sorted(unreadable)}".encode()).hexdigest()
+        mark = joined([self.annotations, f"without {sorted(unreadable)}"])
         gone = (*self.unreadable, *unreadable.values())
-        return dataclasses.replace(self, records=kept, fingerprint=mark, unreadable=gone)
+        return dataclasses.replace(self, records=kept, annotations=mark, unreadable=gone)
 
     @property
     def has_masks(self) -> bool:
@@ -129,16 +140,15 @@ class DetectionSet:
         """The first ``count`` records (None: all), with a fingerprint of its own."""
         if count is None or count >= len(self.records):
             return self
-        mark = hashlib.sha256(f"{self.fingerprint} limit {count}".encode()).hexdigest()
-        return dataclasses.replace(self, records=self.records[:count], fingerprint=mark)
+        mark = joined([self.annotations, f"limit {count}"])
+        return dataclasses.replace(self, records=self.records[:count], annotations=mark)
 
     def drawn(self, split: str) -> DetectionSet:
         """``train`` or ``test`` of data without splits: one image in five is tested on, by the hash of its name."""
         names = [record.path.name for record in self.records]
         tested = hashed(names)
         kept = tuple(r for r, test in zip(self.records, tested, strict=True) if test == (split == "test"))
-        mark = hashlib.sha256(f"{self.fingerprint} {split}".encode()).hexdigest()
-        return dataclasses.replace(self, name=split, records=kept, fingerprint=mark)
+        return dataclasses.replace(self, name=split, records=kept, annotations=joined([self.annotations, split]))
 
     def decode(self, record: Record) -> torch.Tensor:
         """The image as (3, H, W) uint8 RGB, as large as annotated.
@@ -286,7 +296,7 @@ def union(name: str, sets: Sequence[DetectionSet]) -> DetectionSet:
         sets[0],
         name=name,
         records=tuple(records),
-        fingerprint=fingerprint([part.fingerprint for part in sets], []),
+        annotations=joined(part.annotations for part in sets),
         degenerate=tuple(chain.from_iterable(part.degenerate for part in sets)),
         clipped=tuple(chain.from_iterable(part.clipped for part in sets)),
         notes=tuple(chain.from_iterable(part.notes for part in sets)),

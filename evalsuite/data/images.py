@@ -45,7 +45,6 @@ __all__ = [
     "decode",
     "digest",
     "duplicates",
-    "fingerprint",
     "hashed",
     "header_palette",
     "images_by_name",
@@ -504,16 +503,6 @@ def hashed(names: Sequence[str]) -> list[bool]:
 
 def _no_list(file: Path, reason: str) -> DataError:
     return DataError(f"{file} cannot be read", cause=reason, fix="restore or correct the file")
-
-
-def fingerprint(contents: Iterable[str], files: Iterable[tuple[str, int]]) -> str:
-    """sha256 over digests of annotation files and the (name, bytes) of images, in the order given."""
-    state = hashlib.sha256()
-    for content in contents:
-        state.update(f"{content}\n".encode())
-    for name, length in files:
-        state.update(f"{name} {length}\n".encode("utf-8", "surrogateescape"))
-    return state.hexdigest()
 
 
 def duplicates(

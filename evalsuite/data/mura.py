@@ -68,11 +68,6 @@ class Mura(ClassificationSource):
             self.name, split, _CLASSES, files.names, labels, files, np.arange(len(files)), patients, tags=parts
         )
 
-    def stamp(self, path: Path) -> tuple[int, ...]:
-        return tuple(
-            file.stat().st_mtime_ns for file in sorted(path.glob("*_image_paths.csv"))
-        )  # images are found by these lists alone
-
     def examine(self, path: Path, sets: Mapping[str, ClassificationSet], report: Report) -> None:
         """Hold the folders' labels to those of ``train_labeled_studies.csv`` and count the studies."""
         for split, part in sets.items():

@@ -1,11 +1,10 @@
 """Which images of a split can be read, and which stand in two splits: looked at once, and remembered beside the cache.
 
-What is remembered goes by a key that changes with the files: a fingerprint over names, sizes and times.
+What is remembered goes by a key that changes with the files: a fingerprint of what they hold.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from evalsuite.cache import default_root
-from evalsuite.data.images import DECODING, digest
+from evalsuite.data.digests import Digests, joined, marks
+from evalsuite.data.images import DECODING
 from evalsuite.errors import ImageError
 from evalsuite.files import write_text
 from evalsuite.progress import Progress
@@ -27,14 +27,11 @@ __all__ = [
     "in_both",
     "left_out",
     "look",
-    "of_files",
     "readable",
     "recall",
     "refuse",
     "usable",
 ]
-
-_SAMPLE = 4096  # bytes by which files of one length are compared before they are read whole
 
 
 class Readable(NamedTuple):
@@ -48,7 +45,7 @@ class Split(Protocol):
     """A split in files of which rows can be left out.
 
     ``title`` is its name for readers of scores. ``unreadable`` says why rows were left out, ``fingerprint`` is of the
-    others. ``files`` are its ``images``, and masks where it has them.
+    others, ``digests`` (N, 32) of the files of its ``images``.
     """
 
     @property
@@ -58,8 +55,9 @@ class Split(Protocol):
     @property
     def unreadable(self) -> tuple[ImageError, ...]: ...
     def __len__(self) -> int: ...
+    @property
+    def digests(self) -> Digests: ...
     def images(self) -> Iterable[Path]: ...
-    def files(self) -> Iterable[Path]: ...
     def without(self, unreadable: Mapping[int, ImageError]) -> Self: ...
 
 
@@ -81,7 +79,7 @@ def usable(
     ``known`` nothing is read, and only what an earlier look found is left out. Raises :class:`ImageError` where no
     image can be read, or with ``strict`` where one cannot, and whatever else ``read`` raises.
     """
-    key = of_files(f"{part.fingerprint} {kind}", part.files())
+    key = joined([part.fingerprint, kind, str(DECODING)])
     found = recall(key) if known else readable(key, len(part), read, progress)
     if found is None:
         found = Readable({}, frozenset())
@@ -148,17 +146,6 @@ def look(count: int, read: Callable[[int], Iterable[int]], progress: Progress) -
     return Readable(unreadable, frozenset(labels))
 
 
-def of_files(fingerprint: str, paths: Iterable[Path]) -> str:
-    """A key of these files as they are read now: of ``fingerprint``, of names and lengths, and of their times."""
-    state = hashlib.sha256(f"{fingerprint} {DECODING}".encode())
-    for path in paths:
-        try:
-            state.update(path.stat().st_mtime_ns.to_bytes(8, "little", signed=True))
-        except OSError:
-            state.update(b"gone")
-    return state.hexdigest()
-
-
 class Copies(NamedTuple):
     """How many images of one split are, byte for byte, in another one too, and the names of the first in both."""
 
@@ -173,76 +160,22 @@ class Copies(NamedTuple):
         )
 
 
-# An image by its name: its file, or a digest of what it holds.
-Contents = Mapping[str, Path | str]
+# An image by its name: a digest of what it holds, "" where that cannot be read.
+Contents = Mapping[str, str]
 
 
-def copied(train: Split, test: Split, progress: Progress) -> tuple[str, ...]:
+def copied(train: Split, test: Split) -> tuple[str, ...]:
     """A warning of images that stand in both splits."""
-    key = of_files(f"{train.fingerprint} {test.fingerprint}", [*train.images(), *test.images()])
-    learnt, tested = ({str(path): path for path in part.images()} for part in (train, test))
-    found = in_both(key, learnt, tested, progress)
+    learnt, tested = (dict(zip(map(str, part.images()), marks(part.digests), strict=True)) for part in (train, test))
+    found = in_both(learnt, tested)
     return () if found is None else (found.warning(train.title, test.title),)
 
 
-def in_both(key: str, train: Contents, test: Contents, progress: Progress) -> Copies | None:
-    """The images of ``test`` that are in ``train`` too.
-
-    Files are compared by length, then by a sample from their middle, and only where both agree by their digests. What
-    is found is remembered by ``key``.
-    """
-    memory = _memory("copies", key)
-    if not memory.is_file():
-        with progress.doing("looking for images that stand in both splits"):
-            found = _copies(train, test)
-        write_text(memory, json.dumps([len(found), next(iter(found.items()), ["", ""])]))
-    number, first = json.loads(memory.read_text(encoding="utf-8"))
-    return Copies(number, (first[0], first[1])) if number else None
-
-
-def _copies(train: Contents, test: Contents) -> dict[str, str]:
-    """{name in ``test``: name in ``train``} of equal contents."""
-    marks: dict[str, dict[str, str]] = {}
-    for tell in (_length, _sample, _digest):
-        marks = {}
-        for side, images in (("train", train), ("test", test)):
-            with ThreadPoolExecutor() as pool:
-                known = zip(images, pool.map(tell, images.values()), strict=True)
-                marks[side] = {name: mark for name, mark in known if mark}
-        both = set(marks["train"].values()) & set(marks["test"].values())
-        train = {name: train[name] for name, mark in marks["train"].items() if mark in both}
-        test = {name: test[name] for name, mark in marks["test"].items() if mark in both}
-    names = {marks["train"][name]: name for name in train}
-    return {name: names[marks["test"][name]] for name in test}
-
-
-def _of_file(tell: Callable[[Path], str]) -> Callable[[Path | str], str]:
-    """A digest stands for itself; a file that cannot be read has no mark, and is equal to none."""
-
-    def mark(content: Path | str) -> str:
-        if isinstance(content, str):
-            return content
-        try:
-            return tell(content)
-        except OSError:
-            return ""
-
-    return mark
-
-
-@_of_file
-def _length(file: Path) -> str:
-    return str(file.stat().st_size)
-
-
-@_of_file
-def _sample(file: Path) -> str:
-    with file.open("rb") as stream:
-        stream.seek(file.stat().st_size // 2)
-        return hashlib.sha256(stream.read(_SAMPLE)).hexdigest()
-
-
-_digest = _of_file(digest)
+def in_both(train: Contents, test: Contents) -> Copies | None:
+    """The images of ``test`` that are in ``train`` too."""
+    names = {mark: name for name, mark in train.items() if mark}
+    found = [(name, names[mark]) for name, mark in test.items() if mark in names]
+    return Copies(len(found), found[0]) if found else None
 
 
 def _memory(kind: str, key: str) -> Path:

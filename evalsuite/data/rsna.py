@@ -89,11 +89,6 @@ class Rsna(ClassificationSource):
             self.name, split, _CLASSES, files.names, labels, files, np.arange(len(files)), groups, notes, tags
         )
 
-    def stamp(self, path: Path) -> tuple[int, ...]:
-        return tuple(
-            file.stat().st_mtime_ns for file in sorted(path.glob("*.csv"))
-        )  # images are found by these lists alone
-
     def examine(self, path: Path, sets: Mapping[str, ClassificationSet], report: Report) -> None:
         kinds = _details(path)
         for split, part in sets.items():

@@ -7,7 +7,6 @@ layout's :class:`MaskReader`; what a file holds beyond it is refused, never gues
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalsuite.data import Report, Source, as_fault
+from evalsuite.data.digests import Digests, joined, of_paths
 from evalsuite.data.images import (
     SUFFIXES,
     Labels,
     digest,
     duplicates,
-    fingerprint,
     header_palette,
     images_by_name,
     read_labels,
@@ -211,9 +210,9 @@ class Record:
 class SegmentationSet:
     """A split: its classes, their colours (C, 3) uint8, and records.
 
-    ``fingerprint`` is a sha256 over the masks, how they are read, the classes, and the images' names and sizes in
-    bytes; it does not depend on where the files lie. ``warnings`` are what a reader of scores must know, in sentences,
-    ``unreadable`` why pairs are left out. ``palettes`` are those of the masks read by the numbers of one.
+    ``annotations`` is a sha256 of how masks are read, the classes, and the images' names. ``warnings`` are what a
+    reader of scores must know, in sentences, ``unreadable`` why pairs are left out. ``palettes`` are those of the masks
+    read by the numbers of one.
     """
 
     name: str
@@ -222,7 +221,7 @@ class SegmentationSet:
     palette: Bytes
     records: tuple[Record, ...]
     reader: MaskReader
-    fingerprint: str
+    annotations: str
     warnings: tuple[str, ...] = ()
     unreadable: tuple[ImageError, ...] = ()
     palettes: Mapping[Path, bytes] = field(default_factory=dict)
@@ -242,12 +241,23 @@ class SegmentationSet:
         """The images' and the masks' files."""
         return (path for record in self.records for path in (record.image, record.mask))
 
+    @cached_property
+    def digests(self) -> Digests:
+        """(N, 32): of what the images' files hold, as :func:`evalsuite.data.digests.digests`."""
+        return of_paths(list(self.images()))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A sha256 of the classes and of what the images' and the masks' files hold, wherever these lie."""
+        masks = of_paths([record.mask for record in self.records])
+        return joined([self.annotations], np.concatenate([self.digests, masks]))
+
     def without(self, unreadable: Mapping[int, ImageError]) -> SegmentationSet:
         """The set without these records, with a fingerprint of its own."""
         kept = tuple(record for row, record in enumerate(self.records) if row not in unreadable)
-        mark = hashlib.sha256(f"{self.fingerprint} without {sorted(unreadable)}".encode()).hexdigest()
+        mark = joined([self.annotations, f"without {sorted(unreadable)}"])
         gone = (*self.unreadable, *unreadable.values())
-        return dataclasses.replace(self, records=kept, fingerprint=mark, unreadable=gone)
+        return dataclasses.replace(self, records=kept, annotations=mark, unreadable=gone)
 
     def image(self, index: int) -> Bytes:
         """(H, W, 3) uint8 RGB, as large as its mask. Raises :class:`DataError` naming a file that does not decode."""
@@ -269,8 +279,8 @@ class SegmentationSet:
         if count is None or count >= len(self.records):
             return self
         kept = np.linspace(0, len(self) - 1, count).round().astype(int).tolist()
-        mark = hashlib.sha256(f"{self.fingerprint} limit {count}".encode()).hexdigest()
-        return dataclasses.replace(self, records=tuple(self.records[i] for i in kept), fingerprint=mark)
+        mark = joined([self.annotations, f"limit {count}"])
+        return dataclasses.replace(self, records=tuple(self.records[i] for i in kept), annotations=mark)
 
 
 def find(folder: Path, ending: str = "", suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
@@ -327,7 +337,7 @@ def assemble(
     warnings: Sequence[str] = (),
     faults: list[str] | None = None,
 ) -> SegmentationSet:
-    """A set of these pairs: sizes are read and held to each other, masks are hashed, nothing is decoded.
+    """A set of these pairs: sizes are read and held to each other, nothing is decoded.
 
     Pairs with a file that is no image are ``unreadable``. Raises :class:`DataError` naming the first mask that does not
     fit its image. All such go to ``faults`` where that is given. Raises it too where no pair is left.
@@ -349,32 +359,30 @@ def assemble(
             fix="evalsuite data verify lists what is wrong",
         )
     known: dict[bytes, bytes] = {}  # one copy of each
-    palettes = {r.mask: known.setdefault(colours, colours) for r, _, _, colours in whole if colours is not None}
+    palettes = {r.mask: known.setdefault(colours, colours) for r, colours in whole if colours is not None}
     table = [reader.key, *(f"class {label} {title}" for label, title in enumerate(classes))]
     return SegmentationSet(
         name=name,
         split=split,
         classes=tuple(classes),
         palette=np.array(palette, np.uint8).reshape(len(classes), 3),
-        records=tuple(record for record, _, _, _ in whole),
+        records=tuple(record for record, _ in whole),
         reader=reader,
-        fingerprint=fingerprint(
-            [*table, *(mask for _, _, mask, _ in whole)], [(record.image_id, length) for record, length, _, _ in whole]
-        ),
+        annotations=joined([*table, *(record.image_id for record, _ in whole)]),
         warnings=tuple(warnings),
         unreadable=unreadable,
         palettes=palettes,
     )
 
 
-def _opened(pair: Pair, reader: MaskReader) -> tuple[Record, int, str, bytes | None] | DataError:
-    """The record, its image's length in bytes, its mask's digest and palette; or what is wrong with it."""
+def _opened(pair: Pair, reader: MaskReader) -> tuple[Record, bytes | None] | DataError:
+    """The record and its mask's palette; or what is wrong with it."""
     try:
         told = reader.size(pair.mask)
         height, width = size(pair.image, expect=told)
         if told is not None and told != (height, width):
             return unfitting(pair.mask, told, (height, width))
-        return Record(*pair, height, width), pair.image.stat().st_size, digest(pair.mask), reader.palette(pair.mask)
+        return Record(*pair, height, width), reader.palette(pair.mask)
     except DataError as error:
         return error
     except OSError as error:

@@ -23,10 +23,10 @@ import numpy as np
 
 from evalsuite.data import Report, Source, as_fault, split_role, split_roles
 from evalsuite.data.detection import Boxes, DetectionSet, Image, assemble, check, survey, union
+from evalsuite.data.digests import joined
 from evalsuite.data.images import (
     DRAWN,
     clutter,
-    fingerprint,
     hashed,
     images_by_name,
     listed_name,
@@ -184,7 +184,7 @@ class Voc(Source[DetectionSet]):
         files, contents, owner, names, numbers, difficult = [], [], [], [], [], []
         for name in year.names(stem):
             try:
-                image, length = year.image(name)
+                image = year.image(name)
                 file = year.annotation(name)
                 found = _annotation(file)
                 _check_names(file, found.names, label)
@@ -199,7 +199,7 @@ class Voc(Source[DetectionSet]):
                 continue
             owner += [len(images)] * len(found.names)
             images.append(Image(len(images) + 1, image, height, width))
-            files.append((f"{name}{image.suffix}", length))
+            files.append(f"{name}{image.suffix}")
             contents.append(found.digest)
             names += found.names
             numbers += found.boxes
@@ -223,7 +223,7 @@ class Voc(Source[DetectionSet]):
             name=split,
             classes=classes,
             category_ids=tuple(range(1, len(classes) + 1)),
-            fingerprint=fingerprint(contents, files),
+            annotations=joined([*contents, *files]),
             notes=tuple(f"{split}: {note}" for note in year.notes(stem)),
             unreadable=tuple(unreadable),
         )
@@ -311,10 +311,10 @@ class _Year:
         names = self.names(split)
         return not any(name in self.annotations for name in names) and any(name in self.images for name in names)
 
-    def image(self, name: str) -> tuple[Path, int]:
-        """An image's file and its length in bytes."""
+    def image(self, name: str) -> Path:
+        """An image's file."""
         if name in self.images:
-            return self.images[name][0], self.images[name][0].stat().st_size
+            return self.images[name][0]
         raise DataError(
             f"image {subfolder(self.folder, _IMAGES) / name}.jpg is missing",
             cause="a split in ImageSets/Main lists it",

@@ -14,6 +14,7 @@ from evalsuite.backbone import Backbone
 from evalsuite.data import Source, parse, source
 from evalsuite.data.classification import ClassificationSource
 from evalsuite.data.detection import DetectionSet, check
+from evalsuite.data.digests import fingerprint, loaded
 from evalsuite.data.reading import copied, usable
 from evalsuite.data.segmentation import SegmentationSource
 from evalsuite.errors import UsageError
@@ -74,13 +75,13 @@ class _Detection(Task):
         if setup.strict:
             for part in (train, test):
                 _readable(part, setup, known=True)
-        return f"{train.fingerprint[:16]}-{test.fingerprint[:16]}"
+        return fingerprint(train.fingerprint, test.fingerprint)
 
     def run(self, backbone: Backbone, setup: Setup) -> Outcome:
         protocol = _protocol(setup)
         train, test = (_readable(part, setup) for part in self.sets(setup))
         check(train, test, protocol.masks)
-        copies = copied(train, test, setup.progress)
+        copies = copied(train, test)
         engine = setup.registry.get("engine", setup.engine or self.engines[0])()
         found: Detected = engine.detect(backbone, protocol, train, test, setup)
         began = monotonic()
@@ -304,17 +305,15 @@ def _of_root(setup: Setup, name: str) -> tuple[DetectionSet, DetectionSet]:
     return _load(layout, layout.locate(setup.data_root), setup)
 
 
-_LOADED: dict[tuple[Any, ...], tuple[DetectionSet, DetectionSet]] = {}
-
-
 def _load(layout: Source[DetectionSet], path: Path, setup: Setup) -> tuple[DetectionSet, DetectionSet]:
-    """Both splits; the last pair is kept, since fingerprint, run and every seed ask for the same one."""
+    """Both splits."""
     protocol = _protocol(setup)
-    key = (layout, path.resolve(), protocol.train_split, protocol.test_split, setup.limit, protocol.masks)
-    if key not in _LOADED:
-        _LOADED.clear()
+
+    def load() -> tuple[DetectionSet, DetectionSet]:
         train, test = layout.pair(path, protocol.train_split, protocol.test_split)
         train, test = train.limit(setup.limit), test.limit(setup.limit)
         check(train, test, protocol.masks)
-        _LOADED[key] = train, test
-    return _LOADED[key]
+        return train, test
+
+    key = (layout, path.resolve(), protocol.train_split, protocol.test_split, setup.limit, protocol.masks)
+    return loaded(key, load)

@@ -17,6 +17,7 @@ from evalsuite.cache import Cache, Encoded, Output, Preprocess
 from evalsuite.data import source
 from evalsuite.data.chexpert import Chexpert8x200
 from evalsuite.data.classification import ClassificationSet
+from evalsuite.data.digests import fingerprint
 from evalsuite.errors import BackboneError
 from evalsuite.metrics.retrieval import Retrieved, retrieve
 from evalsuite.probing import on_readable, refuse_known
@@ -82,7 +83,7 @@ class ChexpertRetrieval(Task):
         candidates, queries, (findings, sentences) = self._read(setup)
         refuse_known(setup, candidates, *(() if queries is None else (queries,)))
         asked = hashlib.sha256("\0".join([*map(str, findings.tolist()), *sentences]).encode()).hexdigest()
-        return f"{candidates.digest[:16]}-{(asked if queries is None else queries.digest)[:16]}"
+        return fingerprint(candidates.digest, asked if queries is None else queries.digest)
 
     def run(self, backbone: Backbone, setup: Setup) -> Outcome:
         candidates, queries, sentences = self._read(setup)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from evalsuite.backbone import Backbone
 from evalsuite.data import Source, parse, source
+from evalsuite.data.digests import fingerprint, loaded
 from evalsuite.data.reading import copied, left_out, usable
 from evalsuite.data.segmentation import SegmentationSet, SegmentationSource, check_pixels
 from evalsuite.errors import UsageError
@@ -76,7 +77,7 @@ class _Segmentation(Task):
         if setup.strict:
             for part in (train, test):
                 _readable(part, setup, known=True)
-        return f"{train.fingerprint[:16]}-{test.fingerprint[:16]}"
+        return fingerprint(train.fingerprint, test.fingerprint)
 
     def refuse(self, backbone: Backbone, protocol: Protocol) -> None:
         super().refuse(backbone, protocol)
@@ -88,7 +89,7 @@ class _Segmentation(Task):
         protocol = _protocol(setup)
         (train, learnt), (test, tested) = (_readable(part, setup) for part in self.sets(setup))
         check_pixels(train, learnt, test, tested)
-        copies = copied(train, test, setup.progress)
+        copies = copied(train, test)
         engine = setup.registry.get("engine", setup.engine or self.engines[0])()
         found: Segmented = engine.segment(backbone, protocol, train, test, setup)
         began = monotonic()
@@ -290,19 +291,16 @@ def _readable(part: SegmentationSet, setup: Setup, known: bool = False) -> tuple
     return usable(part, read, setup.progress, strict=setup.strict, known=known)
 
 
-_LOADED: dict[tuple[Any, ...], tuple[SegmentationSet, SegmentationSet]] = {}
-
-
 def _load(
     layout: Source[SegmentationSet], path: Path, train: str, test: str, limit: int | None
 ) -> tuple[SegmentationSet, SegmentationSet]:
-    """Both splits; the last pair is kept, since fingerprint, run and every seed ask for the same one."""
-    key = (layout, path.resolve(), train, test, limit)
-    if key not in _LOADED:
-        _LOADED.clear()
+    """Both splits."""
+
+    def load() -> tuple[SegmentationSet, SegmentationSet]:
         first, second = layout.pair(path, train, test)
-        _LOADED[key] = first.limit(limit), second.limit(limit)
-    return _LOADED[key]
+        return first.limit(limit), second.limit(limit)
+
+    return loaded((layout, path.resolve(), train, test, limit), load)
 
 
 def _scored(

@@ -107,7 +107,7 @@ def test_hidden_files_are_not_images_and_links_are_followed_once(tmp_path):
     assert len(parse(f"folder:{tmp_path / 'linked'}").train) == 9
 
 
-def test_the_fingerprint_is_of_names_sizes_and_labels(tmp_path):
+def test_the_fingerprint_is_of_names_contents_and_labels(tmp_path):
     first = parse(f"folder:{tree(tmp_path / 'a')}").train.fingerprint
     assert parse(f"folder:{tree(tmp_path / 'b')}").train.fingerprint == first
     write(tmp_path / "b" / "train" / "cat" / "9.png", pixels(1)[0])

@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evalsuite.data.detection import Boxes, DetectionSet, Image, agree, assemble, union
-from evalsuite.data.images import fingerprint
 from evalsuite.errors import DataError
 
-ABOUT: dict[str, Any] = {"name": "t", "classes": ("a", "b"), "category_ids": (1, 5), "fingerprint": "f"}
+ABOUT: dict[str, Any] = {"name": "t", "classes": ("a", "b"), "category_ids": (1, 5), "annotations": "f"}
 
 
 def columns(owner: list[int], boxes: list[list[float]], masks: list[Any] | None = None) -> Boxes:
@@ -109,18 +108,6 @@ def test_union_refuses_other_classes() -> None:
     assert told.value.cause == "they differ in b, c"
     with pytest.raises(DataError):
         agree(made([1]), made([2], category_ids=(1, 6)))
-
-
-def test_fingerprint_depends_on_contents_names_and_lengths() -> None:
-    base = fingerprint(["x"], [("a", 1), ("b", 2)])
-    others = [
-        fingerprint(["y"], [("a", 1), ("b", 2)]),
-        fingerprint(["x"], [("a", 1), ("c", 2)]),
-        fingerprint(["x"], [("a", 1), ("b", 3)]),
-        fingerprint(["x"], [("b", 2), ("a", 1)]),
-    ]
-    assert base == fingerprint(["x"], [("a", 1), ("b", 2)])
-    assert len({base, *others}) == 5
 
 
 def drawn(mask: Any) -> np.ndarray:

@@ -188,17 +188,6 @@ def test_verify_finds_patients_in_two_splits(layout: ClassificationSource, world
     assert fault.endswith("is in several splits")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=NAMES)
-def test_a_change_of_the_lists_is_seen(layout: ClassificationSource, world):
-    path = world(layout.name)
-    before = layout.stamp(path)
-    assert layout.stamp(path) == before
-    files = [*path.rglob("*.csv"), *path.rglob("train*.txt")]
-    for file in files:
-        file.write_text(file.read_text())
-    assert layout.stamp(path) != before
-
-
 # --- RSNA -------------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from evalsuite.data.detection import Boxes, DetectionSet, assemble
 from evalsuite.data.detection import Image as Listed
-from evalsuite.data.reading import copied, in_both, look, of_files, readable, recall, refuse, usable
+from evalsuite.data.reading import copied, in_both, look, readable, recall, refuse, usable
 from evalsuite.errors import DataError, ImageError
 from evalsuite.progress import Progress
 
@@ -83,7 +83,7 @@ def split(folder: Path, names: str) -> DetectionSet:
     columns = Boxes(nothing, np.zeros((0, 4)), nothing, nothing.astype(bool), nothing.astype(bool), np.zeros(0))
     return assemble(
         [Listed(i, folder / f"{name}.bmp", 6, 8) for i, name in enumerate(names)],
-        columns, name=folder.name, classes=("a",), category_ids=(1,), fingerprint=folder.name,
+        columns, name=folder.name, classes=("a",), category_ids=(1,), annotations=folder.name,
     )  # fmt: skip
 
 
@@ -94,6 +94,7 @@ def reads(part: DetectionSet, seen: list[int]) -> Iterator[tuple[DetectionSet, f
         return ()
 
     while True:
+        part = dataclasses.replace(part)  # as read anew
         yield usable(part, read, QUIET)
 
 
@@ -110,7 +111,7 @@ def test_unreadable_images_are_left_out_until_their_files_change(part: Detection
     assert [record.path.stem for record in next(again)[0].records] == ["a", "c"]
     assert len(seen) == 3
     path.write_bytes(whole)
-    assert next(again)[0] is part
+    assert len(next(again)[0]) == 3
     assert len(seen) == 6
 
 
@@ -120,6 +121,7 @@ def test_what_is_known_can_be_asked_without_reading(part: DetectionSet) -> None:
 
     assert usable(part, read, QUIET, known=True, strict=True)[0] is part
     part.records[0].path.write_bytes(b"")
+    part = dataclasses.replace(part)
     next(reads(part, []))
     with pytest.raises(ImageError, match="1 of 3 images cannot be read"):
         usable(part, read, QUIET, known=True, strict=True)
@@ -128,31 +130,20 @@ def test_what_is_known_can_be_asked_without_reading(part: DetectionSet) -> None:
 
 def test_images_in_two_splits_are_told_by_their_contents(tmp_path: Path) -> None:
     train, test = split(tmp_path / "train", "abcd"), split(tmp_path / "test", "efg")
-    assert copied(train, test, QUIET) == ()
+    assert copied(train, test) == ()
     test.records[1].path.write_bytes(train.records[3].path.read_bytes())
-    (told,) = copied(train, test, QUIET)
+    (told,) = copied(train, dataclasses.replace(test))
     assert told == (
         f"1 of the images of test are in train too, so that scores are too high: {tmp_path}/test/f.bmp is "
         f"{tmp_path}/train/d.bmp there"
     )
     test.records[1].path.unlink()
-    assert copied(train, test, QUIET) == ()
+    assert copied(train, dataclasses.replace(test)) == ()
 
 
-def test_digests_stand_for_contents_and_the_answer_is_remembered() -> None:
-    found = in_both("key", {"a": "1", "b": "2"}, {"x": "2", "y": "2", "z": "3"}, QUIET)
+def test_digests_stand_for_contents() -> None:
+    found = in_both({"a": "1", "b": "2", "c": ""}, {"w": "", "x": "2", "y": "2", "z": "3"})
     assert found is not None
     assert found.number == 2
     assert found.first == ("x", "b")
-    assert in_both("key", {}, {}, QUIET) == found
-    assert in_both("other", {}, {}, QUIET) is None
-
-
-def test_a_key_knows_the_times_of_files(tmp_path: Path) -> None:
-    file = tmp_path / "a"
-    keys = [of_files("x", [file])]
-    file.write_bytes(b"1")
-    keys.append(of_files("x", [file]))
-    os.utime(file, ns=(1, 1))
-    keys += [of_files("x", [file]), of_files("y", [file])]
-    assert len(set(keys)) == 4
+    assert in_both({"a": "1", "c": ""}, {"b": "2", "c": ""}) is None

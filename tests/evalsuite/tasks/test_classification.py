@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
 import sys
 import types
@@ -18,10 +20,14 @@ from torch import Tensor, nn
 
 from evalsuite import compare as comparing
 from evalsuite.backbone import Backbone, BackboneSpec, Features
+from evalsuite.board.report import report
+from evalsuite.board.table import collect
 from evalsuite.checkpoints import Candidate, State
+from evalsuite.data import digests
 from evalsuite.data.coco import Coco
 from evalsuite.errors import BackboneError, DataError, UsageError
 from evalsuite.hooks import Registry
+from evalsuite.progress import Progress
 from evalsuite.results import Result, read_all
 from evalsuite.runner import run
 
@@ -461,3 +467,84 @@ def test_real_pneumonia_is_seen_in_sixty_four_pixels(realdata, ask):
     assert result.scores["auroc"].low < result.scores["auroc"].value < result.scores["auroc"].high
     mean = ask(f"npz:{path}", "medmnist", protocol="ridge")
     assert mean.scores["auroc"].value < result.scores["auroc"].low
+
+
+# --- data by their content --------------------------------------------------------------------------------------
+
+
+def write_bitmaps(root: Path, seed: int, classes: int = 6) -> Path:
+    """Class folders of images of one size in bytes, all of one time."""
+    for split in ("train", "test"):
+        labels = np.repeat(np.arange(classes), 4)
+        colours = labels if seed == 0 else np.random.default_rng((seed, len(split))).permutation(labels)
+        for i, (label, pixels) in enumerate(zip(labels, world(colours, seed), strict=True)):
+            path = root / split / f"class {label}" / f"{i:03d}.bmp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+            os.utime(path, ns=(10**18, 10**18))
+    return root
+
+
+def test_other_pixels_in_files_of_the_same_sizes_and_times_are_other_data(ask, tmp_path):
+    root = write_bitmaps(tmp_path / "mine", 0)
+    first = ask(f"folder:{root}", protocol="knn")
+    write_bitmaps(root, 1)
+    with pytest.raises(UsageError, match="on other data"):
+        ask(f"folder:{root}", protocol="knn")
+    again = ask(f"folder:{root}", protocol="knn", out=tmp_path / "again")
+    assert again.details["encoded"] == 48  # none of the features of the old pixels
+    assert first.scores["top1"].value == 1.0
+    assert again.scores["top1"].value < 0.8
+    with pytest.raises(UsageError, match="no task in common") as refusal:
+        comparing.compare([tmp_path / "out", tmp_path / "again"])
+    assert "on these data" in refusal.value.cause
+
+
+def test_the_same_files_elsewhere_are_the_same_data(ask, tmp_path):
+    root = write_bitmaps(tmp_path / "mine", 0)
+    first = ask(f"folder:{root}", protocol="knn")
+    moved = shutil.copytree(root, tmp_path / "moved", copy_function=shutil.copyfile)
+    second = ask(f"folder:{moved}", protocol="knn", out=tmp_path / "again")
+    assert second.details["encoded"] == 0
+    assert first.data["fingerprint"] == second.data["fingerprint"]
+    assert first.data["fingerprint"].startswith("content:")
+    (made,) = comparing.compare([tmp_path / "out", tmp_path / "again"]).comparisons
+    assert made.pairs[0].difference == 0
+
+
+def test_data_are_digested_once_or_whenever_that_is_asked_for(ask, tmp_path, monkeypatch):
+    root = write_bitmaps(tmp_path / "mine", 0, classes=2)
+    opened: list[str] = []
+    read = digests.open_regular
+    monkeypatch.setattr(digests, "open_regular", lambda path: opened.append(path) or read(path))
+    for flags, count in (({}, 16), ({}, 16), ({"verify_data": True, "seeds": [1]}, 32), ({"seeds": [2]}, 32)):
+        ask(f"folder:{root}", protocol="linear", **flags)
+        assert len(opened) == count
+
+
+def test_results_of_the_old_kind_of_fingerprint_are_told_and_made_again(ask, tmp_path):
+    root = write_bitmaps(tmp_path / "mine", 0, classes=2)
+    made = ask(f"folder:{root}", protocol="knn")
+    ((path, _),) = read_all(tmp_path / "out")
+    old = made.model_copy(update={"data": {**made.data, "fingerprint": f"{'0' * 16}-{'f' * 16}"}})
+    old.write(path)
+    other = old.model_copy(update={"backbone": old.backbone.model_copy(update={"name": "b", "identity": "b" * 64})})
+    other.write(tmp_path / "other" / "seed-0.json")
+    with pytest.raises(UsageError, match="no task in common") as refusal:
+        comparing.compare([tmp_path / "out", tmp_path / "other"])
+    assert "made before data fingerprints were of content" in refusal.value.cause
+    with pytest.raises(DataError) as unranked:
+        collect([tmp_path / "other"])
+    assert "made before data fingerprints were of content" in unranked.value.cause
+    assert "It was made before data fingerprints were of content" in report(tmp_path / "out").read_text()
+    (line,) = (line for line in _said(ask, f"folder:{root}").splitlines() if "made before" in line)
+    assert line.endswith("the cell is run again")
+    assert path.with_name("seed-0.json.aside-1").is_file()
+    assert next(read_all(tmp_path / "out"))[1].data["fingerprint"] == made.data["fingerprint"]
+    assert "there already" in _said(ask, f"folder:{root}")
+
+
+def _said(ask: Callable[..., Result], data: str) -> str:
+    said = io.StringIO()
+    ask(data, protocol="knn", progress=Progress(stream=said))
+    return said.getvalue()
