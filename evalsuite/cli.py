@@ -177,7 +177,9 @@ def pretrain(
     knn_every: Annotated[int, typer.Option(min=0, help="Epochs between two scores on held-out images (0: none).")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse data with unreadable images.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Stop after that many steps.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from a state that is there.")] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", " /--restart", help="Go on from a state that is there.")
+    ] = True,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,

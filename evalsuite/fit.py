@@ -6,7 +6,8 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,9 +26,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from evalsuite.errors import TrainingError
 from evalsuite.files import atomic, forget_partials
-from evalsuite.preflight import Demand, afford, out_of_memory, training_step
+from evalsuite.preflight import Demand, afford, killed_workers, out_of_memory, training_step
 from evalsuite.progress import Progress
 from evalsuite.signals import Told, ignore_signals, signals
+from evalsuite.states import going_on_from, read_state
 
 __all__ = [
     "LARS",
@@ -170,7 +172,7 @@ class Fit:
     """One training run. ``model(batch)`` returns named losses; ``rate(step)`` is the factor on the learning rate (a
     parameter group with a true ``constant`` keeps its own).
 
-    ``key`` names what is trained on what: a state file of another key is not resumed from. ``saves`` is the number
+    ``key`` names what is trained on what: a state file of another key is set aside. ``saves`` is the number
     of seconds between two saves of the state; every ``logs`` steps a line goes to ``log``. A step is made of
     ``accumulate`` batches. They are :class:`Steps` of ``sample``, ``length`` and ``batch_size``, or what
     ``batches(first)`` gives, ``first`` being the number of batches that a resumed run has behind it. ``resumed`` hears
@@ -217,21 +219,24 @@ def fit(run: Fit, fabric: Fabric, progress: Progress) -> nn.Module:
 
     Raises :class:`evalsuite.ResourceError` when the disk is full, the state before it being whole, or where the run
     asks for more memory or time than there is, and :class:`TrainingError` when the loss is not finite in any process,
-    in all of them; the last state before it is kept.
+    in all of them; the last state before it is kept. :class:`evalsuite.DataError` where the state does not fit the
+    model; like one that cannot be read or is of another key, it is set aside.
     """
     model, optimizer = fabric.setup(_OnBatches(run.model), run.optimizer)
     bases = [group["lr"] for group in optimizer.param_groups]
     if fabric.is_global_zero:
         forget_partials(run.state)
-    start = _resume(run, model, optimizer, fabric)
+    start = _resume(run, optimizer, fabric, progress)
     if run.resumed is not None:
         run.resumed(start)
     model.train()
     if run.demand is not None and not start and fabric.device.type == "cpu" and fabric.world_size == 1:
         afford(run.demand, partial(_small_step, run, model, optimizer, fabric), progress)
-    with out_of_memory(run.demand), progress.track(run.what, run.iterations, start) as meter, signals() as told:
+    track = progress.track(run.what, run.iterations, start)
+    with out_of_memory(run.demand), killed_workers(), ExitStack() as stack:
+        meter, told = stack.enter_context(track), stack.enter_context(signals())
         clock = _Clock(run, fabric, told)
-        batches = clock.waiting(iter(_loader(run, fabric, start)))
+        batches = stack.enter_context(closing(clock.waiting(iter(_loader(run, fabric, start)))))
         for step in range(start, run.iterations):
             for group, base in zip(optimizer.param_groups, bases, strict=True):
                 group["lr"] = base if group.get("constant") else base * run.rate(step)
@@ -322,7 +327,7 @@ class _Clock:
         self.saved = self.logged = time.monotonic()
         self.waited = 0.0
 
-    def waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def waiting(self, batches: Iterator[Any]) -> Generator[Any, None, None]:
         """The same batches; the time until each comes is noted."""
         while True:
             began = time.monotonic()
@@ -398,18 +403,21 @@ def _apart(model: nn.Module, fabric: Fabric) -> list[dict[str, Tensor]]:
     ]
 
 
-def _resume(run: Fit, model: nn.Module, optimizer: Any, fabric: Fabric) -> int:
-    if not run.state.exists():
+def _resume(run: Fit, optimizer: Any, fabric: Fabric, progress: Progress) -> int:
+    """The steps that are behind."""
+    content = read_state(run.state, run.key, progress, alone=fabric.is_global_zero)
+    if content is None:
         return 0
-    content = torch.load(run.state, map_location="cpu", weights_only=True)
-    if content["key"] != run.key:
-        return 0
-    apart = content.get("apart", [])
-    mine = apart[fabric.global_rank] if fabric.global_rank < len(apart) else {}
-    run.model.load_state_dict(content["model"] | mine)
-    optimizer.load_state_dict(content["optimizer"])
-    run.log[:] = content["log"]
-    return int(content["step"])
+    with going_on_from(run.state, alone=fabric.is_global_zero):
+        step, log = int(content["step"]), [dict(entry) for entry in content["log"]]
+        if not 0 <= step <= run.iterations:
+            raise ValueError(f"step {step} of {run.iterations}")
+        apart = content.get("apart", [])
+        mine = apart[fabric.global_rank] if fabric.global_rank < len(apart) else {}
+        run.model.load_state_dict(content["model"] | mine)
+        optimizer.load_state_dict(content["optimizer"])
+        run.log[:] = log
+    return step
 
 
 class LARS(torch.optim.Optimizer):

@@ -24,9 +24,10 @@ from evalsuite.errors import ResourceError
 from evalsuite.files import room_for
 from evalsuite.progress import Progress
 
-__all__ = ["Holder", "holder", "locked"]
+__all__ = ["RANKS", "Holder", "holder", "locked", "refuse_held", "remove_empty"]
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # of a file system without locks
+RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # who starts several processes says which is which in one of these
 POLL = 0.2  # seconds between two tries
 
 
@@ -90,6 +91,13 @@ def locked(path: Path, progress: Progress, what: str, *, wait: bool, within: Pat
             remove_empty(path.parent, within)
 
 
+def refuse_held(path: Path, what: str) -> None:
+    """Raise :class:`evalsuite.ResourceError` where another process holds the lock at ``path`` now."""
+    who = holder(path)
+    if who is not None:
+        raise _held_by(who, path, what)
+
+
 def remove_empty(folder: Path, within: Path) -> None:
     """Remove a folder and those above it, below ``within``, as far as they are empty."""
     for each in (folder, *folder.parents):
@@ -112,7 +120,7 @@ def _acquire(lock: FileLock, path: Path, progress: Progress, what: str, wait: bo
             return True
         who = _read(path) or Holder(0, "", "")
         if not wait:
-            raise held_by(who, path, what)
+            raise _held_by(who, path, what)
         progress.say(f"{what}: waiting for {who}, which is at it; what it leaves is taken")
         with progress.doing(f"{what}: waiting for {who}"):
             while not _take(lock, path):
@@ -141,7 +149,7 @@ def _take(lock: FileLock, path: Path) -> bool:
                     return False
 
 
-def held_by(who: Holder, path: Path, what: str) -> ResourceError:
+def _held_by(who: Holder, path: Path, what: str) -> ResourceError:
     """The refusal of what another process is at."""
     return ResourceError(
         f"{what} is being done by another process",

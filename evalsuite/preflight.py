@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,7 +30,7 @@ from evalsuite.signals import SIGNALS
 
 __all__ = [
     "HOPELESS", "Cost", "Demand", "Fits", "TooLarge", "afford", "estimating", "free_memory", "is_out_of_memory",
-    "killed_workers", "out_of_memory", "spell", "training_step",
+    "killed_workers", "let_go", "out_of_memory", "spell", "training_step",
 ]  # fmt: skip
 
 HOPELESS = 12 * 3600.0  # seconds on a CPU: what takes longer is begun only with --yes
@@ -267,6 +268,13 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
+def let_go(error: BaseException | None) -> None:
+    """Let go of what the frames of an error, and of those it came from, hold."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
 WORKER_ENDED = ("DataLoader worker (pid", "Pin memory thread exited")  # how torch begins to say it
 
 
@@ -279,9 +287,10 @@ def killed_workers() -> Iterator[None]:
     except RuntimeError as error:
         if not str(error).startswith(WORKER_ENDED):
             raise
+        let_go(error)  # of the loader: while it lives, torch says the same again at every child that ends
         raise ResourceError(
             "a process that reads images was killed",
-            cause=f"{_first_line(error)} Memory was short, or shared memory (/dev/shm), or somebody ended it",
+            cause=f"{_first_line(error).rstrip('. ')}: memory was short, or /dev/shm full, or somebody ended it",
             fix="fewer --workers (0: none), a smaller batch, or more memory; the same command goes on from the last"
             " saved state",
         ) from error

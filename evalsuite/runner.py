@@ -29,8 +29,8 @@ from evalsuite.data.digests import data_session
 from evalsuite.errors import DataError, Refusal, ResourceError, UsageError
 from evalsuite.files import atomic, forget_partials, is_aside, room_for, set_aside, writable
 from evalsuite.hooks import Registry, load
-from evalsuite.locks import locked, remove_empty
-from evalsuite.preflight import Fits, TooLarge, estimating, is_out_of_memory, killed_workers, spell
+from evalsuite.locks import RANKS, locked, remove_empty
+from evalsuite.preflight import Fits, TooLarge, estimating, is_out_of_memory, killed_workers, let_go, spell
 from evalsuite.progress import Progress
 from evalsuite.protocols import Training, job
 from evalsuite.results import BY_FILE_SIZES, BackboneRecord, ProtocolRecord, Result, Score, cell_path, read
@@ -281,9 +281,6 @@ def _settle(cell: Cell, request: Request, progress: Progress) -> Result:
         return _made(cell, request, progress) if there is None else there
 
 
-RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # who starts several processes says which is which in one of these
-
-
 def _is_first(request: Request) -> bool:
     """Whether this process is the only one of a run, or the first."""
     rank = next((os.environ[name] for name in RANKS if name in os.environ), "0")
@@ -326,7 +323,7 @@ def _made(cell: Cell, request: Request, progress: Progress) -> Result:
         if isinstance(error, SystemExit) and type(error.code) is int and error.code > 128:
             raise  # a signal, and the state is saved
         del reserve
-        _let_go(error)
+        let_go(error)  # what its frames hold may be all the memory there is
         failure = _reason(cell, error)
         progress.say(failure.told)
         result = _failure(cell, request, failure, time.monotonic() - began)
@@ -361,13 +358,6 @@ def _evaluated(cell: Cell, request: Request, progress: Progress, began: float) -
         forget_partials(cell.path.with_suffix(""))
         _keep(cell, outcome)
     return result
-
-
-def _let_go(error: BaseException | None) -> None:
-    """Let go of what the frames of an error hold, which may be all the memory there is."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from evalsuite import Backbone
 from evalsuite.cache import Preprocess
-from evalsuite.files import atomic, room_for, write_text
+from evalsuite.files import atomic, room_for, set_aside, write_text
 from evalsuite.probes import NearestNeighbours, Part, Rows, Site, accuracy
+from evalsuite.progress import Progress
 from pretrain.batch import Look
 from pretrain.blocks import gather, world_size
 from pretrain.data import Images, shown
@@ -147,10 +148,24 @@ class Journal(UserList[dict[str, float]]):
             with room_for(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(item) + "\n")
 
-    def rewrite(self) -> None:
-        """Make the file what the log is."""
-        if self.path is not None:
-            write_text(self.path, "".join(json.dumps(item) + "\n" for item in self))
+    def rewrite(self, progress: Progress) -> None:
+        """Make the file what the log is. One with a line that is none, or of a run whose state is gone, is set aside,
+        which is said."""
+        if self.path is None:
+            return
+        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        odd = sum(not _is_entry(line) for line in lines)
+        if odd or (lines and not self.data):
+            why = f"has {odd} lines that are none" if odd else "is of a run whose state is not here"
+            progress.say(f"warning: {self.path} {why}; it is set aside as {set_aside(self.path).name}")
+        write_text(self.path, "".join(json.dumps(item) + "\n" for item in self))
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def plot(log: Sequence[Mapping[str, float]], path: Path, title: str) -> None:

@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from torch.utils.data import DataLoader, Dataset
 from evalsuite import Backbone, DataError, Features, PluginError, Registry, ResourceError, UsageError, load_backbone
 from evalsuite.data.digests import data_session
 from evalsuite.errors import Refusal
-from evalsuite.files import writable, write_text
+from evalsuite.files import forget_partials, set_aside, writable, write_text
 from evalsuite.fit import Fit, Moment, fit, launched, mix_seed
-from evalsuite.preflight import Demand
+from evalsuite.locks import RANKS, locked, refuse_held
+from evalsuite.preflight import Demand, killed_workers
 from evalsuite.processes import together
 from evalsuite.progress import Progress
 from evalsuite.signals import ignore_signals
@@ -44,6 +46,8 @@ PACKAGES = ("evalsuite", "torch", "torchvision", "timm", "lightning-fabric", "nu
 UNPUBLISHED = Preset("no recipe of its own", 100, 256)
 CPU = torch.device("cpu")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "64-true")
+NOTE, STATE, METRICS, CURVES, BACKBONE = "run.json", "state.pt", "metrics.jsonl", "metrics.png", "backbone.safetensors"
+LOCK = "run.lock"
 TRIES = 64  # neighbours that may stand in for an unreadable image, one after the other
 
 
@@ -121,6 +125,8 @@ def run(
     said = progress or Progress(quiet=True)
     recipe, chosen = compose(method, modifiers, registry=registry, preset=preset, settings=settings or {})
     writable(out)
+    if not any(name in os.environ for name in RANKS):  # of several processes the first one holds the lock
+        refuse_held(Path(out) / LOCK, _doing(Path(out)))
     with said.doing(f"reading {data}"), data_session(said):
         corpus = parse(data)
     arch = recipe.method.arch if arch is None else arch
@@ -337,7 +343,8 @@ def train(recipe: Recipe, backbone: Backbone, corpus: Corpus, plan: Plan, progre
     same bits on the same machine and number of processes. A signal to stop
     (:func:`evalsuite.fit.signals`) saves the state and exits with 128 and its number.
 
-    Raises :class:`evalsuite.UsageError` and :class:`evalsuite.DataError` before any work, and
+    Raises :class:`evalsuite.UsageError` and :class:`evalsuite.DataError` before any work,
+    :class:`evalsuite.ResourceError` where another process trains in that folder, and
     :class:`evalsuite.TrainingError` when the loss is not finite: the last good state stays. Where one of several
     processes fails, all stop, with its exit code.
     """
@@ -348,18 +355,24 @@ def train(recipe: Recipe, backbone: Backbone, corpus: Corpus, plan: Plan, progre
             fix="leave out --knn-every, or put the images of a class into a folder of their own",
         )
     fabric = _fabric(plan)
-    with together(fabric):
-        return _train(recipe, backbone, corpus, plan, fabric, progress)
+    said = progress if progress is not None and fabric.is_global_zero else Progress(quiet=True)
+    with together(fabric), killed_workers():
+        alone = locked(plan.out / LOCK, said, _doing(plan.out), wait=False) if fabric.is_global_zero else nullcontext()
+        with alone:
+            return _train(recipe, backbone, corpus, plan, fabric, said)
+
+
+def _doing(out: Path) -> str:
+    return f"pretraining in {out}"
 
 
 def _train(
-    recipe: Recipe, backbone: Backbone, corpus: Corpus, plan: Plan, fabric: Fabric, progress: Progress | None
+    recipe: Recipe, backbone: Backbone, corpus: Corpus, plan: Plan, fabric: Fabric, progress: Progress
 ) -> Trained:
-    progress = progress if progress is not None and fabric.is_global_zero else Progress(quiet=True)
     with progress.doing(f"preparing {recipe.name}"):
         state = prepare(recipe, backbone, corpus, plan, fabric.device)
-    _claim(plan, state.description, fabric)
-    journal = Journal(plan.out / "metrics.jsonl" if fabric.is_global_zero else None)
+    _claim(plan, state.description, fabric, progress)
+    journal = Journal(plan.out / METRICS if fabric.is_global_zero else None)
     optimizer = recipe.optimizer(state.run, state.objective)
     watch = _Watch(state, plan, corpus, journal, progress, optimizer)
     job = Fit(
@@ -369,7 +382,7 @@ def _train(
         iterations=state.run.steps,
         seed=plan.seed,
         key=state.key,
-        state=plan.out / "state.pt",
+        state=plan.out / STATE,
         what=recipe.name,
         clip_gradient=state.run.training.clip if plan.clip_gradient is None else plan.clip_gradient,
         clip_norm={"l2": 2.0, "max": math.inf}[state.run.training.clip_norm],
@@ -379,13 +392,21 @@ def _train(
         accumulate=plan.accumulate,
         batches=lambda first: state.draws(plan, first),
         stepped=watch.stepped,
-        resumed=lambda _: journal.rewrite(),
+        resumed=lambda step: _resumed(step, plan, journal, progress),
         demand=_demand(state, plan),
         few=lambda images: state.few(images, plan),
         advice=f"lower the learning rate (--set {_owner(recipe)}.lr=...) or clip gradients (--clip-gradient 1)",
     )
     fit(job, fabric, progress)
     return _finish(state, plan, journal, fabric, progress)
+
+
+def _resumed(step: int, plan: Plan, journal: Journal, progress: Progress) -> None:
+    """Make the files beside the state fit it: those of a run that cannot be gone on from are set aside."""
+    journal.rewrite(progress)
+    if step == 0 and rank() == 0 and (plan.out / BACKBONE).exists():
+        aside = set_aside(plan.out / BACKBONE)
+        progress.say(f"warning: {plan.out / BACKBONE} is of a run whose state is not here; it is now {aside.name}")
 
 
 def _demand(state: State, plan: Plan) -> Demand:
@@ -545,28 +566,46 @@ def _named(look: Look) -> str:
 
 
 def _refuse_another(plan: Plan, description: Mapping[str, Any]) -> None:
-    note = plan.out / "run.json"
-    if not (plan.resume and note.exists()):
+    before = _noted(plan.out / NOTE) if plan.resume else None
+    if before is None:
         return
-    before = json.loads(note.read_text(encoding="utf-8"))
     changed = [key for key in description if before.get(key) != description[key]]
     if changed:
         raise UsageError(
             f"{plan.out} holds another run",
             cause=f"not the same: {', '.join(changed)}",
-            fix="choose another --out, repeat the earlier command to resume it, or --no-resume to replace it",
+            fix="choose another --out, repeat the earlier command to resume it, or --restart to replace it",
         )
 
 
-def _claim(plan: Plan, description: Mapping[str, Any], fabric: Fabric) -> None:
+def _noted(note: Path) -> dict[str, Any] | None:
+    """What a run's file says of it; None where there is none, or none that is whole."""
+    try:
+        content = json.loads(note.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
+        return None
+    except OSError as error:
+        raise ResourceError(
+            f"{note} cannot be read",
+            cause=f"the system says: {error.strerror}",
+            fix="make it readable, or choose another --out",
+        ) from error
+    return content if isinstance(content, dict) else None
+
+
+def _claim(plan: Plan, description: Mapping[str, Any], fabric: Fabric, progress: Progress) -> None:
     """Make the folder this run's own, once every process has found that it may be."""
     fabric.barrier()
     if fabric.is_global_zero:
-        plan.out.mkdir(parents=True, exist_ok=True)
-        if not plan.resume:
-            for name in ("state.pt", "metrics.jsonl", "metrics.png", "backbone.safetensors"):
+        note = plan.out / NOTE
+        for name in (NOTE, STATE, METRICS, CURVES, BACKBONE):
+            forget_partials(plan.out / name)
+            if not plan.resume:
                 (plan.out / name).unlink(missing_ok=True)
-        write_text(plan.out / "run.json", json.dumps(description, indent=1))
+        if os.path.lexists(note) and _noted(note) is None:
+            aside = set_aside(note).name
+            progress.say(f"warning: {note} is not whole; it is set aside as {aside}, and the state tells whose it is")
+        write_text(note, json.dumps(description, indent=1))
     fabric.barrier()
 
 
@@ -633,7 +672,7 @@ class _Watch:
             self.journal.append({"step": step, "epoch": epoch, **found})
             told = [f"{'k-NN accuracy' if name == 'knn' else name} {value:.3f}" for name, value in found.items()]
             self.progress.say(f"epoch {epoch}: {', '.join(told)}")
-            plot(self.journal.data, plan.out / "metrics.png", self.state.recipe.name)
+            plot(self.journal.data, plan.out / CURVES, self.state.recipe.name)
 
     @torch.no_grad()
     def _measures(self, held_out: Images) -> dict[str, float]:
@@ -649,7 +688,7 @@ class _Watch:
 
 
 def _finish(state: State, plan: Plan, journal: Journal, fabric: Fabric, progress: Progress) -> Trained:
-    run, path = state.run, plan.out / "backbone.safetensors"
+    run, path = state.run, plan.out / BACKBONE
     run.backbone.respec(image_size=(run.training.size, run.training.size))
     collapse = last_collapse(journal.data)
     unreadable = tuple(sorted(_of_all(state.objective.unreadable)))
@@ -665,7 +704,7 @@ def _finish(state: State, plan: Plan, journal: Journal, fabric: Fabric, progress
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         run.backbone.save(path, provenance)
-        plot(journal.data, plan.out / "metrics.png", state.recipe.name)
+        plot(journal.data, plan.out / CURVES, state.recipe.name)
         if unreadable:
             progress.say(f"warning: {len(unreadable)} images could not be read and were skipped")
         progress.say(f"backbone {run.backbone.identity[:12]} in {path}")

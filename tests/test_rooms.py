@@ -52,6 +52,7 @@ LOWER = {
     "evalsuite.fit",
     "evalsuite.preflight",
     "evalsuite.processes",
+    "evalsuite.states",
     "evalsuite.worlds",
 }
 
@@ -65,7 +66,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evalsuite.hooks": {"evalsuite.errors"},
     **{room: {*TOLD, *NUMBERS} for room in NUMBERS},
     **{room: {*TOLD, *NUMBERS, "evalsuite.hooks", *MIDDLE[:i]} for i, room in enumerate(MIDDLE)},
-    "evalsuite.fit": {*TOLD, "evalsuite.backbone", "evalsuite.preflight"},
+    "evalsuite.states": TOLD,
+    "evalsuite.fit": {*TOLD, "evalsuite.backbone", "evalsuite.preflight", "evalsuite.states"},
     "evalsuite.processes": TOLD,
     "evalsuite.heads": {
         *TOLD,
@@ -147,6 +149,7 @@ PUBLIC = {
         *(
             "docs",
             "options",
+            "locks",
             "poolings",
             "progress",
             "protocols",

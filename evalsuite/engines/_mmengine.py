@@ -31,8 +31,9 @@ from evalsuite.cache import autocast
 from evalsuite.errors import ResourceError, TrainingError
 from evalsuite.files import atomic
 from evalsuite.fit import mix_seed
-from evalsuite.progress import Meter
+from evalsuite.progress import Meter, Progress
 from evalsuite.signals import Told
+from evalsuite.states import read_state
 
 __all__ = ["Mixed", "Rate", "Saving", "Training", "Watching", "apart", "saved_run"]
 
@@ -91,12 +92,9 @@ def apart() -> Iterator[None]:
             kind._instance_dict.update(instances)
 
 
-def saved_run(path: Path, key: str) -> Mapping[str, Any] | None:
+def saved_run(path: Path, key: str, progress: Progress) -> Mapping[str, Any] | None:
     """What :class:`Saving` wrote for the same ``key``; None where it wrote nothing."""
-    if not path.exists():
-        return None
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return content if content["meta"].get("key") == key else None
+    return read_state(path, key, progress, key_of=lambda content: content["meta"].get("key"))
 
 
 class Training(Runner):  # type: ignore[misc]

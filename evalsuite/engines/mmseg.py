@@ -349,7 +349,7 @@ def run_loop(
     ``key`` names what is trained on what: a state in ``setup.work`` of another key is not gone on from. ``tests`` are
     the images that are looked at afterwards, for the estimate of time.
     """
-    resumed: Mapping[str, Any] | None = saved_run(setup.work / STATE, key)
+    resumed: Mapping[str, Any] | None = saved_run(setup.work / STATE, key, setup.progress)
     start = resumed["meta"]["iter"] if resumed is not None else 0
     steps = Steps(made.sample, made.length, protocol.batch_size, setup.seed)
     loader = DataLoader(

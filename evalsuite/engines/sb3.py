@@ -32,6 +32,7 @@ from evalsuite.poolings import Encoder
 from evalsuite.preflight import Demand, afford
 from evalsuite.protocols import AgentProtocol, Arena, Played
 from evalsuite.signals import signals
+from evalsuite.states import going_on_from, read_state
 from evalsuite.task import Setup
 
 __all__ = ["StableBaselines3"]
@@ -342,11 +343,14 @@ class _Run:
     def resume(self) -> int:
         """The steps that are behind; 0 where there is no state of this run."""
         path = self.setup.work / "agent.pt"
-        if not path.exists():
+        found = read_state(path, self.key, self.setup.progress)
+        if found is None:
             return 0
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        if found["key"] != self.key:
-            return 0
+        with going_on_from(path):
+            self._restore(found)
+        return int(found["steps"])
+
+    def _restore(self, found: dict[str, Any]) -> None:
         self.agent.policy.load_state_dict(found["policy"])
         self.agent.policy.optimizer.load_state_dict(found["optimizer"])
         self.agent.num_timesteps, self.agent._n_updates = found["steps"], found["updates"]
@@ -358,7 +362,6 @@ class _Run:
         torch.set_rng_state(found["torch"])
         torch.cuda.set_rng_state_all(found["cuda"])
         self.curve[:], self.encoded = found["curve"], found["encoded"]
-        return int(found["steps"])
 
     def save_if_due(self, stop: bool) -> None:
         if not stop and time.monotonic() - self.saved < self.setup.save_every:

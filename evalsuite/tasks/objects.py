@@ -27,6 +27,7 @@ from evalsuite.files import atomic
 from evalsuite.fit import Fit, fit, launched, mix_seed
 from evalsuite.poolings import Encoder
 from evalsuite.protocols import AgentProtocol, Arena, Played, ProxyProtocol, Reading
+from evalsuite.states import going_on_from, read_state
 from evalsuite.statistics import iqm, over_seeds, stratified_bootstrap, weight_blocks
 from evalsuite.task import Metric, Outcome, Protocol, Setup, Task, evaluate
 from evalsuite.worlds import ObjectsVector, Rules, rules, world
@@ -539,9 +540,9 @@ def _once(task: Task, backbone: Backbone, setup: Setup) -> Outcome:
     key = (
         f"{backbone.identity} {setup.protocol.hash} {task.fingerprint(setup)} {setup.seed} {setup.engine} {setup.limit}"
     )
-    if path.exists():
-        kept = torch.load(path, map_location="cpu", weights_only=True)
-        if kept["key"] == key:
+    kept = read_state(path, key, setup.progress)
+    if kept is not None:
+        with going_on_from(path):
             replicates, samples = ({k: v.numpy() for k, v in kept[n].items()} for n in ("replicates", "samples"))
             figures = {name: setup.work / file for name, file in kept["figures"].items()}
             return Outcome(**json.loads(kept["plain"]), replicates=replicates, samples=samples, figures=figures)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import math
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from evalsuite.errors import ResourceError, TrainingError
+from evalsuite.errors import DataError, ResourceError, TrainingError
 from evalsuite.fit import Fit, Steps, fit, full_precision, full_precision_outputs, launched, mix_seed
 from evalsuite.progress import Progress
 
@@ -93,10 +94,81 @@ def test_another_seed_is_another_run(tmp_path):
     assert not equal(train(plan(tmp_path / "3")), train(plan(tmp_path / "4", seed=4)))
 
 
-def test_the_state_of_another_key_is_not_resumed_from(tmp_path):
+def heard(run: Fit) -> tuple[dict[str, torch.Tensor], str]:
+    stream = io.StringIO()
+    fit(run, Fabric(accelerator="cpu", devices=1), Progress(stream=stream))
+    return run.model.state_dict(), stream.getvalue()
+
+
+def test_the_state_of_another_key_is_set_aside_and_said(tmp_path):
     whole = train(plan(tmp_path / "whole"))
     train(plan(tmp_path / "cut", iterations=5, key="other"))
-    assert equal(whole, train(plan(tmp_path / "cut")))
+    other = (tmp_path / "cut" / "state.pt").read_bytes()
+    model, said = heard(plan(tmp_path / "cut"))
+    assert equal(whole, model)
+    assert f"warning: {tmp_path / 'cut' / 'state.pt'} was saved by a run of other settings or data" in said
+    assert (tmp_path / "cut" / "state.pt.aside-1").read_bytes() == other
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b[:-1], lambda b: b"", lambda b: b"PK\3\4" + b]
+)
+def test_a_state_that_cannot_be_read_is_set_aside_and_said_once(tmp_path, damage):
+    path = tmp_path / "state.pt"
+    train(plan(tmp_path, iterations=5))
+    damaged = damage(path.read_bytes())
+    path.write_bytes(damaged)
+    whole = train(plan(tmp_path / "whole"))
+    model, said = heard(plan(tmp_path))
+    assert equal(whole, model)
+    assert f"warning: {path} cannot be read (" in said
+    assert "is set aside as state.pt.aside-1" in said
+    assert path.with_name("state.pt.aside-1").read_bytes() == damaged
+    assert "warning" not in heard(plan(tmp_path))[1]
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"step": 3}, torch.zeros(2), {"key": torch.zeros(2)}])
+def test_neither_is_one_that_is_something_else(tmp_path, content):
+    torch.save(content, tmp_path / "state.pt")
+    assert "is set aside as state.pt.aside-1" in heard(plan(tmp_path))[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": 99}, {"step": -1}, {"step": "x"}, {"log": 3}, {"log": [3]}, {"model": {}}, {"model": None},
+        {"optimizer": {}}, {"optimizer": {"state": {}, "param_groups": []}}, {"apart": 7},
+    ],
+)  # fmt: skip
+def test_a_state_that_does_not_fit_is_refused_once_and_set_aside(tmp_path, changes):
+    path = tmp_path / "state.pt"
+    train(plan(tmp_path, iterations=5))
+    torch.save(torch.load(path, weights_only=True) | changes, path)
+    with pytest.raises(DataError, match="cannot be gone on from") as refusal:
+        train(plan(tmp_path))
+    assert "state.pt.aside-1" in refusal.value.fix
+    assert equal(train(plan(tmp_path)), train(plan(tmp_path / "whole")))
+
+
+def test_a_state_that_the_system_does_not_let_be_read_stays_where_it_is(tmp_path):
+    (tmp_path / "state.pt").mkdir()
+    with pytest.raises(ResourceError, match=r"state\.pt cannot be read"):
+        train(plan(tmp_path))
+    assert (tmp_path / "state.pt").is_dir()
+
+
+def killed_in_a_worker(trainer: int, index: int, seed: int) -> torch.Tensor:
+    if os.getpid() != trainer and seed == mix_seed(3, 4 * 4, 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sample(index, seed)
+
+
+def test_a_killed_data_worker_is_told_and_the_state_before_it_kept(tmp_path):
+    with pytest.raises(ResourceError, match="a process that reads images was killed") as refusal:
+        train(plan(tmp_path, sample=partial(killed_in_a_worker, os.getpid()), workers=1, saves=0.0))
+    assert "DataLoader worker" in refusal.value.cause
+    assert refusal.value.code == 7
+    assert equal(train(plan(tmp_path)), train(plan(tmp_path / "whole")))
 
 
 @pytest.mark.parametrize(

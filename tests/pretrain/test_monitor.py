@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from evalsuite import Backbone, BackboneSpec, Features
+from evalsuite.progress import Progress
 from pretrain import Arrays
 from pretrain.monitor import Journal, collapsed, health, knn_accuracy, last_collapse, plot
 from pretrain.testing import tiny_backbone, tiny_corpus
@@ -122,7 +123,7 @@ def test_the_journal_writes_a_line_at_once_and_can_be_set_back(tmp_path):
         journal.append({"step": step, "loss": step / 3})
         assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == step + 1
     journal[:] = list(journal)[:2]
-    journal.rewrite()
+    journal.rewrite(Progress(quiet=True))
     journal.append({"step": 2, "loss": 0.5})
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == list(journal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -19,17 +20,22 @@ from PIL import Image
 from evalsuite import DataError, PluginError, TrainingError, UsageError, hookimpl, load_backbone
 from evalsuite.backbone import read_header
 from evalsuite.errors import ResourceError
+from evalsuite.files import is_aside
 from evalsuite.hooks import Registry, load
 from evalsuite.progress import Progress
 from pretrain import Corpus, Images, Method, Pairs, View
 from pretrain.blocks import mlp_head, nt_xent
 from pretrain.data import parse
+from pretrain.hooks import Recipe
 from pretrain.methods.moco import MoCo
 from pretrain.methods.simclr import SimCLR
 from pretrain.methods.simsiam import SimSiam
-from pretrain.testing import losses, tiny_corpus, tiny_train
-from pretrain.train import Trained, compose, run
+from pretrain.plugin import Training
+from pretrain.testing import losses, tiny_backbone, tiny_corpus, tiny_train
+from pretrain.train import Plan, Trained, compose, run
+from pretrain.train import train as run_recipe
 
+FORK = multiprocessing.get_context("fork")
 TINY = {"simclr.size": "16", "simclr.width": "8", "simclr.warmup": "0"}
 NAMES = {
     "arch": "small:resnet10", "arch_options": {"width": 4}, "settings": TINY, "device": "cpu", "workers": 0,
@@ -212,6 +218,104 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     first = tiny_train(simclr, out=tmp_path)
     again = tiny_train(simclr, out=tmp_path, corpus=Corpus(Trap(tiny_corpus().train, signal.SIGKILL, 1)))
     assert again.backbone.identity == first.backbone.identity
+
+
+def heard(out: Path, **plan: Any) -> str:
+    stream = io.StringIO()
+    recipe = Recipe(simclr())
+    recipe.parts["defaults"].options = Training(size=16)
+    numbers = {"epochs": 1, "batch_size": 8, "steps": 4, "device": "cpu", "workers": 0, "log_every": 1}
+    run_recipe(recipe, tiny_backbone(), tiny_corpus(), Plan(out=out, **(numbers | plan)), Progress(stream=stream))
+    return stream.getvalue()
+
+
+def aside(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if is_aside(p)}
+
+
+def test_a_state_that_is_cut_is_set_aside_with_what_belongs_to_it(tmp_path):
+    first = tiny_train(simclr, out=tmp_path)
+    old = {name: (tmp_path / name).read_bytes() for name in ("state.pt", "metrics.jsonl", "backbone.safetensors")}
+    old["state.pt"] = old["state.pt"][:1000]
+    (tmp_path / "state.pt").write_bytes(old["state.pt"])
+    said = heard(tmp_path)
+    assert aside(tmp_path) == {f"{name}.aside-1": content for name, content in old.items()}
+    assert said.count("warning: ") == 3
+    assert read_header(tmp_path / "backbone.safetensors")
+    assert losses(tiny_train(simclr, out=tmp_path)) == losses(first)
+    assert "warning" not in heard(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b'{"recipe": "sim', b"[]", b"\xff\xfe"])
+def test_a_note_that_is_not_whole_is_set_aside_and_the_state_is_gone_on_from(tmp_path, content):
+    first = tiny_train(simclr, out=tmp_path)
+    (tmp_path / "run.json").write_bytes(content)
+    said = heard(tmp_path)
+    assert said.count("warning: ") == 1
+    assert aside(tmp_path) == {"run.json.aside-1": content}
+    assert json.loads((tmp_path / "run.json").read_text())["recipe"] == "simclr"
+    log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert log == first.log
+
+
+def test_the_state_of_other_settings_is_set_aside_where_nothing_else_says_whose_it_is(tmp_path):
+    tiny_train(simclr, out=tmp_path, seed=1)
+    old = (tmp_path / "state.pt").read_bytes()
+    (tmp_path / "run.json").unlink()
+    assert "was saved by a run of other settings or data" in heard(tmp_path)
+    assert aside(tmp_path)["state.pt.aside-1"] == old
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_lines_that_are_none_are_told_and_kept_aside(tmp_path):
+    tiny_train(simclr, out=tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('7\n{"step": 5, "half a li')
+    old = (tmp_path / "metrics.jsonl").read_bytes()
+    assert "has 2 lines that are none" in heard(tmp_path)
+    assert aside(tmp_path) == {"metrics.jsonl.aside-1": old}
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_a_second_process_in_the_same_folder_is_refused_and_changes_nothing(tmp_path, methods):
+    inside, go_on = FORK.Event(), FORK.Event()
+
+    class Slow(SimCLR):
+        @hookimpl
+        def epoch_ended(self) -> None:
+            inside.set()
+            assert go_on.wait(60)
+
+    process = FORK.Process(target=tiny_train, args=(lambda: Slow(simclr().options),), kwargs={"out": tmp_path})
+    process.start()
+    assert inside.wait(60)
+    before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    for second in (lambda: tiny_train(simclr, out=tmp_path, resume=False), lambda: train(methods, tmp_path)):
+        with pytest.raises(ResourceError, match=f"pretraining in {tmp_path} is being done") as refusal:
+            second()
+        assert refusal.value.code == 7
+        assert f"process {process.pid} on " in refusal.value.cause
+    assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+    go_on.set()
+    process.join()
+    assert process.exitcode == 0
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+    assert not (tmp_path / "run.lock").exists()
+
+
+def test_the_next_run_says_that_one_was_killed(tmp_path):
+    process = FORK.Process(target=doomed, args=(tmp_path, signal.SIGKILL))
+    process.start()
+    process.join()
+    assert f"process {process.pid} on " in heard(tmp_path, resume=False)
+    assert "killed" not in heard(tmp_path)
+
+
+def test_a_killed_data_worker_is_told(tmp_path):
+    corpus = Corpus(Trap(tiny_corpus().train, signal.SIGKILL, 20))
+    with pytest.raises(ResourceError, match="a process that reads images was killed"):
+        tiny_train(simclr, out=tmp_path, corpus=corpus, workers=1)
+    assert losses(tiny_train(simclr, out=tmp_path)) == losses(tiny_train(simclr))
 
 
 def test_the_folder_of_another_run_is_refused_and_replaced_only_if_told_to(tmp_path):
