@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, cast
 
 import typer
 
-from evalsuite.errors import Refusal, UsageError
+from evalsuite.errors import Refusal, UsageError, printable
 from evalsuite.files import writable, writable_file
 from evalsuite.progress import Progress
 
@@ -144,7 +145,7 @@ def run(
     if quiet and not _silent():
         for _, result in cells:
             if result.status == "failed":
-                typer.echo(f"{_cell_name(result)}: failed\n{result.error}", err=True)
+                _say(f"{_cell_name(result)}: failed\n{result.error}", err=True)
     if as_json and not _silent():
         _print_json([result.model_dump(mode="json") | {"path": str(path)} for path, result in cells])
     elif not _silent():
@@ -206,11 +207,11 @@ def pretrain(
     if _silent():
         return
     if trained.unreadable:
-        typer.echo(f"unreadable images passed over: {len(trained.unreadable)}")
+        _say(f"unreadable images passed over: {len(trained.unreadable)}")
     if trained.collapse:
-        typer.echo(f"warning: {trained.collapse}", err=True)
-    typer.echo(f"backbone: {os.path.relpath(trained.path)}")
-    typer.echo(f"identity: {trained.backbone.identity}")
+        _say(f"warning: {trained.collapse}", err=True)
+    _say(f"backbone: {os.path.relpath(trained.path)}")
+    _say(f"identity: {trained.backbone.identity}")
 
 
 @app.command("list")
@@ -276,8 +277,8 @@ def plugins_new(
         from evalsuite import scaffold
 
         written = scaffold.write(name, kind, out, _load(warn=False).registry)
-    typer.echo(f"{written.path}: {', '.join(sorted(written.files))}")
-    typer.echo(f"next: pip install -e {shlex.quote(str(written.path))} && evalsuite plugins check {name}")
+    _say(f"{written.path}: {', '.join(sorted(written.files))}")
+    _say(f"next: pip install -e {shlex.quote(str(written.path))} && evalsuite plugins check {name}")
 
 
 @plugins_app.command("check")
@@ -293,7 +294,7 @@ def plugins_check(
         for finding in conformance.check_plugin(name, _load(warn=False)):
             findings.append(finding)
             if not as_json:
-                typer.echo(str(finding))
+                _say(str(finding))
     if as_json:
         _print_json([vars(finding) for finding in findings])
     conformance.refuse_faults(name, findings)
@@ -329,15 +330,15 @@ def data_where(name: Annotated[str | None, typer.Argument()] = None, data_root: 
             layouts = [source(registry, name)]
             yours = [layout for layout in layouts if layout.layout_only]
         for layout in yours:
-            typer.echo(_own(layout))
+            _say(_own(layout))
         for layout in [] if yours else layouts:
             try:
                 own = f"data of your own, --data {layout.name}:PATH" if layout.layout_only else ""
-                typer.echo(f"{layout.name}: {own or layout.locate(data_root)}")
+                _say(f"{layout.name}: {own or layout.locate(data_root)}")
             except DataError as missing:
                 if name:
                     raise
-                typer.echo(f"{layout.name}: not found ({missing.cause})")
+                _say(f"{layout.name}: not found ({missing.cause})")
 
 
 @data_app.command("verify")
@@ -366,7 +367,7 @@ def data_verify(
     if as_json:
         _print_json(found)
     else:
-        typer.echo(_nested(found))
+        _say(_nested(found))
     if report.faults:
         raise typer.Exit(DataError.code)
 
@@ -399,9 +400,7 @@ def inspect(
     if as_json:
         _print_json(description)
     else:
-        typer.echo(
-            f"{loaded.report}\n{_nested({k: v for k, v in description.items() if k not in ('report', 'provenance')})}"
-        )
+        _say(f"{loaded.report}\n{_nested({k: v for k, v in description.items() if k not in ('report', 'provenance')})}")
     if description["sanity"]["faults"]:
         raise typer.Exit(BackboneError.code)
 
@@ -430,7 +429,7 @@ def convert(
     if as_json:
         _print_json(told | {"use": dict(done.use)})
     else:
-        typer.echo(_nested(told | {"use": {k: str(v) for k, v in done.use.items()}}))
+        _say(_nested(told | {"use": {k: str(v) for k, v in done.use.items()}}))
 
 
 @app.command()
@@ -443,7 +442,7 @@ def doctor(data_root: Root = None, as_json: Json = False) -> None:
     if as_json:
         _print_json(findings)
     else:
-        typer.echo(_nested(findings))
+        _say(_nested(findings))
 
 
 @app.command()
@@ -464,7 +463,7 @@ def compare(
     if as_json:
         _print_json(report.to_json())
     else:
-        typer.echo(report.markdown(), nl=False)
+        _say(report.markdown(), nl=False)
     comparing.refuse_worse(report, limits)
 
 
@@ -480,7 +479,7 @@ def report(
         from evalsuite.board.report import report as write
 
         page = write(results, out)
-    typer.echo(page)
+    _say(page)
 
 
 @submit_app.command("check")
@@ -496,10 +495,10 @@ def submit_check(
         _print_json([vars(fault) for fault in faults])
     else:
         for fault in faults:
-            typer.echo(str(fault))
+            _say(str(fault))
     submissions.refuse_faults(faults, folder)
     if not as_json:
-        typer.echo(f"{folder}: no fault")
+        _say(f"{folder}: no fault")
 
 
 Results = Annotated[list[Path], typer.Argument(help="Folders of results.")]
@@ -524,9 +523,9 @@ def board_build(
     if as_json:
         _print_json(board.to_json())
         return
-    typer.echo(f"{len(board.contenders)} backbones, {len(board.columns)} columns: {index}")
+    _say(f"{len(board.contenders)} backbones, {len(board.columns)} columns: {index}")
     for line in board.unranked:
-        typer.echo(f"not ranked: {line}", err=True)
+        _say(f"not ranked: {line}", err=True)
 
 
 @board_app.command("serve")
@@ -538,7 +537,7 @@ def board_serve(
     from evalsuite.board.site import serve
 
     with serve(site, port) as server:
-        typer.echo(f"http://127.0.0.1:{server.server_address[1]}/")
+        _say(f"http://127.0.0.1:{server.server_address[1]}/")
         server.serve_forever()
 
 
@@ -622,24 +621,59 @@ def cache_rm(
     _removed(removed, as_json)
 
 
+class _ReaderGone(BaseException):
+    """Whoever read our output has left, as in ``evalsuite list | true``."""
+
+
+class _Output:
+    """Standard output whose broken pipe is ours to handle: click and rich would each end with code 1."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            raise _ReaderGone from None
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            raise _ReaderGone from None
+
+
 def main() -> NoReturn:
     """The entry point: a refusal is three lines on standard error and its exit code."""
+    stdout, sys.stdout = sys.stdout, cast(TextIO, _Output(sys.stdout))
     try:
         code = app(standalone_mode=False) or 0  # without standalone mode, the code of typer.Exit is returned
+        sys.stdout.flush()
     except Refusal as refusal:
-        typer.echo(str(refusal), err=True)
+        _say(str(refusal), err=True)
         code = refusal.code
     except (typer.Abort, KeyboardInterrupt):
         code = 130
-    except BrokenPipeError:  # the reader of our output left, as in: evalsuite list | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+    except _ReaderGone:  # as other programs end there, whom SIGPIPE ends: 128 and its number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+        code = 128 + signal.SIGPIPE
     except Exception as error:
         if not hasattr(error, "format_message"):  # not one of click's own, which is a wrong flag
             raise
-        typer.echo(str(_usage(error)), err=True)
+        _say(str(_usage(error)), err=True)
         code = UsageError.code
+    finally:
+        sys.stdout = stdout
     sys.exit(code)
+
+
+def _say(text: object, err: bool = False, nl: bool = True) -> None:
+    """Print lines, whoever wrote the words in them."""
+    typer.echo(printable(text, keep="\n\t"), err=err, nl=nl)
 
 
 def _usage(error: Any) -> UsageError:
@@ -663,7 +697,7 @@ def _load(warn: bool = True) -> Loaded:
         )
     if warn:
         for fault in loaded.faults:
-            typer.echo(f"warning: {fault}", err=True)
+            _say(f"warning: {fault}", err=True)
     return loaded
 
 
@@ -717,7 +751,7 @@ def _removed(entries: list[Entry], as_json: bool) -> None:
     if as_json:
         _print_json([vars(entry) for entry in entries])
     else:
-        typer.echo(f"removed {len(entries)} entries, {sum(e.size for e in entries) / 2**20:.1f} MB")
+        _say(f"removed {len(entries)} entries, {sum(e.size for e in entries) / 2**20:.1f} MB")
 
 
 def _pairs(items: list[str] | None, flag: str) -> dict[str, str]:
@@ -764,25 +798,27 @@ def _command() -> str:
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, sort_keys=True))
+    _say(json.dumps(value, indent=2, sort_keys=True))
 
 
 def _columns(rows: list[tuple[str, ...]]) -> None:
     if not rows:
-        typer.echo("nothing")
+        _say("nothing")
         return
+    rows = [tuple(map(printable, row)) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     for row in rows:
-        typer.echo("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]).rstrip())
+        _say("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]).rstrip())
 
 
 def _nested(value: Any, indent: int = 0) -> str:
     """A nested value as indented lines for people."""
     pad = "  " * indent
     if not isinstance(value, dict):
-        return f"{pad}{value}"
+        return f"{pad}{printable(value)}"
     lines = []
-    for key, item in value.items():
+    for name, item in value.items():
+        key = printable(name)
         if isinstance(item, dict) and item:
             lines += [f"{pad}{key}:", _nested(item, indent + 1)]
         elif (
@@ -790,11 +826,11 @@ def _nested(value: Any, indent: int = 0) -> str:
             and item
             and any(isinstance(i, (dict, str)) and len(str(i)) > 20 for i in item)
         ):
-            lines += [f"{pad}{key}:", *(f"{pad}  - {i}" for i in item)]
+            lines += [f"{pad}{key}:", *(f"{pad}  - {printable(i)}" for i in item)]
         elif isinstance(item, (list, tuple)):
-            lines.append(f"{pad}{key}: {', '.join(map(str, item)) or 'none'}")
+            lines.append(f"{pad}{key}: {', '.join(map(printable, item)) or 'none'}")
         else:
-            lines.append(f"{pad}{key}: {item}")
+            lines.append(f"{pad}{key}: {printable(item)}")
     return "\n".join(lines)
 
 
@@ -806,9 +842,9 @@ def _table(cells: list[tuple[Path, Result]]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     for path, result in cells:
         if result.status == "failed":
-            console.print(f"{_cell_name(result)}: failed", markup=False, highlight=False)
+            console.print(printable(f"{_cell_name(result)}: failed"), markup=False, highlight=False)
             continue
-        typer.echo(_cell_name(result))
+        _say(_cell_name(result))
         table = Table("metric", "score", "95 % interval")
         for name, score in result.scores.items():
             if score.value is not None:
@@ -816,17 +852,17 @@ def _table(cells: list[tuple[Path, Result]]) -> None:
                     f"[{score.low:.4f}, {score.high:.4f}]" if score.low is not None and score.high is not None else ""
                 )
                 mark = " *" if name == result.primary else ""
-                table.add_row(name + mark, f"{score.value:.4f}", spread)
+                table.add_row(printable(name) + mark, f"{score.value:.4f}", spread)
         console.print(table, markup=False)
         for warning in result.warnings:
-            console.print(f"note: {warning}", markup=False, highlight=False)
+            console.print(printable(f"note: {warning}"), markup=False, highlight=False)
         marks = _marks(result)
         if marks:
-            console.print(f"not for ranking: {', '.join(marks)}", markup=False, highlight=False)
-        typer.echo(f"result: {os.path.relpath(path)}")
+            console.print(printable(f"not for ranking: {', '.join(marks)}"), markup=False, highlight=False)
+        _say(f"result: {os.path.relpath(path)}")
         for name, file in sorted(result.files.items()):
             if file.endswith(".png"):
-                typer.echo(f"picture of {name}: {os.path.relpath(path.with_name(file))}")
+                _say(f"picture of {name}: {os.path.relpath(path.with_name(file))}")
 
 
 def _cell_name(result: Result) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
     "BackboneError",
     "DataError",
@@ -13,7 +15,21 @@ __all__ = [
     "SubmissionError",
     "TrainingError",
     "UsageError",
+    "printable",
 ]
+
+# what a terminal obeys or is confused by: control characters, directions of writing, and what no output can hold
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: object, keep: str = "") -> str:
+    """A text for people, whoever wrote it: characters that would act on a terminal are shown as ``\\x1b``.
+
+    ``keep`` are characters to leave as they are. Everything that the suite prints goes through here.
+    """
+    return UNPRINTABLE.sub(
+        lambda m: m[0] if m[0] in keep else m[0].encode("unicode_escape", "surrogatepass").decode(), str(text)
+    )
 
 
 class Refusal(Exception):
@@ -29,7 +45,10 @@ class Refusal(Exception):
         self.problem, self.cause, self.fix = problem, cause, fix
 
     def __str__(self) -> str:
-        return f"error: {self.problem}\ncause: {self.cause}\nfix: {self.fix}"
+        return "\n".join(
+            f"{word}: {printable(part)}"
+            for word, part in (("error", self.problem), ("cause", self.cause), ("fix", self.fix))
+        )
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.problem, self.cause, self.fix))

@@ -5,10 +5,14 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, NamedTuple
 
 import pluggy
@@ -31,6 +35,8 @@ __all__ = [
 
 NAME = "evalsuite"
 PROGRAM = "this program"  # who owns what is bound outside a plugin
+PATIENCE = 120.0  # seconds that importing a plugin may take; EVALSUITE_PLUGIN_TIMEOUT has another number, 0 for no end
+GRACE = 5.0  # seconds more for one that does not let itself be interrupted, before the process ends
 # a module that is not always there -> the extra that brings it
 EXTRAS = {
     "mmseg": "mmseg", "mmengine": "mmseg", "mmcv": "mmseg", "gymnasium": "rl", "pygame": "rl",
@@ -133,12 +139,13 @@ class Registry:
         entry = self.entry(shelf, name)
         module, _, attribute = entry.target.partition(":")
         try:
-            found: Any = importlib.import_module(module)
-            for part in attribute.split("."):
-                found = getattr(found, part)
+            with _watched(entry.owner, module):
+                found: Any = importlib.import_module(module)
+                for part in attribute.split("."):
+                    found = getattr(found, part)
         except Refusal:
             raise
-        except (Exception, SystemExit) as error:  # a plugin's module may raise anything
+        except (Exception, SystemExit, _Exited) as error:  # a plugin's module may raise anything
             missing = error.name if isinstance(error, ModuleNotFoundError) else None
             if missing and (extra := EXTRAS.get(missing.partition(".")[0])):
                 raise ResourceError(
@@ -240,8 +247,10 @@ def load(requests: Iterable[str] = (), environ: dict[str, str] | None = None) ->
     itself brings stays unless it is blocked by name. A plugin that raises, exits or carries a wrong hook is
     a :class:`Fault`, never a crash.
 
-    Raises :class:`UsageError` for a name to leave out that nobody has.
+    What a plugin prints meanwhile goes to standard error. Raises :class:`UsageError` for a name to leave out that
+    nobody has, and :class:`PluginError` for a plugin that takes longer than ``EVALSUITE_PLUGIN_TIMEOUT`` seconds (120).
     """
+    _patience()  # refused before a plugin is blamed for it
     block, wanted = _requests(requests)
     allowed = _allowed(os.environ if environ is None else environ)
     manager = pluggy.PluginManager(NAME)
@@ -302,14 +311,15 @@ def _admit(manager: pluggy.PluginManager, loaded: Loaded, plugin: Plugin, find: 
         return
     registry.owner = plugin.name
     try:
-        found = find()
-        manager.register(found, plugin.name)
-        manager.check_pending()
-        if not manager.get_hookcallers(found):
-            raise TypeError("it has no hook: mark evalsuite_register with @evalsuite.hookimpl")
-        others = [p for p in manager.get_plugins() if p is not found]
-        manager.subset_hook_caller("evalsuite_register", others)(registry=registry)
-    except KeyboardInterrupt:
+        with _watched(plugin.name, plugin.module):
+            found = find()
+            manager.register(found, plugin.name)
+            manager.check_pending()
+            if not manager.get_hookcallers(found):
+                raise TypeError("it has no hook: mark evalsuite_register with @evalsuite.hookimpl")
+            others = [p for p in manager.get_plugins() if p is not found]
+            manager.subset_hook_caller("evalsuite_register", others)(registry=registry)
+    except (KeyboardInterrupt, _Hang):
         raise
     except BaseException as error:  # a plugin may raise anything, SystemExit among it
         if manager.has_plugin(plugin.name):
@@ -322,7 +332,130 @@ def _admit(manager: pluggy.PluginManager, loaded: Loaded, plugin: Plugin, find: 
         registry.owner = PROGRAM
 
 
+class _Exited(BaseException):
+    """A plugin's module calls ``os._exit``, which would end the process with a code of the plugin's."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"it calls os._exit({status})")
+
+
+class _Hang(PluginError):
+    """A plugin that does not finish loading: unlike other faults it is not left out, for nobody knows what it holds."""
+
+
+class _TooLong(BaseException):
+    """A plugin's module is still running at the end of its time."""
+
+    def __init__(self, plugin: str, module: str, seconds: float) -> None:
+        super().__init__(plugin, module, seconds)
+        self.plugin, self.module, self.seconds = plugin, module, seconds
+
+    def refusal(self) -> _Hang:
+        return _Hang(
+            f"plugin {self.plugin!r} does not finish loading",
+            cause=f"its module {self.module} has been running for {self.seconds:g} s",
+            fix=f"leave it out: -p no:{self.plugin}, or give it longer: EVALSUITE_PLUGIN_TIMEOUT=600",
+        )
+
+
+_watching = threading.local()
+
+
+@contextmanager
+def _watched(plugin: str, module: str) -> Iterator[None]:
+    """A plugin's code runs: it prints to standard error, cannot end the process, and has so many seconds.
+
+    At the end of them the main thread is interrupted by a signal, which raises in the plugin; where that does not help
+    (another thread, an exception swallowed), the process ends a little later with the same words.
+    """
+    if getattr(_watching, "on", False):  # a plugin's import that asks for another's target
+        yield
+        return
+    late = _TooLong(plugin, module, _patience())
+    _watching.on = True
+    try:
+        with _ended(late), redirect_stdout(sys.stderr), _no_exit(), _interrupted(late):
+            yield
+    except _TooLong:
+        raise late.refusal() from None
+    finally:
+        _watching.on = False
+
+
+def _patience() -> float:
+    text = os.environ.get("EVALSUITE_PLUGIN_TIMEOUT", "").strip() or PATIENCE
+    try:
+        seconds = float(text)
+        if not 0 <= seconds < threading.TIMEOUT_MAX - GRACE:
+            raise ValueError
+    except ValueError:
+        raise UsageError(
+            f"EVALSUITE_PLUGIN_TIMEOUT={text} is no time",
+            cause="it is a number of seconds, or 0 for no end",
+            fix=f"EVALSUITE_PLUGIN_TIMEOUT={PATIENCE:g}, or leave it out",
+        ) from None
+    return seconds
+
+
+@contextmanager
+def _no_exit() -> Iterator[None]:
+    """``os._exit`` raises in this process and this thread; in forked children it is what it was."""
+    real, pid, thread = os._exit, os.getpid(), threading.get_ident()
+    open_still = [True]
+
+    def refuse(status: int) -> None:
+        if open_still and os.getpid() == pid and threading.get_ident() == thread:
+            raise _Exited(status)
+        real(status)
+
+    os._exit = refuse  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os._exit = real
+        open_still.clear()  # for modules that keep the name
+
+
+@contextmanager
+def _interrupted(late: _TooLong) -> Iterator[None]:
+    if not late.seconds or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise late
+
+    handler = signal.signal(signal.SIGALRM, interrupt)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, late.seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if left:  # somebody's own alarm goes on
+            signal.setitimer(signal.ITIMER_REAL, left, interval)
+
+
+@contextmanager
+def _ended(late: _TooLong) -> Iterator[None]:
+    over, real = threading.Event(), os._exit
+
+    def end() -> None:
+        if not over.wait(late.seconds + GRACE):
+            print(late.refusal(), file=sys.stderr, flush=True)
+            real(PluginError.code)
+
+    if late.seconds:
+        threading.Thread(target=end, name="plugin watch", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
 def _reason(error: BaseException) -> str:
+    if isinstance(error, _Exited):
+        return str(error)
     if isinstance(error, SystemExit):
         return f"it calls sys.exit({error.code!r})"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from evalsuite.errors import printable
+
 __all__ = ["Meter", "Progress"]
 
 PATIENCE = 1.5  # seconds without a word
@@ -43,7 +45,7 @@ class Progress:
         """One line of its own."""
         self._spoke = time.perf_counter()
         if not self.quiet:
-            print(line, file=self.stream, flush=True)
+            print(printable(line), file=self.stream, flush=True)
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:

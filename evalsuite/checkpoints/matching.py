@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from evalsuite.backbone import Backbone, Features
+from evalsuite.errors import printable
 
 __all__ = ["NEEDED", "LoadReport", "Match", "heads_of", "look_meta", "match", "prefixes", "weights"]
 
@@ -83,7 +84,7 @@ class LoadReport:
             ("identity", self.identity),
             ("trusted", "yes: the file was allowed to run code" if self.trusted else ""),
         ]
-        return "\n".join(f"{name:<13} {value}" for name, value in rows if value)
+        return "\n".join(f"{name:<13} {printable(value)}" for name, value in rows if value)
 
 
 def _networks(names: Iterable[str]) -> str:
