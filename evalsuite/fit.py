@@ -5,20 +5,18 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from lightning_fabric import Fabric
-from lightning_fabric.plugins import MixedPrecision
-from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
@@ -30,6 +28,9 @@ from evalsuite.preflight import Demand, afford, killed_workers, out_of_memory, t
 from evalsuite.progress import Progress
 from evalsuite.signals import Told, ignore_signals, signals
 from evalsuite.states import going_on_from, read_state
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = [
     "LARS",
@@ -67,6 +68,11 @@ def launched(
     heads that a backbone's file carries, of a mask head without a positive region. Buffers are those of the first
     process, or each process's own: statistics of emulated devices, queues.
     """
+    with _without("torchmetrics"):  # Fabric imports it, and half of scipy and transformers, to compare its version
+        from lightning_fabric import Fabric
+        from lightning_fabric.plugins import MixedPrecision
+        from lightning_fabric.strategies.ddp import DDPStrategy
+
     several, bf16 = devices * nodes > 1, precision == "bf16-mixed"
     buffers = _buffers_apart() if own_buffers else {}
     fabric = Fabric(
@@ -80,6 +86,19 @@ def launched(
     )
     fabric.launch()
     return fabric
+
+
+@contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Within the block ``module`` cannot be imported, unless it has been already."""
+    absent = module not in sys.modules
+    if absent:
+        sys.modules[module] = None  # type: ignore[assignment]  # how Python is told that there is none
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules[module]
 
 
 def _buffers_apart() -> dict[str, Any]:

@@ -17,12 +17,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -41,6 +40,9 @@ from evalsuite.processes import together
 from evalsuite.resize import resize
 from evalsuite.signals import ignore_signals
 from evalsuite.task import Setup
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = ["HeadProtocol", "recipes", "train_heads"]
 

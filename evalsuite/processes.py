@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
-from lightning_fabric import Fabric
 
 from evalsuite.errors import Refusal, TrainingError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = ["together"]
 

@@ -13,11 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
@@ -39,6 +38,9 @@ from pretrain.hooks import Recipe
 from pretrain.monitor import Journal, collapsed, health, knn_accuracy, last_collapse, plot
 from pretrain.norms import group_norms
 from pretrain.plugin import Method, Modifier, Plugin, Preset, Run, Training, read_options
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = ["Plan", "State", "Trained", "compose", "prepare", "run", "train"]
 

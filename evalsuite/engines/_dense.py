@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -21,6 +20,9 @@ from evalsuite.preflight import Demand
 from evalsuite.processes import together
 from evalsuite.protocols import Training
 from evalsuite.task import Setup
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = ["OnBackbone", "Trainable", "Trained", "demand_of", "infer_all", "optimizer_of", "train_and_test"]
 
