@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from evalsuite_pixpro import consistency, nearby, propagated
+from evalsuite_pixpro.method import consistency, nearby, propagated
 from torch import Tensor
 
 from benchmarks._memory import forget_peak, peak_mb

@@ -6,8 +6,9 @@ stays quick.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from evalsuite.lazy import lazy
 
 if TYPE_CHECKING:
     from evalsuite.backbone import Backbone, BackboneSpec, Features
@@ -76,23 +77,17 @@ _HOMES = {
     "runner": ("run",),
     "task": ("Metric", "Outcome", "Protocol", "Setup", "Task", "evaluate"),
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 
 if not TYPE_CHECKING:  # a type checker would take it for a promise of any name
+    _lazy = lazy(__name__, _HOMES)
 
     def __getattr__(name: str) -> object:
-        value: object
-        if name == "__version__":
-            from importlib.metadata import version  # takes longer than all the rest of this module
+        if name != "__version__":
+            return _lazy(name)
+        from importlib.metadata import version  # takes longer than all the rest of this module
 
-            value = version("evalsuite")
-        elif name in _HOME:
-            value = getattr(importlib.import_module(f"evalsuite.{_HOME[name]}"), name)
-        else:
-            raise AttributeError(f"module 'evalsuite' has no attribute {name!r}")
-        globals()[name] = value
-        return value
+        return globals().setdefault(name, version("evalsuite"))
 
 
 def __dir__() -> list[str]:

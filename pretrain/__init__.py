@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from pretrain.batch import Batch, Look, Pairs, Sample, View
-from pretrain.data import Arrays, Corpus, Files, Images, Joined, Rows, Worlds, read_npz
-from pretrain.defaults import build_optimizer, look_at, look_through
-from pretrain.hooks import Recipe, Stages
-from pretrain.plugin import Method, Modifier, Preset, Run, Training
-from pretrain.views import (
-    Augment,
-    Centre,
-    Jitter,
-    moco_v1,
-    moco_v2,
-    multi_crop,
-    pixpro_pair,
-    simclr,
-    solo_asymmetric,
-    solo_symmetric,
-    swav,
-)
+from typing import TYPE_CHECKING
+
+from evalsuite.lazy import lazy
+
+if TYPE_CHECKING:
+    from pretrain.batch import Batch, Look, Pairs, Sample, View
+    from pretrain.data import Arrays, Corpus, Files, Images, Joined, Rows, Worlds, read_npz
+    from pretrain.defaults import build_optimizer, look_at, look_through
+    from pretrain.hooks import Recipe, Stages
+    from pretrain.plugin import Method, Modifier, Preset, Run, Training
+    from pretrain.views import (
+        Augment,
+        Centre,
+        Jitter,
+        moco_v1,
+        moco_v2,
+        multi_crop,
+        pixpro_pair,
+        simclr,
+        solo_asymmetric,
+        solo_symmetric,
+        swav,
+    )
 
 __all__ = [
     "Arrays",
@@ -57,3 +62,27 @@ __all__ = [
     "solo_symmetric",
     "swav",
 ]
+
+_HOMES = {
+    "batch": ("Batch", "Look", "Pairs", "Sample", "View"),
+    "data": ("Arrays", "Corpus", "Files", "Images", "Joined", "Rows", "Worlds", "read_npz"),
+    "defaults": ("build_optimizer", "look_at", "look_through"),
+    "hooks": ("Recipe", "Stages"),
+    "plugin": ("Method", "Modifier", "Preset", "Run", "Training"),
+    "views": (
+        "Augment",
+        "Centre",
+        "Jitter",
+        "moco_v1",
+        "moco_v2",
+        "multi_crop",
+        "pixpro_pair",
+        "simclr",
+        "solo_asymmetric",
+        "solo_symmetric",
+        "swav",
+    ),
+}
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy(__name__, _HOMES)

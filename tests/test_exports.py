@@ -7,34 +7,45 @@ import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import evalsuite
+import evalsuite.checkpoints
+import pretrain
 
-FACE = Path(evalsuite.__file__)
-
-
-def test_names_are_sorted_and_each_is_there_once():
-    assert evalsuite.__all__ == sorted(set(evalsuite.__all__))
+FACES = [evalsuite, evalsuite.checkpoints, pretrain]
 
 
-@pytest.mark.parametrize("name", evalsuite.__all__)
-def test_every_exported_name_resolves(name: str):
-    assert getattr(evalsuite, name) is not None
-    assert name in dir(evalsuite)
+def name_of(face: ModuleType) -> str:
+    return face.__name__
 
 
-def test_the_checker_sees_the_same_names_from_the_same_homes():
-    blocks = [n for n in ast.parse(FACE.read_text()).body if isinstance(n, ast.If)]
-    typed = {
-        alias.name: str(node.module).removeprefix("evalsuite.")
-        for node in blocks[0].body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    assert typed == evalsuite._HOME
-    assert {*typed, "__version__"} == set(evalsuite.__all__)
+@pytest.mark.parametrize("face", FACES, ids=name_of)
+def test_each_name_is_there_once(face):
+    assert len(face.__all__) == len(set(face.__all__))
+
+
+@pytest.mark.parametrize(("face", "name"), [(face, name) for face in FACES for name in face.__all__])
+def test_every_exported_name_resolves(face, name):
+    assert getattr(face, name) is not None
+    assert not isinstance(getattr(face, name), ModuleType)
+
+
+def test_what_is_not_imported_yet_is_listed():
+    assert set(evalsuite.__all__) <= set(dir(evalsuite))
+
+
+@pytest.mark.parametrize("face", FACES, ids=name_of)
+def test_the_checker_sees_the_same_names_from_the_same_homes(face):
+    blocks = [n for n in ast.parse(Path(face.__file__).read_text()).body if isinstance(n, ast.If)]
+    typed: dict[str, list[str]] = {}
+    for node in (n for n in blocks[0].body if isinstance(n, ast.ImportFrom)):
+        home = str(node.module).removeprefix(f"{face.__name__}.")
+        typed.setdefault(home, []).extend(alias.name for alias in node.names)
+    assert {home: sorted(names) for home, names in face._HOMES.items()} == {h: sorted(n) for h, n in typed.items()}
+    assert set(face.__all__) - {"__version__"} == {name for names in typed.values() for name in names}
 
 
 def test_an_unknown_name_is_an_attribute_error():
@@ -46,8 +57,15 @@ def test_the_version_is_that_of_the_distribution():
     assert evalsuite.__version__ == importlib.metadata.version("evalsuite")
 
 
-@pytest.mark.parametrize("statement", ["import evalsuite", "import evalsuite.hooks", "from evalsuite import hookimpl"])
-def test_importing_the_face_loads_no_heavy_package(statement: str):
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import evalsuite, evalsuite.checkpoints, evalsuite.hooks, pretrain",
+        "from evalsuite import hookimpl",
+        "from evalsuite.hooks import load; load(environ={'EVALSUITE_PLUGINS': ''})",
+    ],
+)
+def test_importing_the_face_and_loading_our_plugins_load_no_heavy_package(statement: str):
     heavy = ["torch", "torchvision", "timm", "numpy", "pydantic", "matplotlib", "scipy"]
     code = f"{statement}; import sys; print([m for m in {heavy!r} if m in sys.modules])"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -2,16 +2,23 @@
 
 :mod:`reading` opens files without running them, :mod:`layouts` knows how architectures name their tensors,
 :mod:`origins` which network of a file is meant, :mod:`matching` how much of an architecture is filled, :mod:`loading`
-puts it together, :mod:`sanity` looks at what comes out, :mod:`exporting` writes it for others.
+puts it together, :mod:`sanity_check` looks at what comes out, :mod:`exporting` writes it for others.
 """
 
-from evalsuite.checkpoints.exporting import Exported, convert
-from evalsuite.checkpoints.layouts import Candidate, Layout
-from evalsuite.checkpoints.loading import Loaded, load_backbone
-from evalsuite.checkpoints.matching import NEEDED, LoadReport
-from evalsuite.checkpoints.reading import File, State
-from evalsuite.checkpoints.sanity import SanityReport, describe, natural_images, sanity
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from evalsuite.hooks import Registry, hookimpl
+from evalsuite.lazy import lazy
+
+if TYPE_CHECKING:
+    from evalsuite.checkpoints.exporting import Exported, convert
+    from evalsuite.checkpoints.layouts import Candidate, Layout
+    from evalsuite.checkpoints.loading import Loaded, load_backbone
+    from evalsuite.checkpoints.matching import NEEDED, LoadReport
+    from evalsuite.checkpoints.reading import File, State
+    from evalsuite.checkpoints.sanity_check import SanityReport, describe, natural_images, sanity
 
 __all__ = [
     "NEEDED",
@@ -29,6 +36,18 @@ __all__ = [
     "natural_images",
     "sanity",
 ]
+
+_HOMES = {
+    "exporting": ("Exported", "convert"),
+    "layouts": ("Candidate", "Layout"),
+    "loading": ("Loaded", "load_backbone"),
+    "matching": ("NEEDED", "LoadReport"),
+    "reading": ("File", "State"),
+    "sanity_check": ("SanityReport", "describe", "natural_images", "sanity"),
+}
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy(__name__, _HOMES)
 
 
 @hookimpl

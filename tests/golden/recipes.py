@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from evalsuite_adainf import AdaInf
-from evalsuite_gsimclr import GSimCLR
-from evalsuite_hallucinator import Hallucinator
-from evalsuite_interclr import InterCLR
+from evalsuite_adainf.modifier import AdaInf
+from evalsuite_gsimclr.modifier import GSimCLR
+from evalsuite_hallucinator.modifier import Hallucinator
+from evalsuite_interclr.modifier import InterCLR
 from evalsuite_objects.discovery import SlotDiscovery
 from evalsuite_objects.iodine import IODINE
 from evalsuite_objects.mae import MAE
@@ -30,10 +30,10 @@ from evalsuite_objects.setprediction import SlotSet
 from evalsuite_objects.slate_method import SlateMethod
 from evalsuite_objects.vae import VAE
 from evalsuite_objects.zoo import build
-from evalsuite_obow import OBoW
-from evalsuite_pixpro import PixPro
-from evalsuite_rotnet import RotNet
-from evalsuite_swav import SwAV
+from evalsuite_obow.method import OBoW
+from evalsuite_pixpro.method import PixPro
+from evalsuite_rotnet.method import RotNet
+from evalsuite_swav.method import SwAV
 
 from evalsuite import Backbone, hookimpl, hooks
 from pretrain import Method, Modifier, Run

@@ -9,9 +9,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from evalsuite_gsimclr import guided, ranked
-from evalsuite_hallucinator import Imagination, placed
-from evalsuite_interclr import class_means, with_margin
+from evalsuite_gsimclr.modifier import guided, ranked
+from evalsuite_hallucinator.modifier import Imagination, placed
+from evalsuite_interclr.modifier import class_means, with_margin
 
 from pretrain import blocks
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from evalsuite_obow import OBoW, Vocabulary, divergence, perplexity
+from evalsuite_obow.method import OBoW, Vocabulary, divergence, perplexity
 
 from evalsuite import Features
 from pretrain import Recipe, Run

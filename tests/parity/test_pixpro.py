@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from evalsuite_pixpro import PixPro, consistency, nearby, propagated
+from evalsuite_pixpro.method import PixPro, consistency, nearby, propagated
 
 from pretrain.defaults import Defaults
 from pretrain.hooks import Recipe

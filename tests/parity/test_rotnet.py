@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from evalsuite_rotnet import RotNet, rotations
+from evalsuite_rotnet.method import RotNet, rotations
 
 from pretrain.defaults import Defaults
 from pretrain.plugin import Run

@@ -20,10 +20,10 @@ from evalsuite_objects.discovery import SlotDiscovery
 from evalsuite_objects.mae import MAE
 from evalsuite_objects.setprediction import SlotSet
 from evalsuite_objects.slate_method import SlateMethod
-from evalsuite_obow import OBoW
-from evalsuite_pixpro import PixPro
-from evalsuite_rotnet import RotNet
-from evalsuite_swav import SwAV
+from evalsuite_obow.method import OBoW
+from evalsuite_pixpro.method import PixPro
+from evalsuite_rotnet.method import RotNet
+from evalsuite_swav.method import SwAV
 from lightly.utils.scheduler import cosine_warmup_schedule, linear_warmup_schedule
 
 from pretrain import Method, Recipe, Run

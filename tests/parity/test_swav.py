@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from evalsuite_swav import SwAV, swapped
+from evalsuite_swav.method import SwAV, swapped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightly.loss import SwaVLoss

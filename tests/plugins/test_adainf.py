@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from evalsuite_adainf import AdaInf
+from evalsuite_adainf.modifier import AdaInf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from evalsuite_gsimclr import Autoencoder, GSimCLR, guided, ranked, restoration_error, shrunk
+from evalsuite_gsimclr.modifier import Autoencoder, GSimCLR, guided, ranked, restoration_error, shrunk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -167,7 +167,7 @@ def test_the_autoencoder_is_the_notebooks():
 
 
 def test_training_it_restores_images_better(colours):
-    from evalsuite_gsimclr import denoiser
+    from evalsuite_gsimclr.modifier import denoiser
 
     images = shrunk(colours, 8)
     torch.manual_seed(0)
@@ -178,12 +178,12 @@ def test_training_it_restores_images_better(colours):
 
 
 def test_it_stops_when_nothing_gets_better(colours, monkeypatch):
-    import evalsuite_gsimclr
+    from evalsuite_gsimclr import modifier
 
     errors = iter([3.0, 2.0, 2.5, 2.5, 2.5, 1.0])
-    monkeypatch.setattr(evalsuite_gsimclr, "restoration_error", lambda *_: next(errors))
+    monkeypatch.setattr(modifier, "restoration_error", lambda *_: next(errors))
     options = GSimCLR.Options(**vars(SMALL) | {"epochs": 100, "patience": 2})
-    evalsuite_gsimclr.denoiser(shrunk(colours, 8), options, 0, torch.device("cpu"))
+    modifier.denoiser(shrunk(colours, 8), options, 0, torch.device("cpu"))
     assert next(errors) == 1.0
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from evalsuite_hallucinator import Hallucinator, RimCrop, beta
+from evalsuite_hallucinator.modifier import Hallucinator, RimCrop, beta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats

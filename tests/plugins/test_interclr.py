@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 import torch
 import torch.nn.functional as F
-from evalsuite_interclr import UNSEEN, InterCLR, class_means, companions, mined, with_margin
+from evalsuite_interclr.modifier import UNSEEN, InterCLR, class_means, companions, mined, with_margin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -8,10 +8,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from evalsuite_adainf import AdaInf
-from evalsuite_gsimclr import GSimCLR
-from evalsuite_hallucinator import Hallucinator
-from evalsuite_interclr import InterCLR
+from evalsuite_adainf.modifier import AdaInf
+from evalsuite_gsimclr.modifier import GSimCLR
+from evalsuite_hallucinator.modifier import Hallucinator
+from evalsuite_interclr.modifier import InterCLR
 
 from pretrain.methods.byol import BYOL
 from pretrain.methods.moco import MoCo

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from evalsuite_adainf import AdaInf
-from evalsuite_gsimclr import GSimCLR
-from evalsuite_hallucinator import Hallucinator
-from evalsuite_interclr import InterCLR
-from evalsuite_obow import OBoW, Vocabulary, Whole, corners, cut_out, perplexity
+from evalsuite_adainf.modifier import AdaInf
+from evalsuite_gsimclr.modifier import GSimCLR
+from evalsuite_hallucinator.modifier import Hallucinator
+from evalsuite_interclr.modifier import InterCLR
+from evalsuite_obow.method import OBoW, Vocabulary, Whole, corners, cut_out, perplexity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from evalsuite_adainf import AdaInf
-from evalsuite_gsimclr import GSimCLR
-from evalsuite_hallucinator import Hallucinator
-from evalsuite_interclr import InterCLR
-from evalsuite_rotnet import PaddedCrop, RotNet, build
+from evalsuite_adainf.modifier import AdaInf
+from evalsuite_gsimclr.modifier import GSimCLR
+from evalsuite_hallucinator.modifier import Hallucinator
+from evalsuite_interclr.modifier import InterCLR
+from evalsuite_rotnet.method import PaddedCrop, RotNet, build
 from torch import nn
 
 from evalsuite import DataError, UsageError, load_backbone

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from evalsuite_adainf import AdaInf
+from evalsuite_adainf.modifier import AdaInf
 from evalsuite_objects.discovery import SlotDiscovery
 from evalsuite_objects.setprediction import KINDS, SlotSet, hungarian_huber, precisions, targets
 from evalsuite_objects.slots import BroadcastDecoder, Discovery, PositionEmbedding, Slots

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from evalsuite_adainf import AdaInf
-from evalsuite_gsimclr import GSimCLR
-from evalsuite_hallucinator import Hallucinator
-from evalsuite_interclr import InterCLR
-from evalsuite_swav import SwAV, swapped
+from evalsuite_adainf.modifier import AdaInf
+from evalsuite_gsimclr.modifier import GSimCLR
+from evalsuite_hallucinator.modifier import Hallucinator
+from evalsuite_interclr.modifier import InterCLR
+from evalsuite_swav.method import SwAV, swapped
 
 from evalsuite import UsageError
 from pretrain import Recipe, swav

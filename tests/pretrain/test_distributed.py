@@ -21,10 +21,10 @@ from evalsuite_objects.setprediction import SlotSet
 from evalsuite_objects.slate_method import SlateMethod
 from evalsuite_objects.vae import VAE
 from evalsuite_objects.zoo import build
-from evalsuite_obow import OBoW
-from evalsuite_pixpro import PixPro
-from evalsuite_rotnet import RotNet
-from evalsuite_swav import SwAV
+from evalsuite_obow.method import OBoW
+from evalsuite_pixpro.method import PixPro
+from evalsuite_rotnet.method import RotNet
+from evalsuite_swav.method import SwAV
 
 from evalsuite import Backbone, DataError, hookimpl, hooks, processes
 from evalsuite import fit as loop

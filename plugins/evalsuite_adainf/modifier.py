@@ -10,13 +10,8 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from evalsuite import Registry, UsageError, hookimpl
+from evalsuite import UsageError, hookimpl
 from pretrain import Arrays, Augment, Images, Joined, Look, Modifier, read_npz
-
-
-@hookimpl
-def evalsuite_register(registry: Registry) -> None:
-    registry.modifier("adainf", "evalsuite_adainf:AdaInf", "generated data, real data weighted up, weaker views")
 
 
 class AdaInf(Modifier):

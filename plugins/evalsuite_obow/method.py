@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evalsuite import Features, Registry, UsageError, hookimpl
+from evalsuite import Features, UsageError, hookimpl
 from evalsuite.fit import uncast
 from pretrain import (
     Augment,
@@ -45,11 +45,6 @@ CIFAR: dict[str, Any] = {
     "crop_area": (0.2, 0.8), "patches": 3, "patch": 16, "source": 36, "shift": 4, "blur": 0.0, "optimizer": "adamw",
     "lr": 1e-3, "scaling": "none", "warmup": 1.0,
 }  # fmt: skip
-
-
-@hookimpl
-def evalsuite_register(registry: Registry) -> None:
-    registry.method("obow", "evalsuite_obow:OBoW", "crops predict the visual words of the whole image")
 
 
 class OBoW(Method):

@@ -16,17 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evalsuite import Registry, UsageError, hookimpl
+from evalsuite import UsageError, hookimpl
 from evalsuite.fit import uncast
 from pretrain import Modifier, Pairs, Run, blocks
 
 UNSEEN = -1  # the label of a row that no step has written yet
 LLOYD = 100_000  # rows up to which every k-means iteration looks at all of them
-
-
-@hookimpl
-def evalsuite_register(registry: Registry) -> None:
-    registry.modifier("interclr", "evalsuite_interclr:InterCLR", "an inter-image branch beside the method's own loss")
 
 
 def with_margin(cosine: Tensor, margin: float, kind: Literal["cos", "arc"]) -> Tensor:

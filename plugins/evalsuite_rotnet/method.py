@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evalsuite import Backbone, BackboneSpec, DataError, Features, Registry, hookimpl
+from evalsuite import Backbone, BackboneSpec, DataError, Features, hookimpl
 from evalsuite.checkpoints import Candidate, State
 from pretrain import (
     Augment,
@@ -33,14 +33,6 @@ from pretrain import (
     look_through,
 )
 from pretrain.blocks import full_precision
-
-
-@hookimpl
-def evalsuite_register(registry: Registry) -> None:
-    registry.method("rotnet", "evalsuite_rotnet:RotNet", "tells which of four turns an image was given")
-    registry.backbone("rotnet", "evalsuite_rotnet:build", "RotNet's networks: alexnet, and nin4 for small images")
-    registry.checkpoint("rotnet", "evalsuite_rotnet:layout", "RotNet's published AlexNet and Network in Network")
-
 
 TURNS = 4
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evalsuite import Features, Registry, UsageError, hookimpl
+from evalsuite import Features, UsageError, hookimpl
 from evalsuite.fit import uncast
 from pretrain import Look, Method, Preset, Run, Training, swav
 from pretrain.blocks import Queue, mlp_head, reached, sinkhorn, world_size
@@ -25,11 +25,6 @@ CIFAR: dict[str, Any] = {
     "hidden": 512, "prototypes": 100, "epsilon": 0.02, "optimizer": "adamw", "lr": 2e-3, "scaling": "none",
     "weight_decay": 1e-4, "warmup": 0.0,
 }  # fmt: skip
-
-
-@hookimpl
-def evalsuite_register(registry: Registry) -> None:
-    registry.method("swav", "evalsuite_swav:SwAV", "crops predict each other's cluster assignments")
 
 
 class SwAV(Method):

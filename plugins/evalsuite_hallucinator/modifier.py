@@ -14,15 +14,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from evalsuite import Registry, UsageError, hookimpl
+from evalsuite import UsageError, hookimpl
 from pretrain import Augment, Look, Modifier, Pairs, Run, Sample, View, blocks
-
-
-@hookimpl
-def evalsuite_register(registry: Registry) -> None:
-    registry.modifier(
-        "hallucinator", "evalsuite_hallucinator:Hallucinator", "extra positives imagined in feature space"
-    )
 
 
 class Imagination(nn.Module):

@@ -20,15 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from evalsuite import DataError, Registry, UsageError, hookimpl
+from evalsuite import DataError, UsageError, hookimpl
 from evalsuite.fit import mix_seed
 from evalsuite.resize import resize
 from pretrain import Images, Modifier, Run, blocks
-
-
-@hookimpl
-def evalsuite_register(registry: Registry) -> None:
-    registry.modifier("gsimclr", "evalsuite_gsimclr:GSimCLR", "one image of each pseudo-class in a batch")
 
 
 class GSimCLR(Modifier):

@@ -15,15 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evalsuite import Features, Registry, UsageError, hookimpl
+from evalsuite import Features, UsageError, hookimpl
 from evalsuite.fit import uncast
 from pretrain import Batch, Look, Method, Preset, Run, Training, pixpro_pair
 from pretrain.blocks import EmaTwin, full_precision, neg_cosine
-
-
-@hookimpl
-def evalsuite_register(registry: Registry) -> None:
-    registry.method("pixpro", "evalsuite_pixpro:PixPro", "pixels of two views that lie at one place agree")
 
 
 class PixPro(Method):

@@ -1,0 +1,26 @@
+"""Public names that are imported when they are first touched (PEP 562), so that importing a package costs nothing."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterable, Mapping
+
+__all__ = ["lazy"]
+
+
+def lazy(package: str, homes: Mapping[str, Iterable[str]]) -> Callable[[str], object]:
+    """The ``__getattr__`` of a package whose names are at home in its submodules: ``{submodule: names}``.
+
+    A name must not be that of a submodule, which Python binds to the package as soon as it is imported.
+    """
+    home_of = {name: home for home, names in homes.items() for name in names}
+
+    def __getattr__(name: str) -> object:
+        if name not in home_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{package}.{home_of[name]}"), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return __getattr__
