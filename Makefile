@@ -8,7 +8,7 @@ STAMP  := $(VENV)/installed.stamp
 DEMO   ?= run --backbone random:timm:resnet18 --task voc --protocol smoke --demo --out runs/demo
 CHECKED = $(foreach d,evalsuite pretrain plugins benchmarks,$(if $(shell find $(d) -name '*.py' 2>/dev/null),$(d)))
 
-.PHONY: demo test fuzz lint bench install
+.PHONY: demo test test-portable fuzz lint bench install
 
 demo: install
 	$(BIN)/evalsuite $(DEMO)
@@ -16,6 +16,15 @@ demo: install
 # Two workers of one thread each: the tests are many small jobs, and torch threads would only get in their way.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+# What is computed, once more as on a processor without vector instructions: no number may depend on the machine.
+NUMERIC = tests/parity tests/pretrain/test_golden.py tests/pretrain/test_blocks.py tests/pretrain/test_methods.py tests/plugins \
+    tests/evalsuite/metrics tests/evalsuite/test_backbone.py tests/evalsuite/test_probes.py tests/evalsuite/test_statistics.py \
+    tests/evalsuite/test_resize.py tests/evalsuite/test_positions.py tests/evalsuite/test_heads.py \
+    tests/evalsuite/checkpoints/test_networks.py tests/evalsuite/engines/test_native.py
+
+test-portable: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/portable.py --run -m pytest -n 2 --dist worksteal $(NUMERIC) $(ARGS)
 
 # Files of strangers, mutated: 10,000 pickles, 10,000 headers, 2,000 results, new ones every time. `make test` holds a few, always the same.
 fuzz: install

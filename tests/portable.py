@@ -2,6 +2,7 @@
 
 python tests/portable.py [--all]         prints them, of all demo data or of one set of each kind
 python tests/portable.py --portable ...  computes as a processor without vector instructions would
+python tests/portable.py --run ARGS      python ARGS, as such a processor would
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ def _content(layout: Source) -> str:
 
 
 if __name__ == "__main__":
+    if "--run" in sys.argv[1:2]:
+        os.execve(sys.executable, [sys.executable, *sys.argv[2:]], os.environ | portable())
     if "--portable" in sys.argv:
         arguments = [a for a in sys.argv[1:] if a != "--portable"]
         os.execve(sys.executable, [sys.executable, __file__, *arguments], os.environ | portable())

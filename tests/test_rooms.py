@@ -11,6 +11,7 @@ import importlib.metadata
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -218,6 +219,7 @@ def room_of(module: str) -> str:
     return ".".join(module.split(".")[:2]) if module.startswith("evalsuite.") else module.split(".")[0]
 
 
+@cache
 def exported(module: str) -> set[str]:
     """``__all__`` of one of our modules, read from its source."""
     path = REPOSITORY.joinpath(*module.split("."))
@@ -251,6 +253,7 @@ def targets(found: Import) -> str:
     return found.module
 
 
+@cache
 def is_package(module: str) -> bool:
     return any(root.joinpath(*module.split(".")).is_dir() for root in (REPOSITORY, REPOSITORY / "plugins"))
 

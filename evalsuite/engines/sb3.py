@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
@@ -319,6 +320,7 @@ def _agent(encoder: Encoder, worlds: Encoded, protocol: AgentProtocol, setup: Se
             "optimizer_kwargs": {"eps": 1e-5, "fused": True},  # stable-baselines3's own Adam, in one call a step
         },
     )  # fmt: skip
+    agent.set_logger(Logger(folder=None, output_formats=[]))  # its own makes a folder for each run in /tmp
     trained = agent.policy.features_extractor.trained
     if isinstance(trained, nn.Module):  # stable-baselines3 draws all layers anew, those of the encoder too
         trained.load_state_dict(encoder.backbone.state_dict())

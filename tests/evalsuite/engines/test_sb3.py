@@ -130,6 +130,7 @@ class Finger:
         return ObjectsVector(count, "object-reaching", variant, observation, steps=20, time_limit_is_terminal=True)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_actions_may_be_numbers_in_a_range_and_a_killed_run_goes_on_to_the_same(tmp_path: Path):
     from evalsuite_objects.zoo import build
 
