@@ -305,4 +305,41 @@ def parse(text: str, registry: Registry) -> tuple[Source[Any], Path]:
             cause=f"{place} is not a {'file' if found.file else 'folder'}",
             fix="give the file itself" if found.file else f"give the folder that holds {', '.join(tree.split())}",
         )
-    return found, found.locate(place)
+    try:
+        return found, found.locate(place)
+    except DataError as error:
+        raise _elsewhere(error, found, scheme, place) from error
+
+
+def _elsewhere(error: DataError, layout: Source[Any], scheme: str, path: Path) -> DataError:
+    """The refusal of a folder, which says where the layout is if it is a level or two lower, or what became of it."""
+    if not path.is_dir():
+        return error
+    windows = next((each.name for each in path.iterdir() if "\\" in each.name), None)
+    if windows is not None:
+        return DataError(
+            error.problem,
+            cause=f"a zip made on Windows was unpacked without folders: a file is named {windows!r}",
+            fix="unpack it with 7z x or bsdtar -xf, which make folders of such names",
+        )
+    below = [place for level in ("*", "*/*") for place in sorted(path.glob(level)) if place.is_dir()][:_LOOKED_AT]
+    fitting = [place for place in below if _holds(layout, place)]
+    fitting = [place for place in fitting if not any(other in place.parents for other in fitting)]
+    if not fitting:
+        return error
+    return DataError(
+        error.problem,
+        cause=f"the layout is in {', '.join(str(place.relative_to(path)) for place in fitting[:5])}",
+        fix=f"--data {scheme}:{fitting[0]}" + ("; or another of them" if len(fitting) > 1 else ""),
+    )
+
+
+_LOOKED_AT = 100  # folders in which a layout is looked for
+
+
+def _holds(layout: Source[Any], path: Path) -> bool:
+    try:
+        layout.locate(path)
+    except DataError:
+        return False
+    return True

@@ -14,12 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from evalsuite.data.images import read_lines
 from evalsuite.data.segmentation import IGNORE, Coding, Colour, MaskReader, Pair, SegmentationSource, voc_palette
+from evalsuite.data.tables import read_table
 from evalsuite.errors import DataError
 from evalsuite.files import read_regular
 
 __all__ = ["FORMAT", "Coded", "Table", "as_colour", "class_table", "coded"]
 
-_FILES = ("classes.json", "classes.txt", "class_names.txt", "labelmap.txt")
+_FILES = ("classes.json", "classes.txt", "class_names.txt", "labelmap.txt", "class_dict.csv", "_classes.csv")
 _LARGEST = 1 << 20
 _COLOURED = re.compile(
     r"^(?P<a>\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(?P<name>\D.*)$|^(?P<first>.*\S)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\d+)$"
@@ -58,15 +59,18 @@ def class_table(path: Path) -> Table | None:
     ``classes.txt`` has a class a line, in the order of the numbers 0, 1, ...; a line may have a colour, before the name
     or behind it (``128 64 128 road``). ``classes.json`` is a list of names, or of ``{"name": ..., "value": number,
     "color": [r, g, b], "ignore": true}``, all but the name optional; without a ``value`` it is the place in the list.
-    ``class_names.txt`` is labelme's, ``labelmap.txt`` CVAT's. Raises :class:`DataError` for a file that is none of
-    that, and for two files.
+    ``class_names.txt`` is labelme's, ``labelmap.txt`` CVAT's, ``class_dict.csv`` has columns name, r, g and b, and
+    Roboflow's ``_classes.csv``, in each split's folder, Pixel Value and Class. Raises :class:`DataError` for a file
+    that is none of that, and for two files.
     """
-    there = [path / name for name in _FILES if (path / name).is_file()]
+    there = [path / name for name in _FILES if (path / name).is_file()] or sorted(path.glob("*/_classes.csv"))[:1]
     if len(there) > 1:
         raise _broken(there[0], f"{there[1].name} is there too, and only one can be right")
     for file in there:
         if file.suffix == ".json":
             return _tabled(file, _from_json(file))
+        if file.suffix == ".csv":
+            return _tabled(file, _from_csv(file))
         return _tabled(file, _from_labelmap(file) if file.name == "labelmap.txt" else _from_lines(file))
     return None
 
@@ -134,6 +138,23 @@ def _from_labelmap(file: Path) -> list[_Class]:
         raise _broken(file, "a line is not name:r,g,b:parts:actions")
     try:
         return [_Class(name=row[0], color=[int(n) for n in row[1].split(",")]) for row in cells]
+    except ValidationError as error:
+        raise _broken(file, error.errors()[0]["msg"]) from error
+
+
+def _from_csv(file: Path) -> list[_Class]:
+    table = read_table(file)
+    columns = [re.sub(r"[\W_]+", "", name.lower()) for name in table.columns]
+    rows = [dict(zip(columns, row, strict=True)) for row in table.rows]
+    numbers = ("r", "g", "b") if {"name", "r", "g", "b"} <= set(columns) else ("pixelvalue",)
+    if not rows or not {"class" if len(numbers) == 1 else "name", *numbers} <= set(columns):
+        raise _broken(file, f"its columns are {', '.join(table.columns)}, not name, r, g, b or Pixel Value, Class")
+    if odd := next((row[n] for row in rows for n in numbers if not row[n].isdecimal()), None):
+        raise _broken(file, f"{odd!r} is no number")
+    try:
+        if len(numbers) == 1:
+            return [_Class(name=row["class"], value=int(row["pixelvalue"])) for row in rows]
+        return [_Class(name=row["name"], color=[int(row[n]) for n in numbers]) for row in rows]
     except ValidationError as error:
         raise _broken(file, error.errors()[0]["msg"]) from error
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
+import unicodedata
 import zipfile
 import zlib
 from abc import abstractmethod
@@ -38,6 +40,7 @@ from evalsuite.data.images import (
     leads_out,
     list_images,
     read_rgb,
+    same_names,
 )
 from evalsuite.data.reading import Contents
 from evalsuite.data.tables import COLUMNS, ImageList, read_image_list
@@ -391,7 +394,10 @@ def split_folders(path: Path, refuse: bool = True) -> dict[str, Path]:
                     fix="leave the one that is meant, and move the others out of this folder",
                 )
         found = {role: name for name, role in holding.items()}
-        return {role: _inner(path / found[role]) for role in ("train", "val", "test") if role in found}
+        folders: dict[str, Path] = {role: _inner(path / found[role]) for role in _SETS if role in found}
+        if "val" in folders and "test" in folders and _unlabelled(folders["test"], folders["train"]):
+            del folders["test"]
+        return folders
     if refuse:
         _refuse_like_splits(path, roles, holding)
         _refuse_splits_below(path)
@@ -403,6 +409,18 @@ def _inner(folder: Path) -> Path:
     below = class_folders(folder)
     twice = len(below) == 1 and (below[0] == folder.name or split_role(below[0]) == (split_role(folder.name) or 0))
     return _inner(folder / below[0]) if twice else folder
+
+
+def _unlabelled(test: Path, train: Path) -> bool:
+    """Whether a split has no class folder of the training split's: its images lie in one of another name."""
+    classes = {_composed(name) for name in class_folders(train)}
+    folders = class_folders(test)
+    return len(folders) <= 1 and classes.isdisjoint(map(_composed, folders))
+
+
+def _composed(name: str) -> str:
+    """A name with its accents as part of the letters; macOS writes them apart."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _refuse_like_splits(path: Path, roles: Mapping[str, str], holding: Mapping[str, str]) -> None:
@@ -451,15 +469,18 @@ def read_folder(path: Path, name: str, split: str, classes: Sequence[str]) -> Cl
 
     Raises :class:`DataError` for folders that are no class, and where there is no image.
     """
-    odd = sorted(set(class_folders(path)) - set(classes))
+    composed = {_composed(name): name for name in classes}
+    folders = {name: composed.get(_composed(name)) for name in class_folders(path)}
+    odd = sorted(name for name, known in folders.items() if known is None)
     if odd:
         raise DataError(
             f"{path} has folders that are no class: {', '.join(odd[:5])}",
             cause=f"the {len(classes)} classes are the folders of the training split",
-            fix="rename or remove those folders",
+            fix="rename or remove those folders; letter case and spaces count",
         )
-    files, note = find_images(path, classes)
-    place = {folder: label for label, folder in enumerate(classes)}
+    by_class = {known: name for name, known in folders.items()}
+    files, note = find_images(path, [by_class.get(name, name) for name in classes])
+    place = {by_class.get(name, name): label for label, name in enumerate(classes)}
     labels = np.array([place[name.split(os.sep)[0]] for name in files.names.tolist()], dtype=np.int64)
     astray = sum(entry.is_file() and not clutter(entry.name) for entry in os.scandir(path))
     notes = [note] if note else []
@@ -607,6 +628,14 @@ class Csv(ClassificationSource):
             listed.notes if split == known[0] else (),
         )  # fmt: skip
 
+    def roles(self, path: Path) -> Mapping[str, str]:
+        """As of all layouts; but a test split without a label is none to score on where there is a val."""
+        found = super().roles(path)
+        listed, splits = self._read(path)
+        known = np.asarray(np.asarray(listed.labels >= 0).reshape(len(splits), -1).any(axis=1))
+        withheld = "test" in found and "val" in found and not known[splits == "test"].any()
+        return {role: split for role, split in found.items() if role != "test"} if withheld else found
+
     def _read(self, path: Path) -> tuple[ImageList, Names]:
         return _image_list(path, state(path), self.options)
 
@@ -624,14 +653,26 @@ def _image_list(path: Path, state: State, options: tuple[tuple[str, str], ...]) 
 def _listed_files(path: Path, root: Path, names: Sequence[str]) -> Files:
     """:func:`read_files`; where none is below ``root``, the refusal names the folder that they are below."""
     try:
-        return read_files(root, names)
+        return read_files(root, _as_on_disk(root, names))
     except DataError as missing:
         below = (Path(top) / name for top, folders, _ in os.walk(root) for name in folders if not clutter(name))
-        home = next((folder for folder in islice(below, _SEARCHED) if (folder / names[0]).is_file()), None)
+        first = re.sub(r"(?<=\d)\.0+$", "", names[0])
+        kinds = ("", *SUFFIXES, *map(str.upper, SUFFIXES))
+        homes = (f for f in islice(below, _SEARCHED) if any((f / f"{first}{kind}").is_file() for kind in kinds))
+        home = next(homes, None)
         if home is None:
             raise
         fix = f"say where paths count from: --data 'csv:{path}?root={home.relative_to(root)}'"
         raise DataError(missing.problem, cause=missing.cause, fix=fix) from missing
+
+
+def _as_on_disk(root: Path, names: Sequence[str]) -> Sequence[str]:
+    """The names with the letter case and the accents of the files, where no file is there by the very name."""
+    if all((root / name).exists() for name in names):
+        return names
+    there = (os.path.relpath(entry.path, root).replace(os.sep, "/") for entry in list_images(root).images)
+    alike = same_names(names, there)
+    return [alike.get(name, name) for name in names]
 
 
 _SEARCHED = 1000  # folders
@@ -895,7 +936,8 @@ def refuse_single_class(train: ClassificationSet) -> None:
         raise DataError(
             f"{train.name} {train.split} holds a single class",
             cause=f"its {len(train)} images are all of class {train.classes[int(there[0])]}",
-            fix=f"there is nothing to tell apart; check the labels{_folder_below(train)}, or raise --limit",
+            fix=f"there is nothing to tell apart; check the labels{_folder_below(train)}, or raise --limit"
+            + "".join(f"; {note}" for note in train.notes if "no image" in note),
         )
 
 

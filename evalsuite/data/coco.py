@@ -8,9 +8,11 @@ from __future__ import annotations
 import codecs
 import gc
 import hashlib
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,10 +20,18 @@ import numpy as np
 import pydantic_core
 from numpy.typing import NDArray
 
-from evalsuite.data import Report, Source, split_role
+from evalsuite.data import Report, Source, split_role, split_roles
 from evalsuite.data.detection import Boxes, DetectionSet, Image, assemble, check, survey
 from evalsuite.data.digests import joined
-from evalsuite.data.images import DRAWN, not_utf8, relative_name
+from evalsuite.data.images import (
+    DRAWN,
+    clutter,
+    list_images,
+    not_utf8,
+    relative_name,
+    same_names,
+    size,
+)
 from evalsuite.errors import DataError
 from evalsuite.files import read_regular
 
@@ -32,6 +42,7 @@ __all__ = ["Coco", "read"]
 
 _PREFIX = "instances_"
 _ROBOFLOW = "_annotations.coco.json"
+_NUMBERED = {"image": ("images", "image_id"), "category": ("categories", "category_id")}
 _WHOLE = ("annotations.json", "instances.json", "labels.json", "result.json", _ROBOFLOW)  # as tools export them
 _LARGEST_SIDE = 65_535  # what a JPEG can have; masks are allocated by what the file says
 _LARGEST_ID = 2**53  # up to which a float is every whole number
@@ -97,6 +108,8 @@ class Coco(Source[DetectionSet]):
                 )
             if fitting:
                 roles[role] = fitting[0]
+        if "test" in roles and "val" in roles and self._without_annotations(path, roles["test"]):
+            del roles["test"]
         if "val" not in roles and "test" in roles:
             roles["val"] = roles["test"]
         if not {"train", "val"} <= roles.keys():
@@ -106,6 +119,10 @@ class Coco(Source[DetectionSet]):
                 fix="name the files annotations/instances_train*.json and annotations/instances_val*.json",
             )
         return roles
+
+    def _without_annotations(self, path: Path, split: str) -> bool:
+        part = _parts(path).get(split)
+        return part is not None and _withheld(part.file, part.file.stat().st_mtime_ns)
 
     def load(self, path: Path, split: str) -> DetectionSet:
         return self._read(path, split)
@@ -118,6 +135,8 @@ class Coco(Source[DetectionSet]):
                 with report.examining():
                     sets[split] = self._read(path, split, report.faults)
             check(*self.pair(path, loaded=sets), masks=self.official)
+            left = [name for name in self.splits(path) if name not in sets and self._without_annotations(path, name)]
+            report.notes += [f"{name} has no annotations, and is left out" for name in left]
         report.faults[:] = dict.fromkeys(report.faults)  # two splits of one file tell the same
         return survey(report, sets, lambda one, other: one != other, progress, workers, masks=self.official)
 
@@ -146,6 +165,7 @@ class Coco(Source[DetectionSet]):
                 cause=f"{part.folders[0]} is not a folder",
                 fix=f"complete the tree: {', '.join(self.tree.split())}",
             )
+        folders.append(path)  # of names that begin with such a folder
         found = read(part.file, folders, split, faults, lambda: _used([each.file for each in parts.values()]))
         return found.drawn(split) if part is whole else found
 
@@ -159,12 +179,40 @@ def _parts(path: Path) -> dict[str, _Part]:
         for name in [file.stem.removeprefix(_PREFIX)]
     }
     if not found:
-        found = {f.parent.name: _Part(f, (f.parent,)) for f in sorted(path.glob(f"*/{_ROBOFLOW}"))}
+        found = _in_split_folders(path)
     if not found:
+        named = split_roles(file.stem for file in path.glob("*.json"))
         files = [*sorted(inner.glob("*.json")), *(path / name for name in _WHOLE if (path / name).is_file())]
+        files += [file for file in sorted(path.glob("*.json")) if not inner.is_dir() and file.stem in named]
         places = (path / "images", path / "data", path / "JPEGImages", path)
         found = {f.stem: _Part(f, (path / f.stem, path / "images" / f.stem, *places)) for f in files}
     return found
+
+
+def _in_split_folders(path: Path) -> dict[str, _Part]:
+    """Splits of which each has its folder with one annotation file in it, beside the images or a folder of them."""
+    folders = {p.name: p for p in sorted(path.iterdir()) if p.is_dir() and not clutter(p.name)} if path.is_dir() else {}
+    roles = split_roles(folders)
+    found = {}
+    for name, folder in folders.items():
+        files = [f for f in sorted(folder.glob("*.json")) if not clutter(f.name)]
+        roboflow = [f for f in files if f.name == _ROBOFLOW]
+        if roboflow or (name in roles and len(files) == 1):
+            file = (roboflow or files)[0]
+            found[name] = _Part(
+                file, (*(folder / each for each in ("images", "data") if (folder / each).is_dir()), folder)
+            )
+    return found
+
+
+@lru_cache(maxsize=16)
+def _withheld(file: Path, mtime: int) -> bool:
+    """Whether a file lists images and no annotation, as those of test images do."""
+    try:
+        document = pydantic_core.from_json(read_regular(file).removeprefix(codecs.BOM_UTF8))
+    except (OSError, ValueError):  # told of by whoever reads it
+        return False
+    return isinstance(document, dict) and bool(document.get("images")) and not document.get("annotations")
 
 
 def _whole(parts: Mapping[str, _Part]) -> _Part | None:
@@ -208,6 +256,7 @@ def read(
         names, slashes = _file_names(document["images"])
         folders = [folder] if isinstance(folder, Path) else folder
         below = next((each for each in folders if _length(each / names[0]) >= 0), folders[0])
+        names = _as_on_disk(below, names)
         ids, images, lengths = _images(document, below, names)
         columns, odd = _columns(document["annotations"], ids, images, category_ids)
     absent = [image.path for image, length in zip(images, lengths, strict=True) if length < 0]
@@ -280,10 +329,36 @@ def _parse(annotation: Path) -> tuple[dict[str, Any], str]:
                 raise _Odd(f"it has no list {key!r}")
             if not all(isinstance(entry, dict) for entry in document[key]):
                 raise _Odd(f"something in {key!r} is not an object")
+    with _explained(annotation):
+        for what, (listed, named) in _NUMBERED.items():
+            _number(document[listed], document["annotations"], named, what)
     for entry in document["annotations"]:
         if isinstance(mask := entry.get("segmentation"), list):
             entry["segmentation"] = [_flat(polygon) for polygon in mask]
     return document, content
+
+
+def _number(entries: list[dict[str, Any]], annotations: list[dict[str, Any]], named: str, what: str) -> None:
+    """Ids that are texts as numbers: their own where they are digits, else by the order of the texts."""
+    if not any(isinstance(entry.get("id"), str) for entry in entries):
+        return
+    texts = [str(entry.get("id")) for entry in entries]
+    own = all(re.fullmatch(r"\d{1,15}", text, re.ASCII) for text in texts) and not _twice([int(t) for t in texts])
+    numbers = {text: int(text) if own else place for place, text in enumerate(sorted(set(texts)), 1)}
+    if len(numbers) == len(texts):  # else told of as ids that are there twice
+        for entry, text in zip(entries, texts, strict=True):
+            entry["id"] = numbers[text]
+    for place, entry in enumerate(annotations):
+        value = entry.get(named)
+        if str(value) in numbers:
+            entry[named] = numbers[str(value)]
+        elif not (own and isinstance(value, str) and value.isdecimal() and int(value) in numbers.values()):
+            raise _Odd(
+                f"annotation {entry.get('id', f'number {place}')} names {what} {value!r}, which is not there",
+                f"take such annotations out, or list the {what} they name",
+            )
+        else:
+            entry[named] = int(value)
 
 
 def _flat(polygon: Any) -> Any:
@@ -372,11 +447,23 @@ def _file_names(entries: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
     return names, [f"{slashes} file names are written with \\, and read with /"] if slashes else []
 
 
+def _as_on_disk(folder: Path, names: list[str]) -> list[str]:
+    """The names with the letter case and the accents of the files, where no file is there by the very name."""
+    if all(_length(folder / name) >= 0 for name in names):
+        return names
+    there = (Path(entry.path).relative_to(folder).as_posix() for entry in list_images(folder).images)
+    alike = same_names(names, there)
+    return [alike.get(name, name) for name in names]
+
+
 def _images(
     document: dict[str, Any], folder: Path, names: Sequence[str]
 ) -> tuple[NDArray[np.int64], list[Image], list[int]]:
     """Ids, images, and the files' lengths in bytes, -1 where a file is not there."""
     entries = document["images"]
+    for entry, name in zip(entries, names, strict=True):
+        if not (entry.get("height") and entry.get("width")) and _length(folder / name) >= 0:
+            entry["height"], entry["width"] = size(folder / name)
     ids, heights, widths = (_column(entries, key, "an integer", "image") for key in ("id", "height", "width"))
     if twice := _twice(ids.tolist()):
         raise _Odd(f"image id {twice[0]} is there twice")
@@ -430,7 +517,11 @@ def _boxes(entries: list[dict[str, Any]]) -> NDArray[np.float64]:
     try:
         boxes = np.array([entry["bbox"] for entry in entries] or np.zeros((0, 4)))
         if boxes.shape == (len(entries), 4) and boxes.dtype.kind in "iuf" and np.isfinite(boxes).all():
+            if len(boxes) and (boxes <= 1).all() and (boxes % 1 > 0).any():
+                raise _Odd("its boxes are shares of the images' sizes", "write bbox as [x, y, width, height] in pixels")
             return boxes.astype(np.float64)
+    except _Odd:
+        raise
     except (KeyError, ValueError, OverflowError):
         pass
     for place, entry in enumerate(entries):

@@ -15,7 +15,7 @@ from evalsuite.files import refuse_special
 
 __all__ = ["DICOM", "Grey", "decode_dicom", "pydicom", "read_dicom", "windowed"]
 
-DICOM = (".dcm", ".dicom")
+DICOM = (".dcm", ".dicom", ".ima")
 Grey = Literal["window", "max"]
 Floats = NDArray[np.float64]
 

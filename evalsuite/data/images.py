@@ -19,6 +19,7 @@ import math
 import os
 import re
 import sys
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
@@ -59,6 +60,7 @@ __all__ = [
     "read_list",
     "read_rgb",
     "relative_name",
+    "same_names",
     "size",
     "subfolder",
     "turn_note",
@@ -213,6 +215,20 @@ def images_by_name(folder: Path, ending: str = "", suffixes: Sequence[str] = SUF
     for paths in found.values():
         paths.sort(key=lambda path: suffixes.index(path.suffix.lower()))
     return dict(found)
+
+
+def same_names(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """{name: the known one} of names that are not known, where one known name is the same but for letter case and how
+    its accents are encoded (macOS decomposes them). Names of which two would be the same are left out."""
+    names, there = set(names), set(known)
+    lost, free = sorted(names - there), sorted(there - names)
+    if not lost or not free:
+        return {}
+    alike: defaultdict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+    for side, listed in enumerate((lost, free)):
+        for name in listed:
+            alike[unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())][side].append(name)
+    return {mine[0]: theirs[0] for mine, theirs in alike.values() if len(mine) == len(theirs) == 1}
 
 
 class Decoded(NamedTuple):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 
-from evalsuite.data import YOURS, split_roles
+from evalsuite.data import YOURS, split_role, split_roles
 from evalsuite.data.classes import FORMAT, Table, as_colour, class_table
-from evalsuite.data.images import DRAWN, SUFFIXES, hashed, images_by_name, read_labels, subfolder
+from evalsuite.data.images import DRAWN, SUFFIXES, clutter, hashed, images_by_name, list_images, read_labels, subfolder
 from evalsuite.data.segmentation import (
     IGNORE,
     Coding,
@@ -25,8 +26,14 @@ from evalsuite.errors import DataError, ImageError, UsageError
 __all__ = ["Pairs"]
 
 _SPLITS = ("train", "val", "test")
-_IMAGES = ("images", "JPEGImages", "imgs")
-_IN = ("masks", "annotations", "labels", "SegmentationClass", "SegmentationClassPNG")
+_IMAGES = ("images", "JPEGImages", "imgs", "img_dir", "image", "img")
+_IN = (
+    "masks", "annotations", "labels", "SegmentationClass", "SegmentationClassPNG", "ann_dir", "mask", "label",
+    "masks_machine",
+)  # fmt: skip
+_MASKS_OF = re.compile(r"[_-]?(masks?|labels?|annot|annotations?)$", re.IGNORECASE)  # what follows a split's name
+_IMAGES_OF = re.compile(r"[_-]?(images?|imgs?)$", re.IGNORECASE)
+_BESIDE = "_mask"  # the ending of masks that lie beside their images
 _MASKS = SUFFIXES  # JPEGs too, to be refused by name
 _LARGEST = 1 << 20
 _LOOKED_AT = 16  # masks whose numbers are looked at before any work
@@ -34,7 +41,9 @@ _LOOKED_AT = 16  # masks whose numbers are looked at before any work
 
 class Pairs(SegmentationSource):
     """``images`` and ``masks`` with a folder a split (or a folder a split with ``images`` and ``masks``), where an
-    image and its mask have the same name but for the suffix. Without folders of splits one image in five is tested on,
+    image and its mask have the same name but for the suffix, and for an ending or a beginning that all masks have
+    (``a_mask.png``). Masks may lie beside their images as ``a_mask.png``, with ``_classes.csv``, as Roboflow exports
+    them. Without folders of splits one image in five is tested on,
     by the hash of its name. The masks may be in ``annotations`` or ``labels``, too.
 
     ``classes.txt`` has a class a line, in the order of the numbers 0, 1, ...; a line may have a colour, before the name
@@ -67,7 +76,7 @@ class Pairs(SegmentationSource):
         folders = own or (_flat(path) if split in self.splits(path) else None)
         if folders is None:
             raise self.no_split(path, split)
-        pairs = pair_up(find(folders[0]), find(folders[1], suffixes=_MASKS), faults)
+        pairs = pair_up(*_files(*folders), faults)
         if own is None:
             tested = hashed([pair.image_id for pair in pairs])
             pairs = [pair for pair, test in zip(pairs, tested, strict=True) if test == (split == "test")]
@@ -88,7 +97,7 @@ class Pairs(SegmentationSource):
         numbers: set[int] = set()
         palette = None
         for masks in _mask_folders(path):
-            for mask in find(masks, suffixes=_MASKS).values():
+            for mask in _masks_in(masks).values():
                 try:
                     labels = read_labels(mask)
                 except ImageError:  # left out and told of later
@@ -114,12 +123,46 @@ class Pairs(SegmentationSource):
 
 def _folders(path: Path, split: str) -> tuple[Path, Path] | None:
     """Where a split's images and masks are."""
-    images, masks = (_of(subfolder(path, names), split) for names in (_IMAGES, _IN))
-    if images and masks:
+    images, masks = _of(subfolder(path, _IMAGES), split), _of(_home(path), split)
+    if images and masks and list_images(masks).images:
         return images, masks
     inner = _of(path, split)
-    below = (subfolder(inner, _IMAGES), subfolder(inner, _IN)) if inner else None
-    return below if below and all(each.is_dir() for each in below) else None
+    below = (subfolder(inner, _IMAGES), _home(inner)) if inner else None
+    if below and all(each.is_dir() for each in below) and list_images(below[1]).images:
+        return below
+    return (inner, inner) if inner and _beside(inner) else _side_by_side(path, split)
+
+
+def _home(path: Path) -> Path:
+    """The folder of masks, the first that there is with an image in it."""
+    there = [subfolder(path, [name]) for name in _IN]
+    there = [folder for folder in there if folder.is_dir()]
+    return next((folder for folder in there if list_images(folder).images), there[0] if there else path / _IN[0])
+
+
+def _side_by_side(path: Path, split: str) -> tuple[Path, Path] | None:
+    """``train`` and ``train_masks``, ``train_images`` and ``train_masks``, ``train`` and ``trainannot``."""
+    there = {each.name: each for each in sorted(path.iterdir()) if each.is_dir()} if path.is_dir() else {}
+    masks = {stem: name for name in there if (stem := _MASKS_OF.sub("", name)) != name}
+    for name, folder in there.items():
+        stem = _IMAGES_OF.sub("", name)
+        if stem in masks and split_role(stem) == split and name != masks[stem]:
+            return folder, there[masks[stem]]
+    return None
+
+
+def _beside(folder: Path) -> bool:
+    """Whether masks lie beside their images, ``a_mask.png`` beside ``a.jpg``, as Roboflow exports them."""
+    names = images_by_name(folder) if folder.is_dir() else {}
+    masked = {name.removesuffix(_BESIDE) for name in names if name.endswith(_BESIDE)}
+    return bool(masked) and not masked.isdisjoint(names)
+
+
+def _files(images: Path, masks: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Images and masks of a split by their names; of one folder, the masks are those of that ending."""
+    if images != masks:
+        return find(images), find(masks, suffixes=_MASKS)
+    return {name: path for name, path in find(images).items() if not name.endswith(_BESIDE)}, find(images, _BESIDE)
 
 
 def _of(folder: Path, split: str) -> Path | None:
@@ -133,12 +176,17 @@ def _of(folder: Path, split: str) -> Path | None:
 
 def _flat(path: Path) -> tuple[Path, Path] | None:
     """Where all images and masks are, if there are no folders of splits."""
-    images, masks = subfolder(path, _IMAGES), subfolder(path, _IN)
+    images, masks = subfolder(path, _IMAGES), _home(path)
     if not (images.is_dir() and masks.is_dir()):
-        return None
+        folders = not path.is_dir() or any(each.is_dir() and not clutter(each.name) for each in path.iterdir())
+        return (path, path) if not folders and _beside(path) else None
     names = images_by_name(images)
     split = split_roles({name.partition("/")[0] for name in names if "/" in name})
     return (images, masks) if len(names) > 1 and not split else None
+
+
+def _masks_in(folder: Path) -> dict[str, Path]:
+    return find(folder, _BESIDE if _beside(folder) else "", _MASKS)
 
 
 def _mask_folders(path: Path) -> list[Path]:
@@ -150,7 +198,7 @@ def _mask_folders(path: Path) -> list[Path]:
 def _refuse_black_and_white(path: Path, table: Table) -> None:
     """255 as the foreground's number, the habit of many tools, would make it no class without a word."""
     folders = _mask_folders(path)
-    masks = [mask for folder in folders for mask in list(find(folder, suffixes=_MASKS).values())[:_LOOKED_AT]]
+    masks = [mask for folder in folders for mask in list(_masks_in(folder).values())[:_LOOKED_AT]]
     seen: set[int] = set()
     for mask in masks:
         try:

@@ -29,6 +29,7 @@ from evalsuite.data.images import (
     images_by_name,
     read_labels,
     read_rgb,
+    same_names,
     size,
     turn_note,
     unfitting,
@@ -304,12 +305,17 @@ def pair_up(
 ) -> list[Pair]:
     """Images and masks of one name, in the order of the images, or of ``names``, which then are all that is wanted.
 
+    Without ``names``, names may differ in letter case and in how accents are encoded; or by a beginning or ending that
+    all masks have (``a_mask.png`` of ``a.jpg``), where no mask has an image's own name.
+
     Raises :class:`DataError` for one without the other, and for a name without either; all such go to ``faults``
     where that is given.
     """
     if names is not None:
         images = {name: images[name] for name in dict.fromkeys(names) if name in images}
         masks = {name: masks[name] for name in dict.fromkeys(names) if name in masks}
+    else:
+        masks = _by_image(images, masks)
     lone = [f"image {path} has no mask" for name, path in images.items() if name not in masks]
     lone += [f"mask {path} has no image" for name, path in masks.items() if name not in images]
     lone += [
@@ -324,6 +330,27 @@ def pair_up(
     if faults is not None:
         faults += lone
     return [Pair(name, path, masks[name]) for name, path in images.items() if name in masks]
+
+
+def _by_image(images: Mapping[str, Path], masks: Mapping[str, Path]) -> dict[str, Path]:
+    """Masks by the names of their images where they are called a little otherwise, else by their own."""
+    if masks and images.keys().isdisjoint(masks):
+        sample = min(masks)
+        folder, _, stem = sample.rpartition("/")
+        known = [name.rpartition("/") for name in images]
+        inner = {own for home, _, own in known if home == folder and own in stem}
+        marks = {(stem[: stem.index(own)], stem[stem.index(own) + len(own) :]) for own in inner}
+        for before, after in sorted(marks, key=lambda mark: len("".join(mark))):
+            named = {_without(name, before, after): path for name, path in masks.items()}
+            if len(named) == len(masks) and named.keys() <= images.keys():
+                return named
+    alike = same_names(masks, images)
+    return {alike.get(name, name): path for name, path in masks.items()}
+
+
+def _without(name: str, before: str, after: str) -> str:
+    folder, slash, stem = name.rpartition("/")
+    return f"{folder}{slash}{stem.removeprefix(before).removesuffix(after)}"
 
 
 def assemble(

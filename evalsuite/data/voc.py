@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
@@ -33,6 +33,7 @@ from evalsuite.data.images import (
     not_utf8,
     read_lines,
     read_list,
+    same_names,
     size,
     subfolder,
 )
@@ -49,10 +50,14 @@ CLASSES = (
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
+Data = TypeVar("Data")
+
 _SPLITS = ("train", "val", "trainval", "test")
 _ROLES = {"train": ("train", "trainval"), "val": ("val", "test"), "test": ("test",)}
 _LISTS = Path("ImageSets", "Main")
 _IMAGES, _ANNOTATIONS = ("JPEGImages", "images"), ("Annotations", "annotations")
+_KINDS = {"jpegimages", "images", "imgs", "annotations", "labels", "xmls", "xml"}  # folders that are no part of a name
+_LEVELS = ("*", "*/*", "*/*/*")  # how deep zips put a layout
 _LARGEST = 16 * 2**20
 _DECLARED = re.compile(rb"""^<\?xml[^>]{0,100}encoding=["']([A-Za-z0-9._-]{1,40})["']""")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -65,8 +70,9 @@ class Voc(Source[DetectionSet]):
 
     A split is a name (``train``) in the folder of one year, ``year:name`` in a development kit, or a union of
     several, ``2007:trainval+2012:trainval``. Classes from the data are the names in all splits, sorted. Anybody's data
-    may be a folder of images and one of annotations without lists: folders ``train``, ``val`` and ``test`` in them are
-    splits, else one image in five is tested on, by the hash of its name.
+    need no lists: a folder of images and one of annotations, the two in each of ``train``, ``val`` and ``test``, or
+    every annotation beside its image. Folders ``train``, ``val`` and ``test`` are splits, else one image in five is
+    tested on, by the hash of its name.
     """
 
     name = "voc"
@@ -91,7 +97,8 @@ class Voc(Source[DetectionSet]):
             for path in (root / "VOCdevkit", root):
                 if _years(path) or (path / _LISTS).is_dir():
                     return path
-            inner = [path for path in root.iterdir() if (path / _LISTS).is_dir()]
+            below = [place.parents[1] for level in _LEVELS for place in root.glob(f"{level}/{_LISTS}")]
+            inner = list(dict.fromkeys(path.parent if path in _years(path.parent).values() else path for path in below))
             if len(inner) == 1:
                 return inner[0]
             if not self.official and _Year(root).annotations:
@@ -236,20 +243,29 @@ class _Year:
     folder: Path
 
     @cached_property
+    def _apart(self) -> bool:
+        """Whether annotations have a folder of their own; else they lie beside the images, or in each split's."""
+        return subfolder(self.folder, _ANNOTATIONS).is_dir()
+
+    @cached_property
     def images(self) -> dict[str, list[Path]]:
-        return images_by_name(subfolder(self.folder, _IMAGES))
+        return _named(images_by_name(subfolder(self.folder, _IMAGES) if self._apart else self.folder), not self._apart)
 
     @cached_property
     def annotations(self) -> dict[str, Path]:
-        return {
-            name: paths[0]
-            for name, paths in images_by_name(subfolder(self.folder, _ANNOTATIONS), suffixes=(".xml",)).items()
-        }
+        folder = subfolder(self.folder, _ANNOTATIONS) if self._apart else self.folder
+        files = images_by_name(folder, suffixes=(".xml",))
+        alone = {name: paths[0] for name, paths in files.items() if name not in self.images}
+        found = {name: paths[0] for name, paths in files.items() if name in self.images} | _named(alone)
+        alike = same_names(found, self.images)
+        return {alike.get(name, name): file for name, file in found.items()}
 
     @cached_property
     def lists(self) -> dict[str, Path]:
         """The lists by their names; those of splits by these too, whatever people call them (``Train``, ``valid``)."""
-        found = {file.stem: file for file in sorted((self.folder / _LISTS).glob("*.txt")) if not clutter(file.name)}
+        folder = self.folder / _LISTS
+        folder = folder if folder.is_dir() else folder.parent
+        found = {file.stem: file for file in sorted(folder.glob("*.txt")) if not clutter(file.name)}
         named = {file: stem.lower() if stem.lower() in _SPLITS else split_role(stem) for stem, file in found.items()}
         return {name: file for file, name in named.items() if name} | found
 
@@ -264,14 +280,15 @@ class _Year:
         pool = sorted(self.annotations.keys() & self.images.keys())
         if self.lists:
             pool = self._entries(next(iter(self.lists))) if len(self.lists) == 1 else []
-        folder = {name: name.partition("/")[0] for name in pool}
-        roles = split_roles(set(folder.values()))
-        if pool and set(folder.values()) <= roles.keys():
-            return {
-                split: [name for name in pool if roles[folder[name]] == split]
-                for split in _SPLITS
-                if split in roles.values()
-            }
+        levels = min((name.count("/") for name in pool), default=0)
+        for folder in ({name: name.split("/")[level] for name in pool} for level in range(levels)):
+            roles = split_roles(set(folder.values()))
+            if set(folder.values()) <= roles.keys():
+                return {
+                    split: [name for name in pool if roles[folder[name]] == split]
+                    for split in _SPLITS
+                    if split in roles.values()
+                }
         tested = hashed(pool)
         halves = {
             split: [n for n, test in zip(pool, tested, strict=True) if test == (split == "test")] for split in DRAWN
@@ -330,6 +347,13 @@ class _Year:
             cause="a split in ImageSets/Main lists its image",
             fix="restore it, or take its name off the split (no objects is a file without <object>)",
         )
+
+
+def _named(found: dict[str, Data], kinds: bool = True) -> dict[str, Data]:
+    """Files by their names without the folders that tell images from annotations, if these are to go."""
+    if not kinds:
+        return found
+    return {"/".join(p for p in name.split("/") if p.lower() not in _KINDS): each for name, each in found.items()}
 
 
 class _Annotation(NamedTuple):

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.io import loadmat
 
+from evalsuite.data import split_role
 from evalsuite.data.classes import Coded, coded
 from evalsuite.data.images import images_by_name, listed_name, read_list, size, unfitting
 from evalsuite.data.segmentation import (
@@ -124,7 +125,8 @@ class VocSegmentation(SegmentationSource):
 def _lists(path: Path, split: str) -> list[Path]:
     """The files that list a split; none where it is not there."""
     folder = path / _LISTS
-    choices = [[f"{split}.txt"]]
+    named = [file.name for file in sorted(folder.glob("*.txt")) if split_role(file.stem) == split]
+    choices = [[f"{split}.txt"], *([name] for name in named)]
     if split == _AUGMENTED:
         choices += [["trainaug.txt"], ["train.txt", "aug.txt"]]
     for names in choices:
