@@ -19,9 +19,7 @@ from PIL import Image
 from evalsuite.cache import Cache, Preprocess
 from evalsuite.checkpoints import load_backbone
 from evalsuite.data.classification import Folder
-from evalsuite.data.digests import data_session
 from evalsuite.hooks import load
-from evalsuite.progress import Progress
 
 _SIDE = 64
 _CLASSES = 100
@@ -34,22 +32,20 @@ def run(images: int = 100_000, encoded: int = 2000) -> dict[str, Any]:
         os.environ["EVALSUITE_CACHE"] = str(root / "cache")
         try:
             _write(root / "data", images)
-            listing = _seconds(lambda: Folder().load(root / "data", "train"))
-            first = _seconds(lambda: _fingerprint(root / "data"))
-            again = min(_seconds(lambda: _fingerprint(root / "data")) for _ in range(3))
+            first, again = _digest(root / "data"), min(_digest(root / "data") for _ in range(3))
             encoding = _encode(root, encoded) * images / encoded
         finally:
             os.environ.pop("EVALSUITE_CACHE") if before is None else os.environ.update(EVALSUITE_CACHE=before)
     return {
-        "name": f"digest {images} files", "seconds": first - listing, "remembered_s": again - listing,
-        "goal_remembered": "< 2 s", "encoding_s": encoding, "share_of_encoding": (first - listing) / encoding,
+        "name": f"digest {images} files", "seconds": first, "remembered_s": again,
+        "goal_remembered": "< 2 s", "encoding_s": encoding, "share_of_encoding": first / encoding,
         "goal_share": "< 0.05",
     }  # fmt: skip
 
 
-def _fingerprint(path: Path) -> str:
-    with data_session(Progress(quiet=True)):
-        return Folder().load(path, "train").digest
+def _digest(path: Path) -> float:
+    part = Folder().load(path, "train")
+    return _seconds(lambda: part.digest)
 
 
 def _encode(root: Path, count: int) -> float:

@@ -29,7 +29,7 @@ from evalsuite.board import report, site, table
 from evalsuite.compare import compare
 from evalsuite.errors import DataError, Refusal, SubmissionError
 from evalsuite.hooks import Registry
-from evalsuite.results import DEEPEST, Result, cell_path, read_arrays, validated
+from evalsuite.results import BY_FILE_SIZES, DEEPEST, Result, cell_path, read_arrays, validated
 from evalsuite.task import Metric, Protocol, Task
 
 __all__ = ["CARD", "Card", "Fault", "check", "refuse_faults"]
@@ -270,6 +270,8 @@ def _of_words(result: Result) -> Iterator[str]:
         yield "environment does not say which version of evalsuite it was"
     if not isinstance(result.data.get("fingerprint"), str) or not result.data["fingerprint"]:
         yield "data have no fingerprint"
+    if result.by_file_sizes:
+        yield f"it was {BY_FILE_SIZES}; evaluate it again"
     try:
         datetime.fromisoformat(result.created)
     except ValueError:

@@ -222,6 +222,10 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "other direction": (edit("scores", "ece", "higher_is_better", value=True), "score ece: lower is better"),
     "no identity": (edit("backbone", "identity", value="x"), "no sha256"),
     "no command": (edit("command", value=""), "command is empty"),
+    "data by names and sizes": (
+        edit("data", "fingerprint", value=f"{'0' * 16}-{'a' * 16}"),
+        "made before data fingerprints were of content",
+    ),
     "unknown field": (edit("admin", value=True), "unknown field admin"),
     "wrong type": (edit("seed", value="zero"), "seed: Input should be a valid integer"),
     "deeply nested": (_deep, "not JSON"),
