@@ -268,17 +268,27 @@ def demo_root(task: Task, registry: Registry) -> Path:
 
 def _settle(cell: Cell, request: Request, progress: Progress) -> Result:
     """The cell's result: read if it is there, else made, by one process at a time; a failure is a result too."""
-    there = _there(cell, progress)
-    if there is not None:
-        return there
-    if not _is_first(request):
-        return _made(cell, request, progress)
-    wait = request.devices == 1 or not any(name in os.environ for name in RANKS)  # the other ranks would not wait
     work = cell.setup.work
     lock = work.with_name(f"{work.name}.lock")
+    there = _there(cell, progress)
+    left = work.exists() or lock.exists()  # of a process that was killed between its result and its clean-up
+    if there is None and not _is_first(request):
+        return _made(cell, request, progress)
+    if there is not None and not (left and _is_first(request)):
+        return _told(cell, there, progress)
+    wait = request.devices == 1 or not any(name in os.environ for name in RANKS)  # the other ranks would not wait
     with locked(lock, progress, _name(cell), wait=wait, within=request.out):
         there = _there(cell, progress, alone=True)  # another process may have made it while this one waited
-        return _made(cell, request, progress) if there is None else there
+        if there is None:
+            return _made(cell, request, progress)
+        if work.exists():
+            _clear(work, request.out)
+        return _told(cell, there, progress)
+
+
+def _told(cell: Cell, there: Result, progress: Progress) -> Result:
+    progress.say(f"{_name(cell)}: there already ({cell.path})")
+    return there
 
 
 def _is_first(request: Request) -> bool:
@@ -304,7 +314,6 @@ def _there(cell: Cell, progress: Progress, alone: bool = False) -> Result | None
     if there.status != "ok" or _is_outdated(there, cell, progress, alone):
         return None
     _refuse_another(there, cell)
-    progress.say(f"{_name(cell)}: there already ({cell.path})")
     return there
 
 

@@ -456,6 +456,18 @@ def test_a_file_that_is_no_result_is_set_aside_and_the_cell_is_run(ask, tmp_path
     assert [p for p, _ in read_all(tmp_path / "out")] == [path]
 
 
+def test_a_process_killed_between_its_result_and_its_clean_up_leaves_nothing_for_long(ask, tmp_path):
+    (first,) = ask("voc")
+    ((path, _),) = read_all(tmp_path / "out")
+    work = tmp_path / "out" / "work" / path.parent.parent.name / path.parent.name / path.stem
+    for left in (work / "state.pt", work.with_name("seed-0.lock")):
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.touch()
+        assert ask("voc") == [first]
+        assert [p.name for p in (tmp_path / "out").iterdir()] == ["results"]
+    assert len(Oracle.calls) == 1
+
+
 def test_what_killed_writers_left_is_removed_and_what_was_set_aside_stays(ask, tmp_path, monkeypatch):
     ask("voc")
     ((path, _),) = read_all(tmp_path / "out")
