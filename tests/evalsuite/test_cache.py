@@ -317,7 +317,7 @@ def die_at(stop):
 def test_killed_at_any_write_the_next_run_ends_with_the_same_bytes(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, __file__, str(tmp_path)],
-        capture_output=True, text=True, timeout=200, check=True,
+        capture_output=True, text=True, timeout=900, check=True,
         env=os.environ | {"PYTHONPATH": str(Path(module.__file__).parent.parent)},
     )  # fmt: skip
     runs = [json.loads(line) for line in done.stdout.splitlines()]

@@ -218,7 +218,7 @@ def _start(folder: Path, cache: Path, *more: str) -> subprocess.Popen[str]:
 
 
 def _finished(process: subprocess.Popen[str]) -> dict:
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     return json.loads(Path(re.search(r"^result: (.+)$", out, re.MULTILINE)[1]).read_text())
 
@@ -228,13 +228,13 @@ def _finished(process: subprocess.Popen[str]) -> dict:
 def test_a_run_killed_in_mid_training_ends_in_the_same_scores(tmp_path, number, code):
     whole = _finished(_start(tmp_path / "whole", tmp_path / "cache"))
     process = _start(tmp_path / "cut", tmp_path / "cache", "--save-every", "0")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not list((tmp_path / "cut").rglob("state.pt")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(number)
-    process.communicate(timeout=120)
+    process.communicate(timeout=600)
     assert process.returncode == code
     assert not list((tmp_path / "cut").rglob("seed-0.json")), "it was killed too late to show anything"
     resumed = _finished(_start(tmp_path / "cut", tmp_path / "cache"))

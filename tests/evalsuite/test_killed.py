@@ -82,7 +82,7 @@ def test_killed_at_any_write_the_next_run_ends_with_the_same_numbers(tmp_path: P
     )  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", WORLD, str(tmp_path / "data.npz"), str(tmp_path / "runs")],
-        capture_output=True, text=True, check=False, timeout=280,
+        capture_output=True, text=True, check=False, timeout=1500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     runs = [json.loads(line) for line in done.stdout.splitlines()]

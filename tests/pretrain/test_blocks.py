@@ -505,7 +505,7 @@ def processes(tmp_path_factory):
         patch.setattr(sys, "argv", ["", "-1", str(folder)])
         exec(PROCESS, {})
     for process in started:
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=600)
         assert process.returncode == 0, error
     return [torch.load(folder / f"{rank}.pt") for rank in (-1, 0, 1)]
 
