@@ -4,8 +4,8 @@ Gaussian classes, so that what a fitted head is worth can be measured on 20,000 
 images to learn from, and for classes that are far apart (``spread`` 1.5) and near (3), a head is fitted as the
 protocol ``linear`` does it, at six of its costs, on eight data sets:
 ``folds`` and ``tenth`` are mean true accuracies of heads whose cost was chosen in five folds and on a tenth of the
-images, ``best`` of the best cost of the grid. ``covered`` is the share of 95 % intervals (bootstrap of the test images)
-that contain the true accuracy of their own head, over 100 draws of so many test images for each head; ``noise`` is the
+images, ``best`` of the best cost of the grid. ``covered`` is the share of 95 % intervals (Wilson's, of the hits)
+that contain the true accuracy of their own head, over 150 draws of so many test images for each head; ``noise`` is the
 standard error of that share.
 """
 
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from evalsuite import probes
 from evalsuite.probes import COSTS, Logistic, Part, Rows, Selection, Site
-from evalsuite.statistics import bootstrap_mean, interval
+from evalsuite.statistics import bootstrap_mean, score_interval
 
 __all__ = ["run"]
 
@@ -72,6 +72,7 @@ def _covered(hits: Floats, test: int, rng: np.random.Generator) -> float:
     """The share of draws of so many test images whose interval holds the mean of all."""
     held = 0
     for _ in range(DRAWS):
-        low, high = interval(bootstrap_mean(rng.choice(hits, test)))
+        drawn = rng.choice(hits, test)
+        low, high = score_interval(bootstrap_mean(drawn, replicates=1), drawn)
         held += low <= hits.mean() <= high
     return held / DRAWS

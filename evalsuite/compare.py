@@ -246,6 +246,7 @@ class _Evidence:
     """What a backbone's results hold of one metric: mean, seeds, and per-sample scores and replicates, if any."""
 
     value: float
+    runs: int
     seeds: int | None
     ids: npt.NDArray[np.str_] | None
     samples: Floats | None
@@ -270,6 +271,7 @@ def _evidence(entries: Sequence[_Entry], metric: str, stream: int) -> _Evidence:
     whole = len(entries)
     return _Evidence(
         float(np.mean(values)),
+        whole,
         whole if seeded else None,
         tables[0].get("ids"),
         np.mean(np.stack(samples), axis=0) if len(samples) == whole else None,
@@ -292,11 +294,14 @@ def _compared(key: Key, cell: _Cell) -> Comparison:
 def _estimate(evidence: _Evidence) -> Estimate:
     if evidence.replicates is None:
         return Estimate(evidence.value, None, None, evidence.seeds)
-    return Estimate(evidence.value, *_bounds(evidence.replicates), evidence.seeds)
+    samples = evidence.samples if evidence.runs == 1 else None  # of several runs the replicates hold the seeds, too
+    return Estimate(evidence.value, *_bounds(evidence.replicates, samples, evidence.groups), evidence.seeds)
 
 
-def _bounds(replicates: Floats) -> tuple[float | None, float | None]:
-    low, high = statistics.interval(replicates)
+def _bounds(
+    replicates: Floats, samples: Floats | None = None, groups: npt.NDArray[np.int64] | None = None
+) -> tuple[float | None, float | None]:
+    low, high = statistics.score_interval(replicates, samples, groups)
     return (None, None) if np.isnan(low) else (low, high)
 
 

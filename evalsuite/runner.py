@@ -515,7 +515,9 @@ def _result(cell: Cell, request: Request, outcome: Outcome, took: float) -> Resu
     scores = {}
     for name, value in outcome.scores.items():
         replicates = outcome.replicates.get(name)
-        low, high = _interval(replicates) if replicates is not None and value is not None else (None, None)
+        low = high = None
+        if replicates is not None and value is not None:
+            low, high = _interval(replicates, outcome.samples.get(name), outcome.samples.get("group"))
         scores[name] = Score(value=value, low=low, high=high, higher_is_better=better[name])
     files = {
         name: _beside(cell.path, name, p.suffix).name for name, p in {**outcome.figures, **outcome.records}.items()
@@ -530,8 +532,10 @@ def _result(cell: Cell, request: Request, outcome: Outcome, took: float) -> Resu
     )  # fmt: skip
 
 
-def _interval(replicates: np.ndarray) -> tuple[float | None, float | None]:
-    low, high = statistics.interval(replicates)
+def _interval(
+    replicates: np.ndarray, samples: np.ndarray | None, groups: np.ndarray | None
+) -> tuple[float | None, float | None]:
+    low, high = statistics.score_interval(replicates, samples, groups)
     return (None, None) if math.isnan(low) else (low, high)
 
 

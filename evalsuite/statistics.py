@@ -21,6 +21,7 @@ __all__ = [
     "over_seeds",
     "permutation_test",
     "resample_weights",
+    "score_interval",
     "strata",
     "stratified_bootstrap",
     "ties",
@@ -112,6 +113,28 @@ def interval(replicates: npt.ArrayLike, level: float = 0.95) -> tuple[float, flo
     if not values.size:
         return float("nan"), float("nan")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def score_interval(
+    replicates: npt.ArrayLike,
+    samples: npt.ArrayLike | None = None,
+    groups: npt.ArrayLike | None = None,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """The interval of a score: of a share of hits Wilson's (1927), of any other the percentiles of its replicates.
+
+    A share of hits is the mean of ``samples`` (n,) that are all 0 or 1 and come without ``groups``. Percentiles are too
+    narrow for one near 0 or 1, and have no width where all samples are hits; Wilson's score interval holds the true
+    share about as often as it says there too (Brown, Cai and DasGupta 2001, Statistical Science 16:101).
+
+    Raises:
+        UsageError: as :func:`interval`.
+    """
+    hits = None if samples is None or groups is not None else np.asarray(samples, dtype=np.float64)
+    if hits is None or not hits.size or not np.isin(hits, (0, 1)).all():
+        return interval(replicates, level)
+    low, high = stats.binomtest(int(hits.sum()), hits.size).proportion_ci(level, method="wilson")
     return float(low), float(high)
 
 

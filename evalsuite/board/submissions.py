@@ -343,11 +343,11 @@ def _of_samples(path: Path, result: Result) -> Iterator[str]:
             yield f"score {name} is said to be {claimed}, its samples say {float(samples.mean()):.6g}"
         if replicates is None or score.low is None or score.high is None or score.value is None:
             continue
-        low, high = statistics.interval(replicates, score.level)
+        low, high = statistics.score_interval(replicates, samples, arrays.get("samples/group"), score.level)
         if not (math.isclose(low, score.low, abs_tol=CLOSE) and math.isclose(high, score.high, abs_tol=CLOSE)):
             yield (
                 f"score {name} is said to lie in [{score.low:.6g}, {score.high:.6g}], "
-                f"its replicates say [{low:.6g}, {high:.6g}]"
+                f"its {'replicates' if samples is None else 'samples'} say [{low:.6g}, {high:.6g}]"
             )
         if not np.nanmin(replicates) - CLOSE <= score.value <= np.nanmax(replicates) + CLOSE:
             yield f"score {name} is {score.value:.6g}, and no replicate of it is as far out"

@@ -5,7 +5,15 @@ import pytest
 from scipy import stats
 
 from evalsuite.errors import UsageError
-from evalsuite.statistics import bootstrap_mean, interval, iqm, resample_weights, stratified_bootstrap, weight_blocks
+from evalsuite.statistics import (
+    bootstrap_mean,
+    interval,
+    iqm,
+    resample_weights,
+    score_interval,
+    stratified_bootstrap,
+    weight_blocks,
+)
 
 
 def test_weights_are_multinomial():
@@ -85,6 +93,34 @@ def test_intervals_cover_the_truth_as_often_as_they_say(draw: str):
         replicates = bootstrap_mean(experiments, 500, seed=seed)
         covered += sum(low <= mean <= high for low, high in map(interval, replicates.T))
     assert covered / 1000 == pytest.approx(0.95, abs=0.02)
+
+
+def test_a_share_of_hits_has_wilsons_interval():
+    """Against his formula, solved by hand: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)."""
+    z = stats.norm.ppf(0.975)
+    for right, n in ((20, 20), (0, 7), (81, 263)):
+        p = right / n
+        middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n * n))
+        hits = np.arange(n) < right
+        wilson = (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)
+        assert score_interval(bootstrap_mean(hits), hits) == pytest.approx(wilson)
+
+
+@pytest.mark.parametrize(("true", "n"), [(0.97, 20), (0.97, 100), (0.6, 20)])
+def test_it_holds_the_truth_near_one_too(true: float, n: int):
+    """Of the share of hits, exactly: what the binomial distribution says of every number of hits."""
+    intervals = [score_interval([0.5], np.arange(n) < right) for right in range(n + 1)]
+    held = [low <= true <= high for low, high in intervals]
+    assert stats.binom(n, true).pmf(range(n + 1)) @ held >= 0.93
+
+
+def test_other_scores_have_the_percentiles_of_their_replicates():
+    random = np.random.default_rng(0)
+    hits, shares, groups = random.random(50) < 0.9, random.random(50), np.arange(50) // 5
+    replicates = bootstrap_mean(shares)
+    assert score_interval(replicates) == interval(replicates)
+    assert score_interval(replicates, shares) == interval(replicates)
+    assert score_interval(replicates, hits, groups) == interval(replicates)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from evalsuite.cli import app
 from evalsuite.errors import DataError
 from evalsuite.hooks import load
 from evalsuite.results import BackboneRecord, ProtocolRecord, Result, Score, cell_path
-from evalsuite.statistics import bootstrap_mean, interval
+from evalsuite.statistics import bootstrap_mean, score_interval
 
 REGISTRY = load().registry
 Change = Callable[[Path, Path], None]
@@ -39,7 +39,7 @@ def submission(root: Path, seeds: int = 2) -> Path:
     for seed in range(seeds):
         hits = (np.random.default_rng(seed).random(500) < 0.7).astype(np.float32)
         replicates = bootstrap_mean(hits)
-        low, high = interval(replicates)
+        low, high = score_interval(replicates, hits)
         path = cell_path(root, backbone.name, backbone.identity, "cifar10", record, seed)
         files = {"samples": f"seed-{seed}.samples.npz"}
         promised = [metric.name for metric in task.promises(protocol)]
@@ -187,7 +187,7 @@ def arrays(**changed: Any) -> Change:
             content = dict(archive)
         if "ids" in changed:
             content["replicates/top1"] = bootstrap_mean(changed["samples/top1"])
-            low, high = interval(content["replicates/top1"])
+            low, high = score_interval(content["replicates/top1"], changed["samples/top1"])
             score = {"value": float(changed["samples/top1"].mean()), "low": low, "high": high}
             edit("scores", "top1", value=score)(root, path)
         np.savez_compressed(file, **{**content, **changed})
@@ -208,7 +208,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "unknown protocol": (edit("protocol", "id", value="knn-best"), "no protocol of task 'cifar10' named 'knn-best'"),
     "unknown task": (edit("task", value="cifar11"), "no task named 'cifar11'"),
     "doctored score": (_doctored, "score top1 is said to be 0.93, its samples say 0."),
-    "doctored interval": (edit("scores", "top1", "low", value=0.1), "its replicates say"),
+    "doctored interval": (edit("scores", "top1", "low", value=0.1), "its samples say"),
     "doctored score without samples": (edit("files", value={}), "its scores cannot be checked"),
     "out of range": (edit("scores", "balanced_accuracy", "value", value=1.7), "is 1.7, outside [0, 1]"),
     "gigabyte": (_large, "1024 MiB; 8 MiB are taken of .gif"),
