@@ -130,15 +130,16 @@ def run(
     progress = Progress(quiet=quiet or _silent())
     with progress.doing("loading the suite"):
         from evalsuite import runner
+        from evalsuite.settings import assignments
 
         registry = _load().registry
         request = runner.Request(
             backbones=backbone, tasks=[t.strip() for value in task for t in value.split(",") if t.strip()],
             protocol=protocol, engine=engine,
             seeds=_seeds(seeds), data_root=data_root, data=data, demo=demo, device=device, devices=devices,
-            precision=precision, workers=workers, settings=_pairs(setting, "--set"), limit=limit, arch=arch,
+            precision=precision, workers=workers, settings=assignments(setting or [], "--set"), limit=limit, arch=arch,
             save_every=save_every, strict=strict, verify_data=verify_data, patient=yes,
-            backbone_options=_values(backbone_arg, "--backbone-arg"), network=network,
+            backbone_options=_options(backbone_arg, "--backbone-arg"), network=network,
             allow_partial=allow_partial, trust=trust_checkpoint, out=out, command=_command(),
         )  # fmt: skip
     cells = runner.execute(request, registry, progress)
@@ -169,7 +170,8 @@ def pretrain(
     arch_option: Annotated[list[str] | None, typer.Option(help="An option of it: width=16. Repeatable.")] = None,
     preset: Annotated[str | None, typer.Option(help="A published setting of the method: imagenet, cifar.")] = None,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", help="An option of a part: simclr.temperature=0.2. Repeatable.")
+        list[str] | None,
+        typer.Option("--set", help="An option of a part: temperature=0.2, or simclr.temperature=0.2. Repeatable."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="The preset's, where none is given.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Over all processes; the preset's by default.")] = None,
@@ -193,12 +195,14 @@ def pretrain(
     """Train a backbone by a method and modifiers. The same command goes on where a killed run was."""
     progress = Progress(quiet=quiet or _silent())
     with progress.doing("loading the suite"):
+        from evalsuite.settings import assignments
         from pretrain import train
 
         registry = _load().registry
     trained = train.run(
         method, modifier or [], data=data, out=out, registry=registry, arch=arch,
-        arch_options=_values(arch_option, "--arch-option"), preset=preset, settings=_pairs(setting, "--set"),
+        arch_options=_options(arch_option, "--arch-option"), preset=preset,
+        settings=assignments(setting or [], "--set"),
         epochs=epochs, batch_size=batch_size, seed=seed, progress=progress,
         accumulate=accumulate, clip_gradient=clip_gradient, knn_every=knn_every, strict=strict, steps=steps,
         resume=resume, device=device, devices=devices,
@@ -394,7 +398,7 @@ def inspect(
         registry = _load().registry
         loaded = checkpoints.load_backbone(
             checkpoint, registry, arch=arch, allow_partial=allow_partial, trust=trust_checkpoint,
-            network=network, options=_values(backbone_arg, "--backbone-arg"),
+            network=network, options=_options(backbone_arg, "--backbone-arg"),
         )  # fmt: skip
         description = checkpoints.describe(loaded, registry)
     if as_json:
@@ -422,7 +426,7 @@ def convert(
 
         registry = _load().registry
         loaded = checkpoints.load_backbone(
-            checkpoint, registry, arch=arch, network=network, options=_values(backbone_arg, "--backbone-arg")
+            checkpoint, registry, arch=arch, network=network, options=_options(backbone_arg, "--backbone-arg")
         )
         done = checkpoints.convert(loaded.backbone, to, out, registry)
     told = {"file": str(done.path), "for": done.arch, "read_back_as": loaded.report.arch, "identity": done.identity}
@@ -754,14 +758,10 @@ def _removed(entries: list[Entry], as_json: bool) -> None:
         _say(f"removed {len(entries)} entries, {sum(e.size for e in entries) / 2**20:.1f} MB")
 
 
-def _pairs(items: list[str] | None, flag: str) -> dict[str, str]:
-    pairs = {}
-    for item in items or []:
-        key, equals, value = item.partition("=")
-        if not (key and equals):
-            raise UsageError(f"{flag} {item} is no setting", cause="it has no '='", fix=f"{flag} name=value")
-        pairs[key.strip()] = value.strip()
-    return pairs
+def _options(items: list[str] | None, flag: str) -> dict[str, Any]:
+    from evalsuite.settings import assignments, untyped
+
+    return {key: untyped(text) for key, text in assignments(items or [], flag).items()}
 
 
 def _silent() -> bool:
@@ -779,18 +779,6 @@ def _own(layout: Source[Any]) -> str:
     tree = [f"    PATH/{line}" for line in tree]
     lines = [f"{layout.name}: data of your own", *tree, "give it by", *flags, f"    evalsuite data verify {path}"]
     return "\n".join([*lines, "", prose(type(layout)), ""])
-
-
-def _values(items: list[str] | None, flag: str) -> dict[str, Any]:
-    return {key: _value(text) for key, text in _pairs(items, flag).items()}
-
-
-def _value(text: str) -> Any:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        return text
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _command() -> str:

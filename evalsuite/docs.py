@@ -10,9 +10,10 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from evalsuite.hooks import Registry
+from evalsuite.settings import shown
 from evalsuite.task import Metric, Protocol, Task
 
-__all__ = ["comments", "families", "hooks", "kind", "markdown", "pages", "prose", "shown", "table"]
+__all__ = ["comments", "families", "hooks", "kind", "markdown", "pages", "prose", "table"]
 
 MADE = "<!-- Made of docstrings and fields by evalsuite.docs: change those instead. -->"
 NAMES = frozenset(field.name for field in fields(Protocol))
@@ -195,13 +196,6 @@ def kind(field: Field[Any]) -> str:
     """The type of a field; of a literal its values."""
     literal = re.fullmatch(r"Literal\[(.*)\]", str(field.type))
     return ", ".join(re.findall(r"[\w-]+", literal[1])) if literal else f"`{field.type}`".replace(" | ", " or ")
-
-
-def shown(value: Any) -> str:
-    """A value as one would write it after ``--set``."""
-    if isinstance(value, tuple):
-        return ",".join(map(shown, value)) or "(empty)"
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def table(columns: list[str], rows: Iterable[list[str]]) -> str:

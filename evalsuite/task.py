@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
 
 from evalsuite.backbone import Backbone
 from evalsuite.data.digests import data_session
-from evalsuite.errors import BackboneError, DataError, PluginError, UsageError
+from evalsuite.errors import BackboneError, DataError, PluginError
 from evalsuite.hooks import unknown
+from evalsuite.settings import typed
 
 if TYPE_CHECKING:
     from evalsuite.hooks import Registry
@@ -101,7 +101,7 @@ class Protocol:
         for name, text in settings.items():
             if name not in open_fields:
                 raise unknown(f"setting of protocol {self.id!r}", name, open_fields)
-            values[name] = _read(name, text, types[name], getattr(self, name))
+            values[name] = typed(text, types[name], name, getattr(self, name))
         other = dataclasses.replace(self, **values)
         changed = {k for k in values if getattr(other, k) != getattr(self, k)}
         return dataclasses.replace(other, modified=tuple(sorted({*self.modified, *changed})))
@@ -114,22 +114,6 @@ def _short(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _short(v) for k, v in value.items()}
     return type(value)(map(_short, value)) if type(value) in (tuple, list) else value
-
-
-def _read(name: str, text: str, kind: Any, now: Any) -> Any:
-    """``text`` as a value of type ``kind``: JSON, or a bare word, or a list of either without its brackets."""
-    adapter: TypeAdapter[Any] = TypeAdapter(kind)
-    bare = isinstance(now, tuple) and not text.startswith("[")
-    for spelled in (f"[{text}]" if bare else text, json.dumps([w.strip() for w in text.split(",")] if bare else text)):
-        try:
-            return adapter.validate_json(spelled, strict=True)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-    raise UsageError(
-        f"--set {name}={text} cannot be read",
-        cause=f"{reason}; now it is {json.dumps(now)}",
-        fix=f"for example --set {name}={json.dumps(now).strip('[]')}",
-    )
 
 
 @dataclass

@@ -9,7 +9,8 @@ from dataclasses import Field, fields
 from typing import Any
 
 from evalsuite import Registry, UsageError
-from evalsuite.docs import comments, kind, markdown, prose, shown, table
+from evalsuite.docs import comments, kind, markdown, prose, table
+from evalsuite.settings import shown
 from pretrain.hooks import Recipe
 from pretrain.plugin import Method, Plugin, Training
 

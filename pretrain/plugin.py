@@ -5,14 +5,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-import pydantic
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 
 from evalsuite import Backbone, UsageError
 from evalsuite.files import atomic
+from evalsuite.settings import typed
 from pretrain.blocks import rank, world_size
 
 if typing.TYPE_CHECKING:
@@ -229,7 +228,7 @@ def read_options(
     plugin: type[Plugin], name: str, settings: Mapping[str, str], preset: Mapping[str, Any] | None = None
 ) -> Any:
     """The options of a plugin: its defaults, then a preset's, then text from the command line, read as each field's
-    type (sequences are separated by commas, ``none`` is None).
+    type (:mod:`evalsuite.settings`).
 
     Raises :class:`UsageError` for a field that does not exist or a value of another type.
     """
@@ -238,34 +237,16 @@ def read_options(
         raise TypeError(f"{plugin.__name__}.Options is no dataclass")
     hints = typing.get_type_hints(kind)
     known = [f.name for f in fields(kind) if f.init]
-    values = dict(preset or {})
+    values, before = dict(preset or {}), kind()
     for key, text in settings.items():
         if key not in known:
             raise unknown(name, "setting", key, known)
-        values[key] = _read(f"{name}.{key}", hints[key], text)
+        values[key] = typed(text, hints[key], f"{name}.{key}", values.get(key, getattr(before, key)))
     try:
-        return replace(kind(), **values)
+        return replace(before, **values)
     except ValueError as error:  # an Options class may check itself
         raise UsageError(
             f"the settings of {name} do not fit", cause=f"{error}", fix=f"see --set {name}.KEY=VALUE"
-        ) from error
-
-
-def _read(name: str, kind: Any, text: str) -> Any:
-    arms = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-    if type(None) in arms and text.lower() == "none":
-        return None
-    sequence = any(typing.get_origin(arm) is tuple for arm in arms)
-    value: Any = [part.strip() for part in text.split(",") if part.strip()] if sequence else text
-    try:
-        return pydantic.TypeAdapter(kind).validate_python(value)
-    except pydantic.ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        shown = str(kind).replace("typing.", "") if not isinstance(kind, type) else kind.__name__
-        raise UsageError(
-            f"--set {name}={text} cannot be read",
-            cause=f"{reason} ({name} is {shown})",
-            fix=f"give a value of that type: --set {name}=...",
         ) from error
 
 

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,23 +177,13 @@ def compose(
     Raises :class:`evalsuite.UsageError` where names or settings do not fit.
     """
     names = [method, *modifiers]
-    texts: dict[str, dict[str, str]] = {name: {} for name in [*names, "defaults"]}
-    for key, text in (settings or {}).items():
-        part, dot, option = key.partition(".")
-        if not dot or part not in texts:
-            raise UsageError(
-                f"--set {key}={text} names no part of the recipe",
-                cause=f"settings have the form part.key=value; the parts are {', '.join(texts)}",
-                fix=f"for example --set {method}.{key if not dot else option}={text}",
-            )
-        texts[part][option] = text
     kind = _part(registry, "method", method, Method)
+    kinds = {name: _part(registry, "modifier", name, Modifier) for name in modifiers}
+    texts = _by_part({method: kind, **kinds}, settings or {})
     found = kind.preset(preset) if preset else next(iter(kind.presets.values()), UNPUBLISHED)
     options = read_options(kind, method, texts[method], found.options if preset else {})
     plugins: list[Plugin] = [kind(options)]
-    for name in modifiers:
-        modifier = _part(registry, "modifier", name, Modifier)
-        plugins.append(modifier(read_options(modifier, name, texts[name])))
+    plugins += [modifier(read_options(modifier, name, texts[name])) for name, modifier in kinds.items()]
     recipe = Recipe(plugins[0], *plugins[1:], names=names)  # type: ignore[arg-type]  # held to their kinds above
     defaults = recipe.parts["defaults"]
     defaults.options = read_options(type(defaults), "defaults", texts["defaults"])
@@ -204,6 +194,31 @@ def compose(
             fix=f"set its own: --set {method}.{next(iter(texts['defaults']))}=...",
         )
     return recipe, found
+
+
+def _by_part(kinds: Mapping[str, type[Plugin]], settings: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The settings of each part and of the defaults. ``part.`` may be left out of an option that only one has."""
+    own = {name: {f.name for f in fields(kind.Options)} for name, kind in kinds.items() if is_dataclass(kind.Options)}
+    texts: dict[str, dict[str, str]] = {name: {} for name in [*kinds, "defaults"]}
+    if not any(issubclass(kind.Options, Training) for kind in kinds.values()):
+        own["defaults"] = {f.name for f in fields(Training)}
+    for key, text in settings.items():
+        part, dot, option = key.rpartition(".")
+        owners = [part] if dot else [name for name, options in own.items() if key in options]
+        if len(owners) > 1:
+            raise UsageError(
+                f"--set {key}={text} may be of several parts of the recipe",
+                cause=f"{' and '.join(owners)} have an option {key}",
+                fix=f"for example --set {owners[0]}.{key}={text}",
+            )
+        if not owners or owners[0] not in texts:
+            raise UsageError(
+                f"--set {key}={text} names no part of the recipe",
+                cause=f"settings have the form part.key=value; the parts are {', '.join(texts)}",
+                fix=f"for example --set {next(iter(kinds))}.{option}={text}",
+            )
+        texts[owners[0]][option] = text
+    return texts
 
 
 def _part(registry: Registry, shelf: str, name: str, base: type[Any]) -> Any:

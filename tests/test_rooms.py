@@ -26,6 +26,7 @@ TOLD = {  # anyone may use them
     "evalsuite.lazy",
     "evalsuite.locks",
     "evalsuite.progress",
+    "evalsuite.settings",
     "evalsuite.signals",
 }
 NUMBERS = {"evalsuite.metrics", "evalsuite.results", "evalsuite.statistics"}
@@ -64,6 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evalsuite.files": {"evalsuite.errors"},
     "evalsuite.progress": {"evalsuite.errors"},
     "evalsuite.locks": {"evalsuite.errors", "evalsuite.files", "evalsuite.progress"},
+    "evalsuite.settings": {"evalsuite.errors"},
     "evalsuite.signals": set(),
     "evalsuite.preflight": {"evalsuite.errors", "evalsuite.progress", "evalsuite.signals"},
     "evalsuite.hooks": {"evalsuite.errors"},
@@ -122,6 +124,7 @@ OUTSIDE: dict[str, set[str]] = {
     "evalsuite.files": set(),
     "evalsuite.locks": {"filelock"},
     "evalsuite.progress": {"rich"},
+    "evalsuite.settings": {"pydantic"},
     "evalsuite.signals": set(),
     "evalsuite.hooks": {"pluggy"},
     **{room: NUMERIC for room in NUMBERS},
@@ -159,6 +162,7 @@ PUBLIC = {
             "protocols",
             "pyramid",
             "resize",
+            "settings",
             "signals",
             "statistics",
             "testing",

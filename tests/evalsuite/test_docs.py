@@ -7,8 +7,9 @@ from typing import Literal
 
 import pytest
 
-from evalsuite.docs import hooks, markdown, pages, shown
+from evalsuite.docs import hooks, markdown, pages
 from evalsuite.hooks import Registry, Suite
+from evalsuite.settings import shown
 from evalsuite.task import Metric, Protocol, Task
 
 
