@@ -8,7 +8,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from importlib import metadata
@@ -20,6 +22,11 @@ import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from evalsuite.errors import BackboneError, Refusal
@@ -482,13 +489,24 @@ def rebuild(
         sayable(builder, name, said)
         check(builder, name, options)
 
-    try:
-        net = outline(arch, registry, said, options)
-        numbers = 0 if net is None else sum(t.numel() for t in (*net.parameters(), *net.buffers()))
-        if largest is not None and numbers > largest:
-            raise OptionError(f"a network of {numbers:,} numbers, of which the file does not hold the weights")
+    def built() -> Backbone:
         with offline():
             return _built(arch, registry, allow, {**said, **options})
+
+    try:
+        if largest is None:
+            return built()
+        if not said:  # the size is then the architecture's own: it is counted as it is built, which costs nothing
+            state = torch.get_rng_state()
+            try:
+                with _room(largest):
+                    return built()
+            except _Full:  # perhaps of parts that the builder takes away again
+                torch.set_rng_state(state)
+        numbers = sum(t.numel() for t in _tensors(outline(arch, registry, said, options)))
+        if numbers > largest:
+            raise OptionError(f"a network of {numbers:,} numbers, of which the file does not hold the weights")
+        return built()
     except OptionError as error:
         raise BackboneError(
             f"{source} asks for {arch} as no file may have it built",
@@ -497,19 +515,65 @@ def rebuild(
         ) from error
 
 
-def outline(arch: str, registry: Registry, said: Mapping[str, Any], options: Mapping[str, Any]) -> nn.Module | None:
-    """A network without room for its numbers, on the meta device; None for what cannot be built there.
+def outline(arch: str, registry: Registry, said: Mapping[str, Any], options: Mapping[str, Any]) -> nn.Module:
+    """A network without room for its numbers, on the meta device.
 
-    Raises :class:`OptionError` for ``said`` that no file may say.
+    Raises :class:`OptionError` for ``said`` that no file may say, and for what cannot be built there.
     """
     builder, name = _builder(arch, registry)
     sayable(builder, name, said)
     try:
         with torch.device("meta"), offline():
             made = builder(*([name] if name else []), **{**said, **options})
-    except Exception:  # a stranger's options may be wrong in any way, which building in earnest tells
-        return None
-    return made.net if isinstance(made, Backbone) else None
+    except Exception as error:  # of a stranger's options a library raises anything
+        told = " ".join(str(error).split())
+        raise OptionError(
+            f"it cannot be built on the meta device to see its size: {type(error).__name__}: {told}"
+        ) from error
+    if not isinstance(made, Backbone):
+        raise OptionError(f"its builder returned {type(made).__name__}, which is no Backbone")
+    return made.net
+
+
+def _tensors(net: nn.Module) -> Iterator[Tensor]:
+    yield from net.parameters()
+    yield from net.buffers()
+
+
+class _Full(BaseException):
+    """More numbers are registered than there is room for; no ``except Exception`` of a builder keeps it."""
+
+
+_rooms = threading.local()
+
+
+@contextmanager
+def _room(numbers: int) -> Iterator[None]:
+    """Within the block, modules that this thread makes register no more numbers than that; at the next, :class:`_Full`.
+
+    Modules register tensors before they draw them, so that what is too large is not in memory yet.
+    """
+    _count_registered()
+    _rooms.left = numbers
+    try:
+        yield
+    finally:
+        _rooms.left = None
+
+
+@lru_cache(maxsize=1)
+def _count_registered() -> None:
+    register_module_parameter_registration_hook(_registered)
+    register_module_buffer_registration_hook(_registered)
+
+
+def _registered(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+    left = getattr(_rooms, "left", None)
+    if left is None or tensor is None or is_lazy(tensor):
+        return
+    _rooms.left = left - tensor.numel()
+    if _rooms.left < 0:
+        raise _Full
 
 
 def _builder(arch: str, registry: Registry) -> tuple[Callable[..., Any], str]:

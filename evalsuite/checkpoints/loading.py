@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import timm
 import torch
 import torchvision
+from torch import nn
 
 from evalsuite.backbone import (
     HEADER,
@@ -262,8 +263,8 @@ class _Builder:
         other.options, other._built = {}, {}
         return other
 
-    def outline(self, arch: str, options: Mapping[str, Any]) -> Any:
-        """The network without room for its numbers; None for what cannot be built."""
+    def outline(self, arch: str, options: Mapping[str, Any]) -> nn.Module | None:
+        """The network without room for its numbers; None for what cannot be built so."""
         try:
             return outline(arch, self.registry, options, self.options)
         except (OptionError, Refusal):

@@ -7,6 +7,8 @@ import hashlib
 import json
 import pickle
 import socket
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
-from evalsuite.backbone import HEADER, Backbone, build, read_header
+from evalsuite.backbone import HEADER, Backbone, BackboneSpec, Features, build, read_header, rebuild
 from evalsuite.checkpoints import load_backbone
 from evalsuite.errors import BackboneError
 from evalsuite.hooks import Registry
@@ -201,3 +204,80 @@ def test_settings_in_a_file_load_nothing(tmp_path, registry, saved: str):
     with pytest.raises(BackboneError) as told:
         load_backbone(tmp_path / "x.ckpt", registry)
     assert len(str(told.value).splitlines()) == 3
+
+
+class Towers:
+    """Builders of a plugin, which note on which device each of their networks was begun, and how many blocks it got."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.blocks = 0
+
+    def tower(self, *, width: int = 4, dropped: int = 1, blocks: int = 1) -> Backbone:
+        net = nn.Sequential()
+        self.begun.append(torch.zeros(0).device.type)
+        for _ in range(blocks):
+            self.blocks += 1
+            net.append(nn.Linear(3, width))
+        net.head = nn.Linear(width, dropped)
+        del net.head
+        spec = BackboneSpec("tower", width, {}, frozenset({"pooled"}), {"width": width} if width != 4 else {}, (8, 8))
+        return Backbone(net, spec, lambda net, pixels: Features(pooled=net(pixels.mean((2, 3)))))
+
+    def high(self) -> Backbone:
+        return self.tower(width=1 << 10, blocks=200)
+
+    def topped(self) -> Backbone:
+        return self.tower(dropped=1 << 24)
+
+    def looking(self, *, width: int = 4) -> Backbone:
+        assert float(torch.ones(1)) == 1  # which no tensor on the meta device can say
+        return self.tower(width=width)
+
+
+@pytest.fixture
+def towers(monkeypatch: pytest.MonkeyPatch) -> tuple[Towers, Registry]:
+    made, registry = Towers(), Registry()
+    module = types.ModuleType("towers")
+    monkeypatch.setitem(sys.modules, "towers", module)
+    for name in ("tower", "high", "topped", "looking"):
+        setattr(module, name, getattr(made, name))
+        registry.backbone(name, f"towers:{name}")
+    return made, registry
+
+
+def test_a_network_without_options_is_built_once(towers, tmp_path):
+    made, registry = towers
+    made.tower().save(tmp_path / "x.safetensors")
+    made.begun.clear()
+    Backbone.load(tmp_path / "x.safetensors", registry)
+    assert made.begun == ["cpu"]
+
+
+def test_a_network_far_larger_than_its_file_is_not_built_to_its_end(towers):
+    made, registry = towers
+    with pytest.raises(BackboneError, match="819,200 numbers"):
+        rebuild("high", registry, {}, {}, largest=10_000, source="a file")
+    assert made.begun == ["cpu", "meta"]
+    assert made.blocks == 3 + 200, "blocks on the processor that fit, and all on the meta device"
+
+
+def test_what_a_builder_takes_away_again_does_not_count(towers):
+    made, registry = towers
+    torch.manual_seed(0)
+    wanted = made.topped().digest
+    made.begun.clear()
+    torch.manual_seed(0)
+    backbone = rebuild("topped", registry, {}, {}, largest=1000, source="a file")
+    assert made.begun == ["cpu", "meta", "cpu"]
+    assert backbone.digest == wanted, "other weights than without a bound"
+
+
+def test_options_of_a_file_are_not_given_to_what_cannot_be_sized_before(towers, tmp_path):
+    made, registry = towers
+    rebuild("looking", registry, {}, {"width": 8}, largest=1000, source="a file")
+    made.begun.clear()
+    with pytest.raises(BackboneError, match="meta device") as told:
+        rebuild("looking", registry, {"width": 8}, {}, largest=1000, source="a file")
+    assert len(str(told.value).splitlines()) == 3
+    assert made.begun == []
