@@ -31,6 +31,9 @@ __all__ = [
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 ORDERS = tuple(permutations(range(4)))
+# Grey levels of 1, and a little more: greys have weights of four decimals, so that some lie exactly between two levels,
+# where the last digit, which differs between processors, would decide.
+LEVELS = 255 * (1 + 2**-20)
 ATTEMPTS = 10  # at a crop of the area and ratio asked for, before a central one is taken
 
 
@@ -126,7 +129,7 @@ class Augment:
                 pixels = self._blur(pixels, self.sigma[0] + draws[10] * (self.sigma[1] - self.sigma[0]))
             if inverted:
                 pixels = torch.where(pixels >= 128 / 255, 1 - pixels, pixels)
-            pixels = (pixels * 255).round_().to(torch.uint8)
+            pixels = (pixels * LEVELS).round_().to(torch.uint8)
         return View(pixels, _box((top, left, height, width), image.shape[1:], flipped))
 
     def _crop(self, image: Tensor, draws: list[float]) -> Box:
