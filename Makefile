@@ -26,9 +26,10 @@ NUMERIC = tests/parity tests/pretrain/test_golden.py tests/pretrain/test_blocks.
 test-portable: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/portable.py --run -m pytest -n 2 --dist worksteal $(NUMERIC) $(ARGS)
 
-# Files of strangers, mutated: 10,000 pickles, 10,000 headers, 2,000 results, new ones every time. `make test` holds a few, always the same.
+# Files of strangers, mutated: 10,000 pickles, 10,000 headers, 2,000 results, new ones every time; and runs that are killed at every write
+# and at random moments. `make test` holds a few, always the same.
 fuzz: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz --hypothesis-profile=fuzz --timeout=0 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz tests/test_killed.py --hypothesis-profile=fuzz --timeout=0 $(ARGS)
 
 lint: install
 	$(BIN)/ruff format --check .

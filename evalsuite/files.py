@@ -8,7 +8,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 
@@ -103,19 +103,18 @@ def writable_file(path: str | Path, flag: str = "--out") -> None:
 def forget_partials(path: str | Path) -> None:
     """Remove what writers of ``path`` left that were killed, and of files whose names go on after it and a dot.
 
-    What a living process writes stays, and everything where the file system knows no locks to tell them apart."""
+    What a living process writes stays, and everything where the file system knows no locks to tell them apart; so does
+    what another user wrote and only they may touch."""
     path = Path(path)
     for partial in path.parent.glob(".*.partial"):
         if partial.name.startswith(f".{path.name}."):
-            try:
+            with suppress(FileNotFoundError, PermissionError):  # its writer has just come to its end; or another user's
                 handle = os.open(partial, os.O_RDWR)
-            except FileNotFoundError:  # its writer has just come to its end
-                continue
-            try:
-                if _lock(handle):
-                    partial.unlink(missing_ok=True)
-            finally:
-                os.close(handle)
+                try:
+                    if _lock(handle):
+                        partial.unlink(missing_ok=True)
+                finally:
+                    os.close(handle)
 
 
 def _lock(handle: int) -> bool:

@@ -271,7 +271,7 @@ def _settle(cell: Cell, request: Request, progress: Progress) -> Result:
     work = cell.setup.work
     lock = work.with_name(f"{work.name}.lock")
     there = _there(cell, progress)
-    left = work.exists() or lock.exists()  # of a process that was killed between its result and its clean-up
+    left = (request.out / "work").exists()  # perhaps of a process that was killed between its result and its clean-up
     if there is None and not _is_first(request):
         return _made(cell, request, progress)
     if there is not None and not (left and _is_first(request)):

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from evalsuite import Backbone, UsageError
-from evalsuite.files import atomic
+from evalsuite.files import atomic, forget_partials
 from evalsuite.settings import typed
 from pretrain.blocks import rank, world_size
 
@@ -148,6 +148,7 @@ class Run:
         path = self.out / "cache" / f"{digest[:16]}.safetensors"
         if rank() == 0 and not path.exists():
             tensors = {name: value.detach().cpu().contiguous() for name, value in make().items()}
+            forget_partials(path)
             with atomic(path) as partial:
                 safetensors.torch.save_file(tensors, partial)
         if world_size() > 1:

@@ -227,8 +227,10 @@ def _read_zip(path: Path, trust: bool) -> File:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except Exception as error:  # names and numbers of a broken archive raise any type
-        _refuse_broken(path, error, "broken zip archive, ")
+    except (zipfile.BadZipFile, OSError) as error:
+        raise BackboneError(
+            f"{path} is truncated or damaged", cause=f"broken zip archive: {error}", fix=BROKEN
+        ) from error
     if any(name.endswith("/constants.pkl") for name in names):
         raise BackboneError(
             f"{path} is a TorchScript program",
@@ -273,11 +275,11 @@ def _noted(tree: Any) -> dict[str, str]:
     return {k: v for k, v in note.items() if isinstance(v, str)} if isinstance(note, Mapping) else {}
 
 
-def _refuse_broken(path: Path, error: Exception, what: str = "") -> NoReturn:
+def _refuse_broken(path: Path, error: Exception) -> NoReturn:
     told = " ".join(str(error).split())[:200]
     raise BackboneError(
         f"{path} is truncated or damaged",
-        cause=f"{what}{type(error).__name__}: {told or 'it ends too early'}",
+        cause=f"{type(error).__name__}: {told or 'it ends too early'}",
         fix=BROKEN,
     ) from error
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from evalsuite.cache import default_root
 from evalsuite.errors import ResourceError
-from evalsuite.files import atomic, open_regular
+from evalsuite.files import atomic, forget_partials, open_regular
 from evalsuite.progress import Progress
 
 __all__ = [
@@ -280,6 +280,7 @@ class _Memory(NamedTuple):
 
     def write(self, known: _Known) -> None:
         text = np.frombuffer(os.fsencode("\0".join(known.rows)), np.uint8)
+        forget_partials(self.file)
         with atomic(self.file) as partial, partial.open("wb") as handle:
             np.savez(handle, names=text, states=known.states, digests=known.digests)
 

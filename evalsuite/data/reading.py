@@ -15,7 +15,7 @@ from evalsuite.cache import default_root
 from evalsuite.data.digests import Digests, joined, marks
 from evalsuite.data.images import DECODING
 from evalsuite.errors import ImageError
-from evalsuite.files import write_text
+from evalsuite.files import forget_partials, write_text
 from evalsuite.progress import Progress
 
 __all__ = [
@@ -111,6 +111,7 @@ def readable(key: str, count: int, read: Callable[[int], Iterable[int]], progres
     if found is None:
         found = look(count, read, progress)
         told = {str(row): [e.problem, e.cause, e.fix] for row, e in found.unreadable.items()}
+        forget_partials(_memory("readable", key))
         write_text(_memory("readable", key), json.dumps({"unreadable": told, "labels": sorted(found.labels)}))
     return found
 

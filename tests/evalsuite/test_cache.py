@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -229,110 +227,6 @@ def test_precision_and_storage(tmp_path):
 
 
 WHAT = ("pooled", "map2")
-
-# Runs in a process of its own, and forks: a child that is killed at each write point in turn, then one that is not.
-DRIVER = """
-import importlib.util, json, os, sys
-from pathlib import Path
-spec = importlib.util.spec_from_file_location("cache_world", sys.argv[1])
-world = importlib.util.module_from_spec(spec)
-sys.modules["cache_world"] = world
-spec.loader.exec_module(world)
-# SIGKILL loses no page of the kernel's, and there are thousands of calls.
-os.fsync = world.np.memmap.flush = lambda *_: None
-stop = 0
-while True:
-    stop += 1
-    root = Path(sys.argv[2]) / str(stop)
-    killed, _ = world.in_child(lambda: world.encode(root), stop)
-    left = world.readable(root)
-    _, encoded = world.in_child(lambda: world.encode(root))
-    print(json.dumps({"killed": killed, "left": left, "encoded": encoded, "after": world.readable(root),
-                      "litter": [str(p) for p in root.rglob(".*.partial")]}), flush=True)
-    if not killed:
-        break
-"""
-
-
-def encode(root):
-    """Encode in shards of four, and say how many images went through the network."""
-    module.SHARD = 4
-    return Cache(root).features(make(), Images(6), WHAT, preprocess=PLAIN, batch_size=3).encoded
-
-
-def readable(root):
-    """The digests of what readers would see, by entry."""
-    return {
-        path.parent.name: hashlib.sha256((path.parent / "features.npy").read_bytes()).hexdigest()
-        for path in root.rglob("manifest.json")
-    }
-
-
-def in_child(function, stop=None):
-    """Run in a fork; whether it was killed, and its result. ``stop``: kill it at that write point."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            torch.set_num_threads(1)
-            if stop is not None:
-                die_at(stop)
-            os.write(writer, json.dumps(function()).encode())
-        except BaseException as error:
-            os.write(writer, json.dumps(repr(error)).encode())
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        result = pipe.read()
-    _, status = os.waitpid(child, 0)
-    return os.WIFSIGNALED(status), json.loads(result) if result else None
-
-
-def die_at(stop):
-    """Count the calls that write, and the end; SIGKILL before the ``stop``-th."""
-    count = 0
-
-    def tick():
-        nonlocal count
-        count += 1
-        if count == stop:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def counted(function):
-        def call(*args, **kwargs):
-            tick()
-            return function(*args, **kwargs)
-
-        return call
-
-    os.fsync, os.posix_fallocate = counted(os.fsync), counted(os.posix_fallocate)
-    for name in ("replace", "unlink", "write_text", "mkdir", "touch"):
-        setattr(Path, name, counted(getattr(Path, name)))
-    np.lib.format.open_memmap = counted(np.lib.format.open_memmap)
-    np.memmap.flush = counted(np.memmap.flush)
-    module._Writer.put, module._open = counted(module._Writer.put), counted(module._open)
-
-
-@pytest.mark.slow
-def test_killed_at_any_write_the_next_run_ends_with_the_same_bytes(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, __file__, str(tmp_path)],
-        capture_output=True, text=True, timeout=900, check=True,
-        env=os.environ | {"PYTHONPATH": str(Path(module.__file__).parent.parent)},
-    )  # fmt: skip
-    runs = [json.loads(line) for line in done.stdout.splitlines()]
-    expected = runs[-1]["after"]
-    assert len(runs) > 30
-    assert [run["killed"] for run in runs] == [True] * (len(runs) - 1) + [False]
-    assert runs[-1]["left"] == expected
-    assert len(expected) == 2
-    for run in runs:
-        assert run["after"] == expected
-        assert run["left"].items() <= expected.items()  # what is readable is right, at every moment
-        assert not run["litter"]
-    encoded = [run["encoded"] for run in runs]
-    assert encoded == sorted(encoded, reverse=True)  # the later it was killed, the less is left to do
-    assert {6, 2, 0} <= set(encoded)  # whole shards are kept
 
 
 def wait_for(path, seconds=20):

@@ -97,6 +97,22 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
     forget_partials(tmp_path / "nowhere" / "state.pt")
 
 
+def test_what_another_user_left_stays(tmp_path, monkeypatch):
+    partial = tmp_path / ".state.pt.a1.partial"
+    partial.touch()
+
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", denied)
+        forget_partials(tmp_path / "state.pt")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", denied)
+        forget_partials(tmp_path / "state.pt")
+    assert partial.exists()
+
+
 def test_a_relative_path_in_the_working_directory_is_fine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_text("cell.json", "{}")

@@ -460,9 +460,11 @@ def test_a_process_killed_between_its_result_and_its_clean_up_leaves_nothing_for
     (first,) = ask("voc")
     ((path, _),) = read_all(tmp_path / "out")
     work = tmp_path / "out" / "work" / path.parent.parent.name / path.parent.name / path.stem
-    for left in (work / "state.pt", work.with_name("seed-0.lock")):
-        left.parent.mkdir(parents=True, exist_ok=True)
-        left.touch()
+    for left in (work / "state.pt", work.with_name("seed-0.lock"), None):
+        work.parent.mkdir(parents=True, exist_ok=True)
+        if left is not None:
+            left.parent.mkdir(exist_ok=True)
+            left.touch()
         assert ask("voc") == [first]
         assert [p.name for p in (tmp_path / "out").iterdir()] == ["results"]
     assert len(Oracle.calls) == 1

@@ -97,6 +97,17 @@ def test_what_is_costly_is_made_once_for_each_key_seed_and_data(tmp_path):
     assert len(calls) == 3
 
 
+def test_what_a_killed_process_was_making_is_removed_by_the_next(tmp_path):
+    labels = {"labels": torch.arange(3)}
+    make_run(tmp_path / "one").cached("clusters=3", lambda: labels)
+    (made,) = (tmp_path / "one" / "cache").iterdir()
+    left = tmp_path / "two" / "cache" / f".{made.name}.a1b2.partial"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    make_run(tmp_path / "two").cached("clusters=3", lambda: labels)
+    assert [path.name for path in left.parent.iterdir()] == [made.name]
+
+
 def test_a_run_knows_its_epoch_and_progress(tmp_path):
     run = make_run(tmp_path)
     run.step = 6

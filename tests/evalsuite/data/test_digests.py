@@ -145,6 +145,14 @@ def test_a_damaged_memory_is_left_out_with_a_line(folder: Path, tmp_path: Path, 
     assert len(opened) == 3
 
 
+def test_what_a_killed_process_was_remembering_is_removed_by_the_next(folder: Path, tmp_path: Path) -> None:
+    digests(folder, LOUD[:2])
+    (memory,) = (tmp_path / "cache" / "digests").iterdir()
+    memory.with_name(f".{memory.name}.a1b2.partial").write_bytes(b"half")
+    digests(folder, LOUD)
+    assert [path.name for path in memory.parent.iterdir()] == [memory.name]
+
+
 def test_verifying_opens_every_file_once_a_session_and_tells_of_what_changed(
     folder: Path, tmp_path: Path, opened: list[str]
 ) -> None:

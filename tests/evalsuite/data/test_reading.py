@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evalsuite.cache import default_root
 from evalsuite.data.detection import Boxes, DetectionSet, assemble
 from evalsuite.data.detection import Image as Listed
 from evalsuite.data.reading import copied, in_both, look, readable, recall, refuse, usable
@@ -48,6 +49,14 @@ def test_every_row_is_looked_at_once_and_remembered() -> None:
     assert {row: str(error) for row, error in again.unreadable.items()} == {row: str(broken(row)) for row in (1, 4)}
     readable("another", 6, read, QUIET)
     assert len(rows) == 12
+
+
+def test_what_a_killed_process_was_remembering_is_removed_by_the_next() -> None:
+    left = default_root().parent / "readable" / ".key.json.a1b2.partial"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    readable("key", 1, lambda row: [row], QUIET)
+    assert [path.name for path in left.parent.iterdir()] == ["key.json"]
 
 
 def test_what_is_wrong_with_data_is_raised_and_not_remembered() -> None:
