@@ -7,7 +7,6 @@ number of attention heads, the normalisation of pixels). It never names code, a 
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -166,7 +165,7 @@ def _scalar(value: Any) -> bool:
     if isinstance(value, str):
         return re.fullmatch(r"[\w.:-]{0,80}", value) is not None
     if isinstance(value, int | float):
-        return math.isfinite(value) and abs(value) <= LARGEST
+        return -LARGEST <= value <= LARGEST  # which no NaN is, and whole numbers of any length are compared
     return value is None
 
 

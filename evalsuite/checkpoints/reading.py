@@ -227,10 +227,8 @@ def _read_zip(path: Path, trust: bool) -> File:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise BackboneError(
-            f"{path} is truncated or damaged", cause=f"broken zip archive: {error}", fix=BROKEN
-        ) from error
+    except Exception as error:  # names and numbers of a broken archive raise any type
+        _refuse_broken(path, error, "broken zip archive, ")
     if any(name.endswith("/constants.pkl") for name in names):
         raise BackboneError(
             f"{path} is a TorchScript program",
@@ -275,11 +273,11 @@ def _noted(tree: Any) -> dict[str, str]:
     return {k: v for k, v in note.items() if isinstance(v, str)} if isinstance(note, Mapping) else {}
 
 
-def _refuse_broken(path: Path, error: Exception) -> NoReturn:
+def _refuse_broken(path: Path, error: Exception, what: str = "") -> NoReturn:
     told = " ".join(str(error).split())[:200]
     raise BackboneError(
         f"{path} is truncated or damaged",
-        cause=f"{type(error).__name__}: {told or 'it ends too early'}",
+        cause=f"{what}{type(error).__name__}: {told or 'it ends too early'}",
         fix=BROKEN,
     ) from error
 

@@ -1002,6 +1002,14 @@ def script(path: Path) -> None:
             zipped.writestr(f"m/{name}", "x")
 
 
+def unreadable_name(path: Path) -> None:
+    torch.save({"w": torch.zeros(3)}, path)
+    content = path.read_bytes()
+    listed = content.rindex(b"data.pkl")  # in the archive's list of files, which says that names are UTF-8
+    flags = content.rindex(b"PK\x01\x02", 0, listed) + 8
+    path.write_bytes(content[:flags] + b"\0\x08" + content[flags + 2 : listed] + b"\xff" + content[listed + 1 :])
+
+
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (lambda path: None, "No such file"),
     "zero bytes": (lambda path: path.write_bytes(b""), "no bytes"),
@@ -1009,6 +1017,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a web page": (html, "web page"),
     "a Git LFS pointer": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "Git LFS"),
     "truncated zip": (truncated, "broken zip archive"),
+    "a zip with a name of no text": (unreadable_name, "broken zip archive, UnicodeDecodeError"),
     "truncated legacy": (truncated_legacy, "Error"),
     "truncated safetensors": (truncated_safetensors, "broken safetensors"),
     "truncated pickle": (truncated_pickle, "truncated"),

@@ -4,15 +4,12 @@ the network, and each is read or refused."""
 from __future__ import annotations
 
 import json
-import os
-import resource
 import runpy
-import signal
 import socket
 import struct
 import sys
-import tempfile
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +24,7 @@ from evalsuite.checkpoints import load_backbone
 from evalsuite.errors import Refusal
 from evalsuite.hooks import Registry
 
-EXAMPLES = settings.default.max_examples if settings.default.max_examples > 1000 else 25
-SPARE = (
-    400 << 20
-)  # bytes that loading a file of some kilobytes may take: a small network, and the forward pass of its shapes
+EXAMPLES = settings.default.max_examples if settings.default.max_examples > 1000 else 80
 REPOSITORY = Path(__file__).parents[2]
 mutated: Callable[[st.DataObject, dict[str, Any]], str] = runpy.run_path(
     str(Path(__file__).with_name("test_results.py"))
@@ -53,57 +47,41 @@ BESIDE = {"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "input_size": 
           "model_args": {"depth": 2, "img_size": 8}, "num_attention_heads": 2, "hidden_size": 8}  # fmt: skip
 
 
-def outcome(content: bytes, beside: str, registry: Registry) -> tuple[int, int]:
-    """Load a file in a child process: its exit status, and by how many bytes it grew."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.safetensors"
-        path.write_bytes(content)
-        if beside:
-            path.with_name("config.json").write_text(beside, encoding="utf-8", errors="surrogatepass")
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                signal.alarm(120)
-                status = _load(path, registry)
-            finally:
-                os._exit(status)
-        _, status, usage = os.wait4(child, 0)
-        return status, (usage.ru_maxrss - before) * 1024
+TOUCHED: list[Any] = []  # what a child touched that it must not
 
 
-def _load(path: Path, registry: Registry) -> int:
-    """0 where the file is loaded or refused in three lines, 2 where it touched what it must not."""
-    touched: list[Any] = []
-    mine = (str(path.parent), str(REPOSITORY), sys.prefix, sys.base_prefix, "/proc/", "/sys/", "/dev/")
+def consume(folder: Path, file: Any, registry: Registry) -> None:
+    """Load a file, which is loaded or refused in three lines and touches nothing else."""
+    _watch(folder.parent)
+    path = folder / "model.safetensors"
+    path.write_bytes(file.content)
+    if file.beside:
+        path.with_name("config.json").write_text(file.beside, encoding="utf-8", errors="surrogatepass")
+    told = ""
+    try:
+        load_backbone(path, registry)
+    except Refusal as refusal:
+        told = str(refusal)
+    assert len(told.splitlines()) in (0, 3)
+    assert len(told.encode()) < 4000
+    assert not TOUCHED
+
+
+@lru_cache(maxsize=1)
+def _watch(folder: Path) -> None:
+    mine = (str(folder), str(REPOSITORY), sys.prefix, sys.base_prefix, "/proc/", "/sys/", "/dev/")
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         other = event == "open" and isinstance(arguments[0], str) and not arguments[0].startswith(mine)
         if other or event in ("os.system", "subprocess.Popen", "socket.connect", "socket.getaddrinfo"):
-            touched.append((event, arguments))
+            TOUCHED.append((event, arguments))
 
     def refuse(*arguments: Any, **options: Any) -> Any:
-        touched.append(arguments)
+        TOUCHED.append(arguments)
         raise OSError("the network was asked")
 
     sys.addaudithook(watch)
     socket.create_connection = refuse
-    try:
-        load_backbone(path, registry)
-    except Refusal as refusal:
-        if len(str(refusal).splitlines()) != 3 or len(str(refusal)) > 4000:
-            return 3
-        str(refusal).encode()
-    return 2 if touched else 0
-
-
-def harmless(content: bytes, registry: Registry, beside: str = "") -> None:
-    status, growth = outcome(content, beside, registry)
-    words = {1: "an error that is no refusal", 2: "it touched what it must not", 3: "a refusal of no three lines"}
-    told = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else words.get(os.WEXITSTATUS(status), "")
-    assert status == 0, told
-    assert growth < SPARE
 
 
 def parts(content: bytes) -> tuple[dict[str, Any], bytes]:
@@ -133,9 +111,9 @@ def theirs(registry: Registry) -> bytes:
     return safetensors.torch.save({k: v.clone() for k, v in state.items()}, header | {"note": "RGB in [0,1], 32x32"})
 
 
-@settings(max_examples=EXAMPLES // 2, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5 * EXAMPLES // 8, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_no_header_of_ours_that_was_changed_does_harm(ours: bytes, registry: Registry, data: st.DataObject):
+def test_no_header_of_ours_that_was_changed_does_harm(files: Any, ours: bytes, data: st.DataObject):
     header, tensors = parts(ours)
     inner = json.loads(header["__metadata__"][HEADER])
     if data.draw(st.booleans()):
@@ -144,14 +122,12 @@ def test_no_header_of_ours_that_was_changed_does_harm(ours: bytes, registry: Reg
     inner["spec"]["options"] |= {name: data.draw(st.sampled_from(OPTIONS[name])) for name in names}
     text = mutated(data, inner) if data.draw(st.booleans()) else json.dumps(inner)
     header["__metadata__"][HEADER] = text
-    harmless(whole(json.dumps(header), tensors), registry)
+    files.add(whole(json.dumps(header), tensors))
 
 
 @settings(max_examples=EXAMPLES // 4, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_no_safetensors_header_that_was_changed_does_harm(
-    ours: bytes, theirs: bytes, registry: Registry, data: st.DataObject
-):
+def test_no_safetensors_header_that_was_changed_does_harm(files: Any, ours: bytes, theirs: bytes, data: st.DataObject):
     header, tensors = parts(data.draw(st.sampled_from([ours, theirs])))
     for name in data.draw(st.lists(st.sampled_from(sorted(header.keys() - {"__metadata__"})), max_size=4)):
         field = data.draw(st.sampled_from(["shape", "dtype", "data_offsets"]))
@@ -165,19 +141,19 @@ def test_no_safetensors_header_that_was_changed_does_harm(
     text = mutated(data, header) if data.draw(st.booleans()) else json.dumps(header)
     length = data.draw(st.sampled_from([None, None, None, 0, 1, 2**31, 2**63, 2**64 - 1]))
     cut = data.draw(st.sampled_from([None, None, -1, 0, 7]))
-    harmless(whole(text, tensors[:cut], length), registry)
+    files.add(whole(text, tensors[:cut], length))
 
 
-@settings(max_examples=EXAMPLES // 4, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES // 8, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_no_words_of_strangers_do_harm(theirs: bytes, registry: Registry, data: st.DataObject):
+def test_no_words_of_strangers_do_harm(files: Any, theirs: bytes, data: st.DataObject):
     header, tensors = parts(theirs)
     odd = st.sampled_from(
         ["NaN", "1e400", "[" * 3000, '["a"]', "[1,2,3]", "0", "-1", "9" * 400, "\ud800", "\x1b[2J", *ARCHES]
     )
     for name in data.draw(st.lists(st.sampled_from(["arch", "mean", "std", "image_size", "note", HEADER]), max_size=3)):
         header["__metadata__"][name] = data.draw(odd)
-    harmless(whole(json.dumps(header), tensors), registry, mutated(data, BESIDE) if data.draw(st.booleans()) else "")
+    files.add(whole(json.dumps(header), tensors), mutated(data, BESIDE) if data.draw(st.booleans()) else "")
 
 
 KNOWN = {
@@ -188,11 +164,11 @@ KNOWN = {
 }
 
 
-@pytest.mark.parametrize("text", KNOWN.values(), ids=KNOWN)
-def test_headers_that_are_known_to_hurt(ours: bytes, registry: Registry, text: str):
+def test_headers_that_are_known_to_hurt(files: Any, ours: bytes):
     header, tensors = parts(ours)
-    header["__metadata__"][HEADER] = text
-    harmless(whole(json.dumps(header), tensors), registry)
+    for text in KNOWN.values():
+        header["__metadata__"][HEADER] = text
+        files.add(whole(json.dumps(header), tensors))
 
 
 def test_a_file_that_is_whole_is_loaded(ours: bytes, theirs: bytes, registry: Registry, tmp_path: Path):

@@ -6,12 +6,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import resource
-import signal
 import struct
-import sys
-import tempfile
-import traceback
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -27,50 +22,27 @@ from hypothesis import strategies as st
 from evalsuite.checkpoints.reading import read, states
 from evalsuite.checkpoints.unpickling import _ALLOWED
 from evalsuite.errors import BackboneError
+from evalsuite.hooks import Registry
 
-EXAMPLES = settings.default.max_examples // 2 if settings.default.max_examples > 1000 else 20
-SPARE = (
-    400 << 20
-)  # bytes that reading a file of some kilobytes may take: SPARE of the reader, and what it computes with
+EXAMPLES = settings.default.max_examples // 2 if settings.default.max_examples > 1000 else 80
 NAMES = sorted(_ALLOWED)
 HOSTILE = ["posix.system", "builtins.eval", "torch.load", "numpy.lib.npyio.load", "evalsuite.errors.Refusal", "a.b"]
 REBUILD = [f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "tensor_v3", "parameter")]
 
 
-def outcome(content: bytes, ending: str = ".pth") -> tuple[int, int]:
-    """Read a file in a child process: its exit status, and by how many bytes it grew."""
-    with tempfile.NamedTemporaryFile(suffix=ending) as file:
-        file.write(content)
-        file.flush()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                signal.alarm(600)  # what it takes on a machine under load
-                for state in states(read(file.name)):
-                    for tensor in state.tensors.values():
-                        tensor.double().sum()
-                status = 0
-            except BackboneError:
-                status = 0
-            except RuntimeError as error:  # of sums of what has none
-                status = 0 if "not implemented" in str(error) or "not supported" in str(error) else 1
-                if status:
-                    traceback.print_exc()
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(status)
-        _, status, usage = os.wait4(child, 0)
-        return status, (usage.ru_maxrss - before) * 1024
-
-
-def harmless(content: bytes) -> None:
-    status, growth = outcome(content)
-    assert status == 0, f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "an error that is no refusal"
-    assert growth < SPARE
+def consume(folder: Path, file: Any, registry: Registry) -> None:
+    """Read a file and compute with its tensors."""
+    path = folder / "model.pth"
+    path.write_bytes(file.content)
+    try:
+        for state in states(read(path)):
+            for tensor in state.tensors.values():
+                tensor.double().sum()
+    except BackboneError:
+        pass
+    except RuntimeError as error:  # of sums of what has none
+        if "not implemented" not in str(error) and "not supported" not in str(error):
+            raise
 
 
 # --- a grammar of pickles ---------------------------------------------------------------------------------------
@@ -160,8 +132,8 @@ def zipped(program: bytes, storages: dict[str, bytes]) -> bytes:
 
 @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 @given(program=programs, as_zip=st.booleans())
-def test_made_up_pickles_are_read_or_refused(program: bytes, as_zip: bool):
-    harmless(zipped(program, {"0": bytes(64), "1": bytes(8)}) if as_zip else program)
+def test_made_up_pickles_are_read_or_refused(files: Any, program: bytes, as_zip: bool):
+    files.add(zipped(program, {"0": bytes(64), "1": bytes(8)}) if as_zip else program)
 
 
 # --- mutations of real files ------------------------------------------------------------------------------------
@@ -224,8 +196,8 @@ def mutations(draw: st.DrawFn) -> Callable[[bytes], bytes]:
 
 @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 @given(kind=st.sampled_from([*REAL, "program"]), change=mutations())
-def test_mutated_files_are_read_or_refused(kind: str, change: Callable[[bytes], bytes]):
-    harmless(_rezipped(REAL["zip"], change) if kind == "program" else change(REAL[kind]))
+def test_mutated_files_are_read_or_refused(files: Any, kind: str, change: Callable[[bytes], bytes]):
+    files.add(_rezipped(REAL["zip"], change) if kind == "program" else change(REAL[kind]))
 
 
 # --- attacks that are known -------------------------------------------------------------------------------------
@@ -253,21 +225,21 @@ ATTACKS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("as_zip", [False, True], ids=["pickle", "zip"])
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_known_attacks_do_nothing(attack: str, as_zip: bool):
-    program = b"\x80\x02}" + text("w") + ATTACKS[attack] + b"s."
-    harmless(zipped(program, {"0": bytes(16)}) if as_zip else program)
+def test_known_attacks_do_nothing(files: Any):
+    for attack in ATTACKS.values():
+        program = b"\x80\x02}" + text("w") + attack + b"s."
+        files.add(program)
+        files.add(zipped(program, {"0": bytes(16)}))
 
 
-def test_a_file_that_unpacks_to_many_times_its_size_is_refused():
+def test_a_file_that_unpacks_to_many_times_its_size_is_refused(files: Any):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({}, 2))
         with archive.open("archive/data/0", "w", force_zip64=True) as member:
             for _ in range(100):
                 member.write(bytes(1 << 20))
-    harmless(out.getvalue())
+    files.add(out.getvalue())
 
 
 def test_shared_parts_are_walked_once(tmp_path: Path):

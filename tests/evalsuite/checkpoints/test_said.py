@@ -172,6 +172,7 @@ CONFIGS: list[dict[str, Any]] = [
     {"architecture": "test_vit", "pretrained_cfg": {"url": "http://evil.example/x", "file": "SENTINEL"}},
     {"architecture": "test_vit", "model_args": {"img_size": 100_000, "depth": 10_000}},
     {"architecture": "hf-hub:evil/x"}, {"architecture": "vit_giant_patch14_dinov2"}, {"architecture": ["test_vit"]},
+    {"architecture": "test_vit", "model_args": {"depth": 10**400, "img_size": [10**400]}, "num_heads": 10**400},
     {"pretrained_cfg": {"mean": [float("nan")] * 3, "std": [0, 0, 0], "input_size": [3, 10**9, 10**9]}},
 ]  # fmt: skip
 
