@@ -7,19 +7,21 @@ number of attention heads, the normalisation of pixels). It never names code, a 
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import timm
+from torch import Tensor
 from torchvision.models import list_models
 
-from evalsuite.backbone import input_fault
+from evalsuite.backbone import HEADER, input_fault
 from evalsuite.checkpoints.folders import hub_named
 from evalsuite.checkpoints.reading import File
 
-__all__ = ["Described", "described", "described_input", "heads", "names", "solo_method"]
+__all__ = ["Described", "described", "described_input", "heads", "input_of", "names", "solo_method", "tower"]
 
 CONFIG = "config.json"
 # of timm's builders: what shapes, pooling and activations follow from; nothing that fetches, and no classifier
@@ -31,6 +33,8 @@ OPTIONS = frozenset({
 })  # fmt: skip
 SAVED = ("args", "opt", "config", "cfg", "hyper_parameters", "hparams", "model_args", "model_config", "model_kwargs")
 HEADS = frozenset({"num_heads", "n_heads", "n_head", "num_attention_heads"})
+PREPARES = r"prepro|normali[sz]|pretrained_cfg|data_cfg|data_config|transform"  # settings of what prepares pixels
+WIDTHS = ("hidden_size", "embed_dim", "embed_dims", "width")
 NAMES = frozenset({"arch", "architecture", "model", "model_name", "backbone", "encoder", "name"})
 SETTINGS = 20_000  # how many values are followed
 LONGEST = 1 << 20  # characters of a configuration that is text
@@ -80,19 +84,40 @@ def _named(file: File) -> Iterator[tuple[str, str, dict[str, Any]]]:
 def settings(file: File) -> dict[str, dict[str, Any]]:
     """What a file keeps of the settings it was made with, by where it stands: plain values in plain containers."""
     tree = file.tree if isinstance(file.tree, Mapping) else {}
-    found = {"top level": {k: v for k, v in tree.items() if isinstance(k, str) and _scalar(v)}}
+    found: dict[str, Any] = {"top level": {k: v for k, v in tree.items() if isinstance(k, str) and _scalar(v)}}
     meta: Any = tree.get("meta")
     for where, value in [*((k, tree.get(k)) for k in SAVED), *((f"{n} beside it", v) for n, v in file.beside.items())]:
         found[where] = _plain(value)
+    for key, text in file.header.items():
+        found[f"header ({key})"] = _plain(_object(text)) if key != HEADER else None
     for key in ("cfg", "config") if isinstance(meta, Mapping) else ():
         found[f"meta.{key}"] = _of_text(meta[key]) if isinstance(meta.get(key), str) else _plain(meta.get(key))
     return {where: saved for where, saved in found.items() if isinstance(saved, dict)}
 
 
+def _object(text: str) -> Any:
+    """What a text of a safetensors header is as JSON; None for what is none."""
+    try:
+        return json.loads(text) if text[:1] == "{" and len(text) <= LONGEST else None
+    except (ValueError, RecursionError):
+        return None
+
+
 def _of_text(text: str) -> dict[str, Any]:
-    """Of a configuration that OpenMMLab wrote as Python: the names of architectures and the numbers of heads."""
+    """Of a configuration that OpenMMLab wrote as Python: names of architectures, numbers of heads, how pixels are
+    normalised."""
     assigned = re.findall(r"\b(arch|num_heads)\s*=\s*(?:'([\w.-]{1,80})'|(\d{1,4})\b)", text[:LONGEST])
-    return {f"{key} {i}": {key: int(number) if number else word} for i, (key, word, number) in enumerate(assigned)}
+    found: dict[str, Any] = {
+        f"{key} {i}": {key: int(number) if number else word} for i, (key, word, number) in enumerate(assigned)
+    }
+    values = r"\s*=\s*[\[(]([\d., ]{5,80})[\])]"
+    swapped = re.search(r"to_rgb\s*=\s*False", text[:LONGEST])  # then numbers are of blue, green and red
+    for pattern in () if swapped else (rf"\bmean{values}", rf"\bstd{values}"):
+        if given := re.search(pattern, text[:LONGEST]):
+            numbers = [part.strip() for part in given[1].strip(" ,").split(",")]
+            if all(re.fullmatch(r"\d{1,3}(\.\d{0,9})?", n) for n in numbers):
+                found[pattern[2:].partition("\\")[0]] = [float(n) for n in numbers]
+    return found
 
 
 def _plain(value: Any, depth: int = 0, left: list[int] | None = None) -> Any:
@@ -110,33 +135,57 @@ def _plain(value: Any, depth: int = 0, left: list[int] | None = None) -> Any:
     return _plain(inner, depth + 1, left)
 
 
-def _all(saved: Mapping[str, Any], names: frozenset[str], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting of one of these names, with the keys that lead to it."""
+def _all(
+    saved: Mapping[str, Any], names: frozenset[str], path: str = "", width: int | None = None
+) -> Iterator[tuple[str, Any]]:
+    """Every setting of one of these names, with the keys that lead to it; where a ``width`` is wanted, none of an
+    object that says another, which is of another network."""
+    others = width is not None and any(_number(saved.get(k)) and saved[k] != width for k in WIDTHS)
     for key, value in saved.items():
-        if key in names:
+        if key in names and not others:
             yield f"{path}{key}", value
         elif isinstance(value, dict):
-            yield from _all(value, names, f"{path}{key}.")
+            yield from _all(value, names, f"{path}{key}.", width)
+
+
+def tower(file: File, width: int, sizes: str = "hidden_size") -> Mapping[str, Any]:
+    """What transformers' ``config.json`` beside a file says of an image network of this width; empty where it says
+    nothing. ``sizes`` is the name of its width, or of its stages' widths."""
+    config = file.beside.get(CONFIG, {})
+    inner = config.get("vision_config")
+    nested = isinstance(inner, Mapping)
+    said = inner if isinstance(inner, Mapping) else config
+    given = said.get(sizes)
+    given = given[-1] if isinstance(given, list) and given else given
+    if given != width and not (given is None and nested):
+        return {}
+    # a nested object holds what differs from its class, and all of these have twelve heads
+    return {"num_attention_heads": 12, **said} if nested else said or {"": ""}
 
 
 def heads(file: File, width: int) -> tuple[int, str] | None:
     """The number of attention heads that a file's settings give for an encoder of this width, and where they do.
 
-    None where they give none, several, or one that does not divide the width; settings of another width are of another
-    network.
+    What is beside a file for transformers comes first. None where nothing gives one, several are given, or one that
+    does not divide the width; settings of another width are of another network.
     """
+    beside = tower(file, width).get("num_attention_heads")
     given = {
         number: f"{where}: {path}"
         for where, saved in settings(file).items()
-        if saved.get("hidden_size", width) == width
-        for path, number in _all(saved, HEADS)
-        if isinstance(number, int) and not isinstance(number, bool) and not re.search(OTHERS, path)
+        for path, number in _all(saved, HEADS, width=width)
+        if _number(number) and not re.search(OTHERS, path)
     }
+    given = {beside: f"{CONFIG} beside it: num_attention_heads"} if _number(beside) else given
     fitting = {n: where for n, where in given.items() if n > 0 and width % n == 0}
     if len(given) != 1 or not fitting:
         return None
     ((number, where),) = fitting.items()
     return number, f"{number} attention heads by the word of the file ({where})"
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def solo_method(file: File) -> str:
@@ -194,14 +243,42 @@ def described_input(file: File, fits: bool) -> tuple[dict[str, Any], str]:
         ):
             if isinstance(given, Mapping) and (values := _input(given)):
                 return values, f"{name} beside the file"
+    return next(_saved_input(file), ({}, ""))
+
+
+def _saved_input(file: File) -> Iterator[tuple[dict[str, Any], str]]:
+    """mean and std among the settings in a file or beside it: of the run itself or of what prepares its pixels."""
+    for where, saved in settings(file).items():
+        if where == f"{CONFIG} beside it":
+            continue
+        for path, inner in [("", saved), *((k, v) for k, v in saved.items() if re.search(PREPARES, k))]:
+            if isinstance(inner, dict) and (values := _input(inner)):
+                whose = where if where.endswith(" beside it") else f"the file's {where}"
+                yield {k: values[k] for k in ("mean", "std")}, whose + (f" ({path})" if path else "")
+
+
+def input_of(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], str]:
+    """mean and std where a network subtracts and divides by itself and keeps the numbers among its tensors."""
+    for name, mean in tensors.items():
+        std = tensors.get(f"{name.removesuffix('mean')}std")
+        if re.search(r"(^|\.)(norm\w*|\w*prepro\w*|transform\w*)\.mean$", name) and std is not None:
+            values = _input({"mean": mean.flatten().tolist(), "std": std.flatten().tolist()})
+            if values:
+                return values, f"the file's tensor {name}"
     return {}, ""
 
 
 def _input(given: Mapping[str, Any]) -> dict[str, Any]:
     """timm's names and transformers'; what makes no sense is left out."""
     values: dict[str, Any] = {}
-    for name, theirs in (("mean", ("mean", "image_mean")), ("std", ("std", "image_std"))):
-        numbers: Any = next((given[k] for k in theirs if k in given), [])
+    told: dict[str, Any] = {
+        name: next((given[k] for k in (name, f"image_{name}") if k in given), []) for name in ("mean", "std")
+    }
+    if all(map(_scalars, told.values())) and min(told["std"], default=0) >= 1 < max(
+        *told["mean"], *told["std"]
+    ):  # of 0 to 255
+        told = {name: [v / 255 for v in numbers] for name, numbers in told.items()}
+    for name, numbers in told.items():
         if _scalars(numbers) and len(numbers) == 3 and all((0 if name == "mean" else 1e-6) <= v <= 1 for v in numbers):
             values[name] = tuple(map(float, numbers))
     if given.get("do_normalize") is False:

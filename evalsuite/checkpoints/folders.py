@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from evalsuite.checkpoints import reading
 from evalsuite.checkpoints.reading import BROKEN, ENDINGS, File
@@ -27,6 +30,10 @@ NAMES = (
     *(f"{s}{e}" for s in STEMS for e in (".safetensors.index.json", ".safetensors", ".bin.index.json", ".bin")),
 )
 BESIDE = ("config.json", "preprocessor_config.json", "open_clip_config.json", "args.json")
+YAML = ("args.yaml", "config.yaml", "hparams.yaml")  # timm's, DINOv2's and Lightning's; the last two a level up as well
+# what training programs keep beside the weights under endings of checkpoints
+STATES = re.compile(r"^(optim|sched|scaler|rng_|random_states|training_args|trainer_state)|optim_states\.pt$")
+LARGEST_YAML = 64 << 10  # bytes; a parser of it is slow
 LARGEST = 8 << 20  # bytes of such a text; the names of 21,000 classes fill one
 
 
@@ -72,7 +79,16 @@ def _weights_in(folder: Path) -> Path:
             return folder / name
         if (folder / name).is_symlink():
             raise _without(folder, f"{name} is a link to a file that is not there: the download did not end")
-    here = sorted(p for p in folder.iterdir() if p.suffix in ENDINGS and p.is_file() and not p.name.startswith("."))
+    if (latest := _latest(folder)) is not None:
+        return _weights_in(latest)
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    if any(p.suffix == ".distcp" for p in files):
+        raise BackboneError(
+            f"{folder} is a checkpoint that many processes wrote",
+            cause="its .distcp files hold parts of tensors",
+            fix=f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pth",
+        )
+    here = [p for p in files if p.suffix in ENDINGS and not STATES.search(p.name)]
     if len(here) == 1:
         return here[0]
     if not here:
@@ -85,6 +101,16 @@ def _weights_in(folder: Path) -> Path:
         cause=f"a checkpoint is one file; it holds {', '.join(p.name for p in here[:5])}{more}",
         fix=f"name the one to judge, for example {here[-1]}",
     )
+
+
+def _latest(folder: Path) -> Path | None:
+    """The step that DeepSpeed's file ``latest`` names, a folder in this one."""
+    file = folder / "latest"
+    if not file.is_file() or file.stat().st_size > 200:
+        return None
+    name = file.read_text(errors="replace").strip()
+    plain = Path(name).name == name and name not in ("", ".", "..")
+    return folder / name if plain and (folder / name).is_dir() else None
 
 
 def _without(folder: Path, why: str) -> BackboneError:
@@ -170,6 +196,10 @@ def _read_shards(index: Path, trust: bool) -> File:
 def _texts(folder: Path) -> tuple[dict[str, Mapping[str, Any]], tuple[str, ...]]:
     """The JSON objects beside the weights, by file name, and a note for each that is none."""
     read = {name: _text(folder / name) for name in BESIDE if (folder / name).is_file()}
+    above = [folder.absolute().parent] if folder.absolute().name == "checkpoints" else []
+    for name in YAML:
+        if (file := next((p / name for p in (folder, *above) if (p / name).is_file()), None)) is not None:
+            read[name] = _yaml(file)
     notes = (f"{name} beside it is passed over: {fault}" for name, (_, fault) in read.items() if fault)
     return {name: content for name, (content, _) in read.items() if content is not None}, tuple(notes)
 
@@ -183,3 +213,14 @@ def _text(path: Path) -> tuple[dict[str, Any] | None, str]:
     except (OSError, ValueError, RecursionError) as error:
         return None, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
     return (content, "") if isinstance(content, dict) else (None, "it is no JSON object")
+
+
+def _yaml(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """A mapping of YAML's plain values, or None and what is wrong with it."""
+    try:
+        if path.stat().st_size > LARGEST_YAML:
+            return None, f"it has more than {LARGEST_YAML >> 10} KiB"
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        return None, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    return (content, "") if isinstance(content, dict) else (None, "it is no mapping")

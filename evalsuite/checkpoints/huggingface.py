@@ -15,6 +15,7 @@ import timm
 import torch
 from torch import Tensor
 
+from evalsuite.checkpoints import configs
 from evalsuite.checkpoints.layouts import (
     Candidate,
     Sources,
@@ -39,9 +40,8 @@ ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "
 
 
 class Words(NamedTuple):
-    """What is known of a tower beside its tensors: heads of attention, epsilon of norms, activation; by whose word."""
+    """What is known of a tower beside its tensors: epsilon of norms, activation; by whose word."""
 
-    heads: int | None
     eps: float
     act: str
     config: Mapping[str, Any]
@@ -49,27 +49,16 @@ class Words(NamedTuple):
     @property
     def note(self) -> str:
         if self.config:
-            return f"heads, epsilon {self.eps:g} and activation {self.act} from config.json beside it"
+            return f"epsilon {self.eps:g} and activation {self.act} from config.json beside it"
         return f"no config.json beside it: epsilon {self.eps:g} and activation {self.act} are transformers' defaults"
 
 
 def _words(state: State, eps: float, act: str, width: int, sizes: str = "hidden_size") -> Words:
     """``config.json`` beside the file, where it is of a network of this width; else transformers' defaults."""
-    config = state.file.beside.get("config.json", {})
-    inner = config.get("vision_config")
-    tower = inner if isinstance(inner, Mapping) else config
-    said = tower.get(sizes)
-    if isinstance(said, list) and said:
-        said = said[-1]
-    heads = tower.get("num_attention_heads")
-    if said != width and not (said is None and tower is inner):
-        return Words(None, eps, act, {})
-    if heads is None and tower is inner:
-        heads = 12  # a nested object holds what differs from its class, and all of these have twelve
-    found, theirs = tower.get("layer_norm_eps", eps), tower.get("hidden_act", act)
-    eps = float(found) if isinstance(found, int | float) and 0 < found < 1 else eps
-    usable = isinstance(heads, int) and not isinstance(heads, bool) and heads > 0 and width % heads == 0
-    return Words(heads if usable else None, eps, theirs if isinstance(theirs, str) else act, tower or {"": ""})
+    tower = configs.tower(state.file, width, sizes)
+    said, theirs = tower.get("layer_norm_eps", eps), tower.get("hidden_act", act)
+    eps = float(said) if isinstance(said, int | float) and 0 < said < 1 else eps
+    return Words(eps, theirs if isinstance(theirs, str) else act, tower)
 
 
 # ------------------------------------------------------------------------------------------------------ transformers
@@ -190,9 +179,9 @@ def _of_vit(tower: Tower, prefix: str, state: State, dino: bool) -> Candidate:
     width = tensors["patch_embed.proj.weight"].shape[0]
     relative = any("relative_position_bias_table" in k for k in tensors)
     if relative or (not dino and "pos_embed" not in tensors):
-        return _beit(tower, prefix, _words(state, 1e-12, "gelu", width))
+        return _beit(tower, prefix, _words(state, 1e-12, "gelu", width), configs.heads(state.file, width))
     if "pos_embed" not in tensors:
-        return _dinov3(tower, prefix, _words(state, 1e-5, "gelu", width))
+        return _dinov3(tower, prefix, _words(state, 1e-5, "gelu", width), configs.heads(state.file, width))
     return _plain(tower, prefix, state, _words(state, 1e-6 if dino else 1e-12, "gelu", width))
 
 
@@ -240,24 +229,21 @@ def _said(read: Candidate, words: Words, gated: bool = False) -> Candidate:
     if act is None:
         return replace(read, arch=None, note=f"a ViT with the activation {words.act}, which timm has not")
     options = dict(read.options) | {"norm_eps": words.eps}
-    if words.heads is not None:
-        options["num_heads"] = words.heads
     if act != "gelu" and not gated:
         options["act_layer"] = act
-    known = {"act_layer"} | ({"num_heads"} if words.heads is not None else set())
-    guesses = {k: v for k, v in read.guesses.items() if k not in known}
+    guesses = {k: v for k, v in read.guesses.items() if k != "act_layer"}
     return replace(read, options=options, note="; ".join(n for n in (words.note, read.note) if n), guesses=guesses)
 
 
-def _beit(tower: Tower, prefix: str, words: Words) -> Candidate:
+def _beit(tower: Tower, prefix: str, words: Words, heads: tuple[int, str] | None) -> Candidate:
     _join(tower, ("attn.q.weight", "attn.k.weight", "attn.v.weight"), "attn.qkv.weight")
     _rename(tower, (r"\.attn\.([qv])\.bias$", r".attn.\1_bias"), (r"\.scale([12])$", r".gamma_\1"))
     if words.act != "gelu":
         return Candidate(tower.tensors, None, {}, prefix, tower.sources, f"a BEiT with the activation {words.act}")
-    return as_beit(tower.tensors, tower.sources, prefix, words.heads, words.eps, words.note)
+    return as_beit(tower.tensors, tower.sources, prefix, heads and heads[0], words.eps, words.note)
 
 
-def _dinov3(tower: Tower, prefix: str, words: Words) -> Candidate:
+def _dinov3(tower: Tower, prefix: str, words: Words, heads: tuple[int, str] | None) -> Candidate:
     """timm's Eva as DINOv3 uses it: positions turn queries and keys, and the class token is the pooled feature."""
     tensors = tower.tensors
     _join(tower, ("attn.q.weight", "attn.k.weight", "attn.v.weight"), "attn.qkv.weight")
@@ -280,7 +266,7 @@ def _dinov3(tower: Tower, prefix: str, words: Words) -> Candidate:
         "embed_dim": width,
         "depth": count(tensors, r"blocks\.(\d+)\.norm1\.weight"),
         "patch_size": patch,
-        "num_heads": words.heads or width // 64,
+        "num_heads": heads[0] if heads else width // 64,
         "mlp_ratio": first.shape[0] / width,
         "global_pool": "token",
         "norm_eps": words.eps,

@@ -334,6 +334,8 @@ def _find(
         raise _joined(file, flat)
     if said is not None and (best is None or not best.match.whole):
         return _unfit(best, held, read, _arch(said, registry), builder)
+    if best is None and all(not t.numel() for state in held for t in state.tensors.values()):
+        raise _hollow(file)
     if best is None:
         raise _unknown(file, held, read)
     taken = f"{', '.join(best.state.wrappers)} taken off" if best.state.wrappers else ""
@@ -362,6 +364,14 @@ def _empty(file: reading.File) -> BackboneError:
         f"{file.path} holds no tensors",
         cause=f"it holds {keys or 'nothing'}",
         fix="name a file with a model's weights",
+    )
+
+
+def _hollow(file: reading.File) -> BackboneError:
+    return BackboneError(
+        f"{file.path} has names and no numbers",
+        cause="all its tensors are of size 0, as DeepSpeed leaves them where ZeRO shares parameters among processes",
+        fix=f"python zero_to_fp32.py {file.path.parent.parent} weights: the script lies beside DeepSpeed's steps",
     )
 
 
@@ -657,6 +667,14 @@ def _guesses(found: _Found, overrides: Mapping[str, Any]) -> Iterator[str]:
 
 def _refusal(file: reading.File, found: _Found) -> BackboneError:
     fit, arch = found.match, found.backbone.spec.arch
+    whole = [k for k, given, wanted in fit.mismatched if given == wanted]
+    if whole:
+        kind = str(found.candidate.tensors[whole[0]].dtype).removeprefix("torch.")
+        return BackboneError(
+            f"{file.path} holds quantised weights",
+            cause=f"{len(whole)} are {kind}, first {whole[0]}; backbones are of floating point",
+            fix="save the network before it is quantised, or its dequantised weights",
+        )
     wrong = []
     if fit.mismatched:
         name, given, wanted = fit.mismatched[0]
@@ -714,7 +732,9 @@ def _normalisation(file: reading.File, found: _Found, inputs: Mapping[str, Any])
     if scheme in (*ZOOS, "small") and "." not in name:
         values |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
         said_by = "ImageNet's, as nothing says otherwise"
-    written, where = configs.described_input(file, found.described is not None)
+    written, where = configs.input_of(found.state.tensors)
+    if not written:
+        written, where = configs.described_input(file, found.described is not None)
     if hasattr(found.backbone.net, "patch_embed") or scheme == "small":
         written.pop("image_size", None)  # a table of positions is of one size, and small networks are of small images
     whose = {"mean": said_by, "std": said_by, "image_size": "the architecture's own"}

@@ -100,7 +100,7 @@ START = r"(^|[.:])(module\.)?"
 CHOICES = (
     Choice(r"(?<!feature_extractor_)teacher", 2, "the teacher, which DINO and iBOT evaluate"),
     Choice(
-        r"(?<![a-z])(ema|swa|polyak)(?![a-z])|averaged_model", 2,
+        r"(?<![a-z])(ema|swa|polyak|averaged?)(?![a-z])|averaged_model", 2,
         "the moving average of the weights, as timm's loader takes",
     ),
     Choice(

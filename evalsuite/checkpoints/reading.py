@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import pickle
 import re
 import stat
@@ -105,7 +106,8 @@ def read(path: str | Path, *, trust: bool = False) -> File:
 def states(file: File) -> list[State]:
     """Every dict of tensors in a file, in the order met; what optimizers and schedulers keep is left out.
 
-    Dicts in lists and tuples are found too: their place is written ``[0]``.
+    Dicts in lists and tuples, and under numbers, are found too: their place is written ``[0]``. A list of pairs of a
+    name and a tensor is a dict.
     """
     return list(_walk(file.tree, "", file, 0, set()))
 
@@ -125,18 +127,23 @@ def _unnamed(node: Any, depth: int, seen: set[int]) -> int:
 
 
 def _walk(node: Any, where: str, file: File, depth: int, seen: set[int]) -> Iterator[State]:
-    if isinstance(node, nn.Module):
-        node = node.state_dict()
     if depth > DEEPEST or id(node) in seen:  # a few containers in each other are many ways
         return
-    if isinstance(node, list | tuple):
+    if isinstance(node, Mapping | list | tuple):
         seen.add(id(node))
+    if isinstance(node, nn.Module):
+        node = node.state_dict()
+    if isinstance(node, list | tuple) and node and all(map(_pair, node)):
+        node = dict(node)
+    if isinstance(node, list | tuple):
         for index, value in enumerate(node[:WIDEST]):
             yield from _walk(value, f"{where}[{index}]", file, depth + 1, seen)
     if not isinstance(node, Mapping):
         return
-    seen.add(id(node))
     named = {k: v for k, v in node.items() if isinstance(k, str)}
+    numbered = ((k, v) for k, v in node.items() if isinstance(k, int) and not depth)  # below, an optimizer's
+    for number, value in itertools.islice(numbered, WIDEST):
+        yield from _walk(value, f"{where}[{number}]", file, depth + 1, seen)
     tensors = {k: t for k, v in named.items() if (t := _tensor(v)) is not None}
     if tensors:
         plain = unwrapped(tensors)
@@ -144,6 +151,13 @@ def _walk(node: Any, where: str, file: File, depth: int, seen: set[int]) -> Iter
     for key, value in named.items():
         if not re.match(r"optim|opt_|opt$|scheduler|lr_sched|scaler|amp$|fp16_scaler|callbacks|rng|meters", key):
             yield from _walk(value, f"{where}.{key}" if where else key, file, depth + 1, seen)
+
+
+def _pair(item: Any) -> bool:
+    """Whether something is a name and a tensor, as ``state_dict().items()`` gives them."""
+    return (
+        isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], str) and _tensor(item[1]) is not None
+    )
 
 
 def _tensor(value: Any) -> Tensor | None:

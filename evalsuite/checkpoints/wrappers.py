@@ -19,6 +19,7 @@ COMPONENTS = {
     "_checkpoint_wrapped_module": "activation checkpointing",
     "_forward_module": "Lightning Fabric",
 }
+OTHER = re.compile(r"_\w+_(module|mod)")  # as wrappers name what they hold: with a mark of what is private
 DATA_PARALLEL = "data parallel"  # "module", which in front is a prefix as any other
 FLAT = r"(^|\.)(_fsdp_)?_?flat_param(_\d+)?$"  # torch's FSDP and fairscale's, tensors joined end to end
 # torch.nn.utils.parametrizations, and what came before it
@@ -63,8 +64,9 @@ def flattened(names: Iterable[str]) -> str | None:
 
 def _short(name: str) -> tuple[str, list[str]]:
     components = name.split(".")
-    wrappers = [COMPONENTS[c] for c in components if c in COMPONENTS]
-    kept = [c for c in components if c not in COMPONENTS]
+    taken = [c for c in components[:-1] if c in COMPONENTS or OTHER.fullmatch(c)]
+    wrappers = [COMPONENTS.get(c, c) for c in taken]
+    kept = [c for c in components if c not in taken]
     if "module" in kept[1:-1]:
         wrappers.append(DATA_PARALLEL)
         kept = [kept[0], *(c for c in kept[1:-1] if c != "module"), kept[-1]]
