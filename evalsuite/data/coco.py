@@ -374,7 +374,7 @@ def _column(
     entries: Sequence[dict[str, Any]], key: str, kind: str, what: str, default: float | None = None
 ) -> NDArray[Any]:
     """One field of all entries as an array. Refuses a missing or mistyped field, naming the entry."""
-    found: list[Any] = [entry.get(key) for entry in entries]
+    found: list[Any] = [_untexted(entry.get(key)) for entry in entries]
     if default is not None:
         found = [default if value is None else value for value in found]
     whole = kind == "an integer"
@@ -392,6 +392,23 @@ def _column(
             told = f"has no {key!r}" if key not in entry else f"has {key!r} {_short(value)}, not {kind}"
             raise _Odd(f"{what} {entry.get('id', f'number {place}')} {told}", f"write {key!r} as {kind}")
     raise _Odd(f"some {what} has a {key!r} that is not {kind}", f"write {key!r} as {kind}")
+
+
+_NUMERAL = re.compile(r"\s*[+-]?\d{1,15}(\.\d{0,15})?\s*", re.ASCII)
+_WORDS = {"true": 1, "false": 0}
+
+
+def _untexted(value: Any) -> Any:
+    """A number or a mark that was written as text, as a number; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    if _NUMERAL.fullmatch(value):
+        return float(value) if "." in value else int(value)
+    return _WORDS.get(value.strip().lower(), value)
+
+
+def _untexted_box(box: Any) -> Any:
+    return [_untexted(v) for v in box] if isinstance(box, list) and any(isinstance(v, str) for v in box) else box
 
 
 def _is_whole(value: Any) -> bool:
@@ -515,7 +532,7 @@ def _maskless(entries: list[dict[str, Any]], faults: list[str | None]) -> list[s
 
 def _boxes(entries: list[dict[str, Any]]) -> NDArray[np.float64]:
     try:
-        boxes = np.array([entry["bbox"] for entry in entries] or np.zeros((0, 4)))
+        boxes = np.array([_untexted_box(entry["bbox"]) for entry in entries] or np.zeros((0, 4)))
         if boxes.shape == (len(entries), 4) and boxes.dtype.kind in "iuf" and np.isfinite(boxes).all():
             if len(boxes) and (boxes <= 1).all() and (boxes % 1 > 0).any():
                 raise _Odd("its boxes are shares of the images' sizes", "write bbox as [x, y, width, height] in pixels")
@@ -525,7 +542,7 @@ def _boxes(entries: list[dict[str, Any]]) -> NDArray[np.float64]:
     except (KeyError, ValueError, OverflowError):
         pass
     for place, entry in enumerate(entries):
-        box: Any = entry.get("bbox")
+        box: Any = _untexted_box(entry.get("bbox"))
         numbers = isinstance(box, list) and all(type(v) in (int, float) and abs(v) < 1e18 for v in box)
         if not (numbers and len(box) == 4):
             name = entry.get("id", f"number {place}")

@@ -13,7 +13,7 @@ from scipy.special import expit
 from evalsuite.errors import DataError, ImageError, ResourceError
 from evalsuite.files import refuse_special
 
-__all__ = ["DICOM", "Grey", "decode_dicom", "pydicom", "read_dicom", "windowed"]
+__all__ = ["DICOM", "Grey", "decode_dicom", "pydicom", "read_dicom", "shows_dicom", "windowed"]
 
 DICOM = (".dcm", ".dicom", ".ima")
 Grey = Literal["window", "max"]
@@ -59,12 +59,22 @@ def decode_dicom(path: Path, grey: Grey = "window") -> tuple[NDArray[np.uint8], 
         refuse_special(path)
         dataset = library.dcmread(path, force=True)
         _check(path, dataset)
-        _prepare(library, path, dataset)
-        return _rgb(library, dataset, grey)
+        told = _prepare(library, path, dataset)
+        pixels, notes = _rgb(library, dataset, grey)
+        return pixels, (*told, *notes)
     except DataError:
         raise
     except Exception as error:  # broken files make its parsers and decoders raise nearly anything
         raise _unreadable(path, error) from error
+
+
+def shows_dicom(path: Path) -> bool:
+    """Whether a file's bytes begin as DICOM's do (PS3.10, 7.1), whatever its name."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def windowed(values: Floats, centre: float, width: float, function: str = "LINEAR") -> Floats:
@@ -102,14 +112,20 @@ def _check(path: Path, dataset: Any) -> None:
         )
 
 
-def _prepare(library: ModuleType, path: Path, dataset: Any) -> None:
-    """Take out optional attributes that say nothing; say how pixels are coded where there is no meta header."""
+def _prepare(library: ModuleType, path: Path, dataset: Any) -> tuple[str, ...]:
+    """Take out optional attributes that say nothing; say how pixels are coded where there is no meta header, and which
+    end of greys is bright where the file does not. Notes on the latter."""
     for name in _OPTIONAL:
         if name in dataset and _says_nothing(dataset[name]):
             del dataset[name]
     if ("RescaleSlope" in dataset) != ("RescaleIntercept" in dataset):
         dataset.RescaleSlope = dataset.get("RescaleSlope", 1)
         dataset.RescaleIntercept = dataset.get("RescaleIntercept", 0)
+    notes: tuple[str, ...] = ()
+    if not str(dataset.get("PhotometricInterpretation") or "").strip():
+        dataset.SamplesPerPixel = int(dataset.get("SamplesPerPixel") or 1)
+        dataset.PhotometricInterpretation = "RGB" if dataset.SamplesPerPixel == 3 else "MONOCHROME2"
+        notes = (f"do not say how DICOM's numbers are shown, and are taken as {dataset.PhotometricInterpretation}",)
     if not getattr(dataset.file_meta, "TransferSyntaxUID", None):
         if dataset["PixelData"].is_undefined_length:
             raise ImageError(
@@ -121,6 +137,7 @@ def _prepare(library: ModuleType, path: Path, dataset: Any) -> None:
         kinds = library.uid
         plain = kinds.ExplicitVRLittleEndian if little else kinds.ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = kinds.ImplicitVRLittleEndian if implicit else plain
+    return notes
 
 
 _OPTIONAL = (

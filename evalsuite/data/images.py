@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 
 from evalsuite.data import Report
-from evalsuite.data.dicom import DICOM, decode_dicom
+from evalsuite.data.dicom import DICOM, decode_dicom, shows_dicom
 from evalsuite.errors import DataError, ImageError
 from evalsuite.files import open_regular, read_regular, refuse_special, special
 
@@ -193,13 +193,24 @@ def list_images(folder: Path, folders: Sequence[str] = ("",), suffixes: Sequence
     found = Listing([], Counter())
     for entry in (entry for name in folders for entry in walk(folder / name)):
         suffix = os.path.splitext(entry.name)[1].lower()
-        if suffix not in suffixes:
+        if not entry.is_file(follow_symlinks=False) and (kind := special(entry.path)) is not None:
+            found.others[kind.removeprefix("a ") if suffix in suffixes else suffix] += 1
+        elif suffix not in suffixes and not (_bare(suffix) and DICOM[0] in suffixes and shows_dicom(Path(entry.path))):
             found.others[suffix] += 1
-        elif not entry.is_file(follow_symlinks=False) and (kind := special(entry.path)) is not None:
-            found.others[kind.removeprefix("a ")] += 1
         else:
             found.images.append(entry)
     return found
+
+
+def _bare(suffix: str) -> bool:
+    """Whether a suffix says nothing: of DICOM's files names are numbers, with dots or without."""
+    return not suffix.strip(".0123456789")
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM by its suffix, or by its bytes where it has none."""
+    suffix = path.suffix.lower()
+    return suffix in DICOM or (_bare(suffix) and shows_dicom(path))
 
 
 def images_by_name(folder: Path, ending: str = "", suffixes: Sequence[str] = SUFFIXES) -> dict[str, list[Path]]:
@@ -209,11 +220,12 @@ def images_by_name(folder: Path, ending: str = "", suffixes: Sequence[str] = SUF
     """
     found: defaultdict[str, list[Path]] = defaultdict(list)
     for entry in list_images(folder, suffixes=suffixes).images:
-        stem = os.path.splitext(os.path.relpath(entry.path, folder))[0].replace(os.sep, "/")
+        path, suffix = os.path.splitext(os.path.relpath(entry.path, folder))
+        stem = (path if suffix.lower() in suffixes else path + suffix).replace(os.sep, "/")
         if stem.endswith(ending):
             found[stem.removesuffix(ending)].append(Path(entry.path))
     for paths in found.values():
-        paths.sort(key=lambda path: suffixes.index(path.suffix.lower()))
+        paths.sort(key=lambda path: [*suffixes, path.suffix.lower()].index(path.suffix.lower()))
     return dict(found)
 
 
@@ -243,16 +255,16 @@ def read_rgb(path: Path, expect: tuple[int, int] | None = None) -> NDArray[np.ui
 
     Grey, palette and CMYK images are converted, alpha is dropped, 16-bit values are scaled by the depth of the data
     (see above). Images are turned upright as EXIF says; with ``expect``, the annotated (height, width), they are left
-    as stored where only that has this size. Files named ``.dcm`` are read as DICOM
-    (:func:`evalsuite.data.dicom.read_dicom`). Raises :class:`ImageError` naming the file if it is missing or does not
-    decode whole, and :class:`DataError` if it has another size.
+    as stored where only that has this size. Files named ``.dcm``, and those without a suffix that begin so, are read as
+    DICOM (:func:`evalsuite.data.dicom.read_dicom`). Raises :class:`ImageError` naming the file if it is missing or does
+    not decode whole, and :class:`DataError` if it has another size.
     """
     return decode(path, expect).pixels
 
 
 def decode(path: Path, expect: tuple[int, int] | None = None) -> Decoded:
     """:func:`read_rgb`, with what verification tells of the image."""
-    if path.suffix.lower() in DICOM:
+    if is_dicom(path):
         found = Decoded(*decode_dicom(path))
         if expect is not None and found.pixels.shape[:2] != expect:
             raise _mismatch(path, found.pixels.shape[:2], expect)
@@ -345,7 +357,7 @@ def turned(paths: Iterable[Path]) -> list[Path]:
     found = []
     for path in paths:
         try:
-            if path.suffix.lower() not in DICOM and orientation(path) != 1:
+            if not is_dicom(path) and orientation(path) != 1:
                 found.append(path)
         except DataError:  # told of by whoever decodes it
             continue
@@ -360,7 +372,7 @@ def turn_note(images: Iterable[tuple[Path, tuple[int, int]]]) -> str | None:
     upright = stored = untold = 0
     for path, expect in images:
         try:
-            turn = None if path.suffix.lower() in DICOM else _turn(path)
+            turn = None if is_dicom(path) else _turn(path)
         except DataError:  # told of by whoever decodes it
             continue
         if turn is not None and turn.code != 1:

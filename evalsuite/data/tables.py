@@ -166,6 +166,9 @@ class _Reader:
         notes = self._choices(chosen, several)
         paths = self._paths(str(chosen["path"]))
         labels, classes, told = self._marks(several) if several else self._classes(str(chosen["label"]))
+        if several and self._one_hot() == several:
+            labels = labels.argmax(1)
+            told = [f"columns {', '.join(several[:5])} have one 1 a row: they are taken as classes"]
         groups = self._groups(chosen["group"], paths)
         splits, untold = self._splits(chosen["split"])
         return ImageList(self.root, paths, labels, classes, splits, groups, (*notes, *told, *untold))
@@ -190,7 +193,20 @@ class _Reader:
         if "label" in self.options:
             named = self.options["label"].split(",") if self.options["label"] not in self.table.columns else []
             return [self._known(name.strip()) for name in named] if len(named) > 1 else []
-        return [name for name in self.table.columns if name.lower().startswith("label:")]
+        marks = [name for name in self.table.columns if name.lower().startswith("label:")]
+        return marks or ([] if self._column("label") else self._one_hot())
+
+    def _one_hot(self) -> list[str]:
+        """Columns of 0 and 1 with one 1 a row, where no column is one of labels: a class each."""
+        if "label" in self.options or any(name.lower().startswith("label:") for name in self.table.columns):
+            return []
+        taken = {self._column(role) for role in COLUMNS} - {None}
+        cells = {
+            n: _whole(self.table.column(n)) for n in self.table.columns if n not in taken and not _INDEX.fullmatch(n)
+        }
+        marks = [name for name, values in cells.items() if set(values) <= {"0", "1"}]
+        ones = [sum(row) for row in zip(*([v == "1" for v in cells[name]] for name in marks), strict=True)]
+        return marks if len(marks) > 1 and set(ones) == {1} else []
 
     def _column(self, role: str) -> str | None:
         if role in self.options:
@@ -266,6 +282,9 @@ class _Reader:
         cells = _whole(self.table.column(column))
         lost = Counter(cell for cell in cells if cell.lower() in MISSING)
         names = {cell for cell in cells if cell not in lost}
+        if "-1" in names and len(names) > 2 and all(re.fullmatch(r"\d+|-1", name) for name in names):
+            lost["-1"] = cells.count("-1")  # beside 0, 1, ... it marks what nobody labelled
+            names.remove("-1")
         self._refuse_measures(column, names)
         classes = tuple(sorted(names, key=lambda n: (int(n), n)) if all(map(_is_number, names)) else sorted(names))
         place = {name: i for i, name in enumerate(classes)} | dict.fromkeys(lost, -1)

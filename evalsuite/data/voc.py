@@ -406,6 +406,8 @@ def _annotation(file: Path) -> _Annotation:
         raise DataError(f"{file} cannot be read", cause=encoding.cause, fix=encoding.fix)
     try:
         root = ElementTree.fromstring(_text(data))
+        for element in root.iter():  # some tools write <Annotation>, or a namespace before each name
+            element.tag = element.tag.rpartition("}")[2].lower()
         if root.tag != "annotation":
             raise ValueError(f"its root is <{root.tag}>, not <annotation>")
         objects = root.findall("object")
@@ -452,7 +454,9 @@ def _name(entry: ElementTree.Element) -> str:
 
 
 def _box(entry: ElementTree.Element) -> tuple[float, ...]:
-    return tuple(_number(entry, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax"))
+    """xmin, ymin, xmax, ymax; of a box that was drawn from another corner they may be in the other order."""
+    x, y = (sorted(_number(entry, f"bndbox/{axis}{end}") for end in ("min", "max")) for axis in "xy")
+    return x[0], y[0], x[1], y[1]
 
 
 def _number(entry: ElementTree.Element, path: str) -> float:

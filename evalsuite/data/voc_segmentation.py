@@ -16,7 +16,7 @@ from scipy.io import loadmat
 
 from evalsuite.data import split_role
 from evalsuite.data.classes import Coded, coded
-from evalsuite.data.images import images_by_name, listed_name, read_list, size, unfitting
+from evalsuite.data.images import DRAWN, clutter, hashed, images_by_name, listed_name, read_list, size, unfitting
 from evalsuite.data.segmentation import (
     IGNORE,
     Bytes,
@@ -35,6 +35,7 @@ __all__ = ["CLASSES", "VocSegmentation"]
 CLASSES = ("background", *OBJECTS)
 _LISTS = Path("ImageSets", "Segmentation")
 _AUGMENTED = "train_aug"
+_NAMED = ("train", "val", "trainval", _AUGMENTED)
 _CODING = Coding(
     {IGNORE: IGNORE, **{label: label for label in range(len(CLASSES))}},
     hint="restore the palette PNGs of SegmentationClass; numbers are 0 to 20, and 255",
@@ -87,7 +88,8 @@ class VocSegmentation(SegmentationSource):
         raise self.missing(root)
 
     def splits(self, path: Path) -> tuple[str, ...]:
-        return tuple(split for split in ("train", "val", "trainval", _AUGMENTED) if _lists(path, split))
+        named = tuple(split for split in _NAMED if _lists(path, split))
+        return named or (DRAWN if not self.official and _lone(path) else ())
 
     def leaks(self, one: str, other: str) -> bool:
         return {one, other} in ({"train", "val"}, {"val", _AUGMENTED})
@@ -96,8 +98,11 @@ class VocSegmentation(SegmentationSource):
         if split not in self.splits(path):
             raise self.no_split(path, split)
         photos = {name: paths[0] for name, paths in images_by_name(path / "JPEGImages").items()}
-        lines = [line for file in _lists(path, split) for line in read_list(file)]
+        drawn = not any(_lists(path, name) for name in _NAMED)
+        lines = [line for file in (_lone(path) if drawn else _lists(path, split)) for line in read_list(file)]
         names = list(dict.fromkeys(listed_name(line, photos) for line in lines))
+        if drawn:
+            names = [n for n, test in zip(names, hashed(names), strict=True) if test == (split == "test")]
         folders = [(path / "SegmentationClass", ".png")]
         if split == _AUGMENTED:
             folders.append((path / "SegmentationClassAug", ".png"))
@@ -133,6 +138,12 @@ def _lists(path: Path, split: str) -> list[Path]:
         if all((folder / name).is_file() for name in names):
             return [folder / name for name in names]
     return []
+
+
+def _lone(path: Path) -> list[Path]:
+    """The one list of a task that was exported without splits (CVAT's ``default.txt``)."""
+    lists = sorted(file for file in (path / _LISTS).glob("*.txt") if not clutter(file.name))
+    return lists if len(lists) == 1 else []
 
 
 def _present(folders: Sequence[tuple[Path, str]], names: Sequence[str]) -> dict[str, Path]:

@@ -156,7 +156,7 @@ WRONG: list[tuple[Callable[[Document], None], str]] = [
     (set_("annotations", 2, "category_id", to=None), "annotation 4 has 'category_id' None, not an integer"),
     (drop("annotations", 1, "bbox"), "annotation 2 has the bbox None"),
     (set_("annotations", 1, "bbox", to=[1, 2, 3]), "annotation 2 has the bbox [1, 2, 3], not four numbers"),
-    (set_("annotations", 1, "bbox", to=[1, 2, 3, "4"]), "annotation 2 has the bbox"),
+    (set_("annotations", 1, "bbox", to=[1, 2, 3, "four"]), "annotation 2 has the bbox"),
     (set_("annotations", 1, "bbox", to="abcd"), "annotation 2 has the bbox 'abcd'"),
     (set_("annotations", 1, "area", to="big"), "annotation 2 has 'area' 'big', not a number"),
     (set_("annotations", 1, "iscrowd", to="no"), "annotation 2 has 'iscrowd' 'no'"),

@@ -248,11 +248,11 @@ def of_one_kind(root: Path) -> None:
         file.rename(file.with_suffix(".heic"))
 
 
-def swapped(root: Path) -> None:
+def slips(root: Path) -> None:
     voc(root, "{0}/{1}.jpg", "{0}/{1}.xml")
     for file in root.glob("*/*.xml"):
         text = file.read_text()
-        file.write_text(text.replace("<xmax>6", "<xmax>1").replace("<ymax>8", "<ymax>1"))
+        file.write_text(text.replace("<xmax>6", "<xmax>2").replace("<ymax>8", "<ymax>3"))
 
 
 REFUSED: dict[str, tuple[str, Callable[[Path], None], str]] = {
@@ -267,7 +267,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "names without suffix and folder": (
         "csv", lambda r: listed(r, "id,label", lambda name: name), "root=images",
     ),
-    "boxes without an inside": ("voc", swapped, "has no object to learn from"),
+    "boxes without an inside": ("voc", slips, "has no object to learn from"),
     "test alone": ("voc", lambda r: voc(r, "{0}/{1}.jpg", "{0}/{1}.xml", "train", "train"), "nothing to score on"),
 }  # fmt: skip
 
