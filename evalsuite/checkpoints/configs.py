@@ -274,9 +274,8 @@ def _input(given: Mapping[str, Any]) -> dict[str, Any]:
     told: dict[str, Any] = {
         name: next((given[k] for k in (name, f"image_{name}") if k in given), []) for name in ("mean", "std")
     }
-    if all(map(_scalars, told.values())) and min(told["std"], default=0) >= 1 < max(
-        *told["mean"], *told["std"]
-    ):  # of 0 to 255
+    whole = all(_scalars(numbers) and len(numbers) == 3 for numbers in told.values())
+    if whole and min(told["std"]) >= 1 < max(told["mean"] + told["std"]):  # of 0 to 255
         told = {name: [v / 255 for v in numbers] for name, numbers in told.items()}
     for name, numbers in told.items():
         if _scalars(numbers) and len(numbers) == 3 and all((0 if name == "mean" else 1e-6) <= v <= 1 for v in numbers):
