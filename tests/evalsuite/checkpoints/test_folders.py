@@ -14,7 +14,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from evalsuite.backbone import IMAGENET_MEAN
+from evalsuite.backbone import IMAGENET_MEAN, IMAGENET_STD
 from evalsuite.checkpoints import load_backbone
 from evalsuite.errors import BackboneError
 
@@ -126,6 +126,13 @@ def test_a_mean_that_makes_no_sense_is_not_taken(mean, tmp_path, registry):
     loaded = load_backbone(write(tmp_path / "a", vit().state_dict(), config=config), registry)
     assert loaded.backbone.spec.mean == IMAGENET_MEAN
     assert "nothing says otherwise" in loaded.report.input["source"]
+
+
+@pytest.mark.parametrize("std", [[1], [1, 1, 1], [58.4, 57.1], 1])
+def test_a_std_alone_that_makes_no_sense_is_passed_over(std, tmp_path, registry):
+    config = CONFIG | {"pretrained_cfg": {"std": std}}
+    loaded = load_backbone(write(tmp_path / "a", vit().state_dict(), config=config), registry)
+    assert loaded.backbone.spec.std in (IMAGENET_STD, (1.0, 1.0, 1.0))
 
 
 def test_the_text_beside_a_file_of_another_name_is_believed_only_where_it_fits(tmp_path, registry):
