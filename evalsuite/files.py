@@ -47,10 +47,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        partial = Path(name)
+        handle, partial = _partial(path)
         try:
-            _lock(handle)  # as long as this process lives: nobody takes the file for a dead writer's
             yield partial
             mask = os.umask(0)
             os.umask(mask)
@@ -61,6 +59,17 @@ def atomic(path: str | Path) -> Iterator[Path]:
         finally:
             partial.unlink(missing_ok=True)
             os.close(handle)
+
+
+def _partial(path: Path) -> tuple[int, Path]:
+    """A new file beside ``path``, locked as long as this process has it open: nobody takes it for a dead writer's."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)  # somebody has removed it, in the moment before it was locked
 
 
 def writable(folder: str | Path, flag: str = "--out") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -206,3 +207,22 @@ def test_what_is_set_aside_keeps_its_content_and_takes_no_other_name(tmp_path):
         assert not path.exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["state.pt.aside-1", "state.pt.aside-2"]
     assert not any(is_aside(Path(name)) for name in ("state.pt", ".aside-1", "a.aside-", "a.aside-x"))
+
+
+def test_a_file_that_is_removed_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    """Another process clears up in the moment between making and locking."""
+    made, make = [], tempfile.mkstemp
+
+    def and_cleared(**where):
+        made.append(make(**where))
+        if len(made) == 1:
+            forget_partials(tmp_path / "a.json")
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkstemp", and_cleared)
+    with atomic(tmp_path / "a.json") as partial:
+        partial.write_text("whole")
+        forget_partials(tmp_path / "a.json")
+    assert (tmp_path / "a.json").read_text() == "whole"
+    assert len(made) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
