@@ -80,7 +80,7 @@ _HOMES = {
 
 
 if not TYPE_CHECKING:  # a type checker would take it for a promise of any name
-    _lazy = lazy(__name__, _HOMES)
+    _lazy, __dir__ = lazy(__name__, _HOMES)
 
     def __getattr__(name: str) -> object:
         if name != "__version__":
@@ -88,7 +88,3 @@ if not TYPE_CHECKING:  # a type checker would take it for a promise of any name
         from importlib.metadata import version  # takes longer than all the rest of this module
 
         return globals().setdefault(name, version("evalsuite"))
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from types import FrameType, ModuleType
@@ -139,7 +139,7 @@ class Registry:
         entry = self.entry(shelf, name)
         module, _, attribute = entry.target.partition(":")
         try:
-            with _watched(entry.owner, module):
+            with nullcontext() if module in sys.modules else _watched(entry.owner, module):
                 found: Any = importlib.import_module(module)
                 for part in attribute.split("."):
                     found = getattr(found, part)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 __all__ = ["lazy"]
 
 
-def lazy(package: str, homes: Mapping[str, Iterable[str]]) -> Callable[[str], object]:
-    """The ``__getattr__`` of a package whose names are at home in its submodules: ``{submodule: names}``.
+def lazy(package: str, homes: Mapping[str, Iterable[str]]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """``__getattr__`` and ``__dir__`` of a package whose names are at home in its submodules: ``{submodule: names}``.
 
     A name must not be that of a submodule, which Python binds to the package as soon as it is imported.
     """
@@ -23,4 +23,8 @@ def lazy(package: str, homes: Mapping[str, Iterable[str]]) -> Callable[[str], ob
         setattr(sys.modules[package], name, value)
         return value
 
-    return __getattr__
+    def __dir__() -> list[str]:
+        names = vars(sys.modules[package])
+        return sorted({*names, *names["__all__"]})
+
+    return __getattr__, __dir__

@@ -85,4 +85,4 @@ _HOMES = {
 }
 
 if not TYPE_CHECKING:
-    __getattr__ = lazy(__name__, _HOMES)
+    __getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -47,7 +47,7 @@ _HOMES = {
 }
 
 if not TYPE_CHECKING:
-    __getattr__ = lazy(__name__, _HOMES)
+    __getattr__, __dir__ = lazy(__name__, _HOMES)
 
 
 @hookimpl

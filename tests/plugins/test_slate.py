@@ -303,7 +303,7 @@ def test_it_learns_to_write_images_down_and_the_log_tells_of_held_out_ones(name,
     (last,), (first,) = ([e for e in log if "reconstruction_error" in e] for log in (trained.log, idle.log))
     plain = float((torch.stack([row["image"] for row in (corpus.probe[1][i] for i in range(40))]) / 255).var())
     assert last["reconstruction_error"] < 0.5 * plain < first["reconstruction_error"]
-    assert 0 < last["slots_error"] < 1  # slots alone draw no picture after so few steps
+    assert last["reconstruction_error"] < last["slots_error"] < 1  # what the VAE writes down slots alone draw worse
     assert -1 <= last["attention_fg_ari"] <= 1
     assert losses(trained)[-1]["cross_entropy"] < 0.7 * losses(trained)[0]["cross_entropy"]
     with Image.open(tmp_path / "slate.png") as picture:
