@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from evalsuite.errors import DataError, ImageError, ResourceError
-from evalsuite.files import refuse_special
+from evalsuite.files import open_regular, refuse_special
 
 __all__ = ["DICOM", "Grey", "decode_dicom", "pydicom", "read_dicom", "shows_dicom", "windowed"]
 
@@ -71,7 +71,7 @@ def decode_dicom(path: Path, grey: Grey = "window") -> tuple[NDArray[np.uint8], 
 def shows_dicom(path: Path) -> bool:
     """Whether a file's bytes begin as DICOM's do (PS3.10, 7.1), whatever its name."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
         return False

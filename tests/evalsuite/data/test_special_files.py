@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,10 +62,11 @@ def special(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         each.close()
 
 
-def test_no_reader_waits_for_what_is_no_file(special: Callable[[Path], Path], tmp_path: Path) -> None:
-    path = special(tmp_path / "data" / "a.png")
+@pytest.mark.parametrize("name", ["a.png", "7", "a.dcm"])  # a file without a suffix may be DICOM, by its bytes
+def test_no_reader_waits_for_what_is_no_file(name: str, special: Callable[[Path], Path], tmp_path: Path) -> None:
+    path = special(tmp_path / "data" / name)
     for read in (read_rgb, read_labels, size, orientation, header_palette, read_dicom):
-        with pytest.raises(ImageError, match=r"a\.png cannot be decoded") as refusal:
+        with pytest.raises(ImageError, match=f"{re.escape(name)} cannot be decoded") as refusal:
             read(path)
         assert "not a file" in refusal.value.cause
     for read in (read_lines, read_table):
