@@ -37,7 +37,7 @@ from pretrain.data import Corpus, Images, parse, typical_side
 from pretrain.hooks import Recipe
 from pretrain.monitor import Journal, collapsed, health, knn_accuracy, last_collapse, plot
 from pretrain.norms import group_norms
-from pretrain.plugin import Method, Modifier, Plugin, Preset, Run, Training, read_options
+from pretrain.plugin import Method, Modifier, Plugin, Preset, Run, Training, read_options, unknown
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -211,7 +211,10 @@ def _by_part(kinds: Mapping[str, type[Plugin]], settings: Mapping[str, str]) -> 
                 cause=f"{' and '.join(owners)} have an option {key}",
                 fix=f"for example --set {owners[0]}.{key}={text}",
             )
-        if not owners or owners[0] not in texts:
+        if not owners:
+            known = sorted({option for options in own.values() for option in options})
+            raise unknown(f"the recipe {'+'.join(kinds)}", "setting", key, known)
+        if owners[0] not in texts:
             raise UsageError(
                 f"--set {key}={text} names no part of the recipe",
                 cause=f"settings have the form part.key=value; the parts are {', '.join(texts)}",

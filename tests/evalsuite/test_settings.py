@@ -120,9 +120,9 @@ def test_a_part_may_be_left_out_where_one_part_has_the_option(registry):
     )
     assert recipe.method.options.temperature == 0.7
     assert recipe.method.options.lr == 0.5
-    with pytest.raises(UsageError, match="names no part") as refused:
-        compose("simclr", registry=registry, settings={"tempo": "1"})
-    assert refused.value.fix == "for example --set simclr.tempo=1"
+    with pytest.raises(UsageError, match="the recipe simclr.adainf has no setting 'temprature'") as refused:
+        compose("simclr", ["adainf"], registry=registry, settings={"temprature": "1"})
+    assert refused.value.fix == "did you mean 'temperature'?"
 
 
 def test_an_option_of_several_parts_needs_the_part(registry):

@@ -607,7 +607,7 @@ def test_knn_without_labels_is_refused(methods, tmp_path):
     ("changes", "why"),
     [
         ({"settings": {"simclr.temprature": "1"}}, "simclr has no setting 'temprature'"),
-        ({"settings": {"tempo": "1"}}, "--set tempo=1 names no part of the recipe"),
+        ({"settings": {"temprature": "1"}}, "simclr has no setting 'temprature'"),
         ({"settings": {"moco.queue": "1"}}, "names no part of the recipe"),
         ({"settings": {"defaults.lr": "1"}}, "simclr does not follow the defaults"),
         ({"preset": "mnist"}, "SimCLR has no preset 'mnist'"),
