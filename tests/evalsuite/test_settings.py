@@ -120,7 +120,7 @@ def test_a_part_may_be_left_out_where_one_part_has_the_option(registry):
     )
     assert recipe.method.options.temperature == 0.7
     assert recipe.method.options.lr == 0.5
-    with pytest.raises(UsageError, match="the recipe simclr.adainf has no setting 'temprature'") as refused:
+    with pytest.raises(UsageError, match="has no setting 'temprature'") as refused:
         compose("simclr", ["adainf"], registry=registry, settings={"temprature": "1"})
     assert refused.value.fix == "did you mean 'temperature'?"
 
