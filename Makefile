@@ -19,8 +19,8 @@ test: install
 
 # What is computed, once more as on a processor without vector instructions: no number may depend on the machine.
 NUMERIC = tests/parity tests/pretrain/test_golden.py tests/pretrain/test_blocks.py tests/pretrain/test_methods.py tests/plugins \
-    tests/evalsuite/metrics tests/evalsuite/test_backbone.py tests/evalsuite/test_probes.py tests/evalsuite/test_statistics.py \
-    tests/evalsuite/test_resize.py tests/evalsuite/test_positions.py tests/evalsuite/test_heads.py \
+    tests/evalsuite/metrics tests/evalsuite/test_backbone.py tests/evalsuite/probes/test_probes.py tests/evalsuite/test_statistics.py \
+    tests/evalsuite/test_resize.py tests/evalsuite/test_positions.py tests/evalsuite/probing/test_heads.py \
     tests/evalsuite/checkpoints/test_networks.py tests/evalsuite/engines/test_native.py
 
 test-portable: install

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from evalsuite.backbone import build
 from evalsuite.engines.sb3 import Encoded
+from evalsuite.features.poolings import Encoder
 from evalsuite.hooks import load
-from evalsuite.poolings import Encoder
 from evalsuite.protocols import AgentProtocol
 from evalsuite.tasks.objects import ObjectGoal
 from evalsuite.worlds import Objects, ObjectsVector, World

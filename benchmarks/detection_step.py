@@ -16,11 +16,11 @@ from torchvision.models.detection import FasterRCNN
 
 from evalsuite.backbone import build
 from evalsuite.engines.torchvision_rcnn import build_model
-from evalsuite.fit import Fit, fit
 from evalsuite.hooks import load
 from evalsuite.progress import Progress
 from evalsuite.protocols import DetectionProtocol
 from evalsuite.tasks.detection import Detect
+from evalsuite.training import Fit, fit
 
 STEPS, WARM, ROUNDS = 6, 2, 3
 

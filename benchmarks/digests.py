@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evalsuite.cache import Cache, Preprocess
 from evalsuite.checkpoints import load_backbone
 from evalsuite.data.classification import Folder
+from evalsuite.features import Cache, Preprocess
 from evalsuite.hooks import load
 
 _SIDE = 64

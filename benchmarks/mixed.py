@@ -25,14 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from evalsuite.backbone import Backbone, BackboneSpec, Features, build
-from evalsuite.cache import Cache
 from evalsuite.data import source
 from evalsuite.data.classification import Arrays, ClassificationSet
 from evalsuite.errors import UsageError
-from evalsuite.heads import HeadProtocol
+from evalsuite.features import Cache
 from evalsuite.hooks import Registry, load
 from evalsuite.metrics.ranking import top_k_hits
 from evalsuite.probing import Fitted, ImageProtocol, Multilabel, ProbeProtocol
+from evalsuite.probing.heads import HeadProtocol
 from evalsuite.progress import Progress
 from evalsuite.protocols import (
     AgentProtocol,

@@ -23,12 +23,12 @@ from evalsuite.engines import native
 from evalsuite.engines._dense import Trainable, optimizer_of
 from evalsuite.engines._mmengine import apart
 from evalsuite.engines.mmseg import build_model, packed, run_loop
-from evalsuite.fit import Fit, fit
 from evalsuite.hooks import load
 from evalsuite.progress import Meter, Progress
 from evalsuite.protocols import SegmentationProtocol
 from evalsuite.task import Setup
 from evalsuite.tasks.segmentation import CamVid
+from evalsuite.training import Fit, fit
 
 STEPS, WARM, ROUNDS = 6, 2, 3
 SIZE, CLASSES = (224, 320), 11

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from evalsuite import probes
 from evalsuite.backbone import Backbone, BackboneSpec, Features, build
-from evalsuite.cache import Cache, Preprocess
 from evalsuite.data.classification import ClassificationSet, Folder
+from evalsuite.features import Cache, Preprocess
 from evalsuite.hooks import load
 
 __all__ = ["run"]

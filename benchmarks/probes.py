@@ -23,9 +23,9 @@ import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 
-from evalsuite import probes
 from evalsuite.metrics.ranking import top_k_hits
 from evalsuite.probes import Logistic, Part, Rows, Site, neighbours
+from evalsuite.probes import rows as probe_rows
 
 __all__ = ["run"]
 
@@ -101,7 +101,7 @@ def _peak(rows: int) -> float:
 
 def search(rows: int) -> float:
     """Search a bank on disk in chunks, and say how much memory that took at its peak, in MB."""
-    probes._free_memory = lambda device: 0  # so that the bank is not read into memory whole
+    probe_rows.free_memory = lambda device: 0  # so that the bank is not read into memory whole
     rng = np.random.default_rng(0)
     points = Rows(rng.standard_normal((2_000, 128), dtype=np.float32))
     with tempfile.TemporaryFile() as file:

@@ -21,12 +21,12 @@ from evalsuite.backbone import build
 from evalsuite.data import source
 from evalsuite.data.segmentation import IGNORE
 from evalsuite.engines.native import Native, Segmenter, build_model
-from evalsuite.fit import Fit, fit
 from evalsuite.hooks import Registry, load
 from evalsuite.progress import Progress
 from evalsuite.protocols import SegmentationProtocol
 from evalsuite.task import Setup
 from evalsuite.tasks.segmentation import CamVid
+from evalsuite.training import Fit, fit
 
 STEPS, WARM, ROUNDS = 6, 2, 3
 SIZE, CLASSES, BATCH = (160, 224), 11, 4

@@ -17,8 +17,8 @@ from evalsuite.files import writable, writable_file
 from evalsuite.progress import Progress
 
 if TYPE_CHECKING:
-    from evalsuite.cache import Entry
     from evalsuite.data import Source
+    from evalsuite.features import Entry
     from evalsuite.hooks import Loaded
     from evalsuite.results import Result
 
@@ -564,7 +564,7 @@ def cache_ls(as_json: Json = False) -> None:
     from datetime import datetime
 
     with Progress().doing("reading the cache"):
-        from evalsuite.cache import Cache
+        from evalsuite.features import Cache
 
         entries = Cache().ls()
     if as_json:
@@ -587,8 +587,8 @@ def cache_verify(digests: Digests = None, as_json: Json = False) -> None:
     """Read entries again and check their hashes. Exit 3 if one is damaged."""
     progress = Progress()
     with progress.doing("reading the cache"):
-        from evalsuite.cache import Cache
         from evalsuite.errors import DataError
+        from evalsuite.features import Cache
 
         faults = Cache().verify(digests or (), progress)
     if as_json:
@@ -606,7 +606,7 @@ def cache_gc(
     """Remove entries, the least recently used first, until the rest fits."""
     size = _size(max_size)
     with Progress().doing("removing entries"):
-        from evalsuite.cache import Cache
+        from evalsuite.features import Cache
 
         removed = Cache().gc(size)
     _removed(removed, as_json)
@@ -619,7 +619,7 @@ def cache_rm(
 ) -> None:
     """Remove entries."""
     with Progress().doing("removing entries"):
-        from evalsuite.cache import Cache
+        from evalsuite.features import Cache
 
         removed = Cache().rm(digests)
     _removed(removed, as_json)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["lazy"]
+__all__ = ["lazy", "moved"]
 
 
 def lazy(package: str, homes: Mapping[str, Iterable[str]]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
@@ -28,3 +29,17 @@ def lazy(package: str, homes: Mapping[str, Iterable[str]]) -> tuple[Callable[[st
         return sorted({*names, *names["__all__"]})
 
     return __getattr__, __dir__
+
+
+def moved(old: str, *homes: str) -> Callable[[str], object]:
+    """``__getattr__`` of a module whose names are at home in ``homes`` now: they are given, with a warning."""
+
+    def __getattr__(name: str) -> object:
+        for home in homes if not name.startswith("__") else ():
+            if hasattr(module := importlib.import_module(home), name):
+                message = f"{old}.{name} is {home}.{name} now; the old name goes with the next version"
+                warnings.warn(message, DeprecationWarning, stacklevel=2)
+                return getattr(module, name)
+        raise AttributeError(f"module {old!r} has no attribute {name!r}")
+
+    return __getattr__

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from evalsuite import UsageError
-from evalsuite.fit import LARS, full_precision, uncast
+from evalsuite.training import LARS, full_precision, uncast
 
 __all__ = [
     "LARS",

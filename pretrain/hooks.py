@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from evalsuite import Features, PluginError, UsageError
-from evalsuite.fit import mix_seed
+from evalsuite.training import mix_seed
 from pretrain.batch import Batch, Look, Pairs
 from pretrain.data import Images
 from pretrain.plugin import Method, Modifier, Plugin, Run

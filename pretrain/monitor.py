@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from evalsuite import Backbone
-from evalsuite.cache import Preprocess
+from evalsuite.features import Preprocess
 from evalsuite.files import atomic, room_for, set_aside, write_text
 from evalsuite.probes import NearestNeighbours, Part, Rows, Site, accuracy
 from evalsuite.progress import Progress
@@ -115,7 +115,7 @@ def knn_accuracy(
     backbone: Backbone, bank: Images, queries: Images, size: int, *, k: int = 20, workers: int = 0
 ) -> float:
     """Top-1 accuracy of weighted k-NN on frozen pooled features, the evaluators' own (temperature 0.07), of images as
-    they are shown there by default (:meth:`evalsuite.cache.Preprocess.resolved`, decided on the bank).
+    they are shown there by default (:meth:`evalsuite.features.Preprocess.resolved`, decided on the bank).
 
     The backbone is asked in eval mode and left as it was.
     """

@@ -25,12 +25,12 @@ from evalsuite import Backbone, DataError, Features, PluginError, Registry, Reso
 from evalsuite.data.digests import data_session
 from evalsuite.errors import Refusal
 from evalsuite.files import forget_partials, set_aside, writable, write_text
-from evalsuite.fit import Fit, Moment, fit, launched, mix_seed
 from evalsuite.locks import RANKS, locked, refuse_held
 from evalsuite.preflight import Demand, killed_workers
-from evalsuite.processes import together
 from evalsuite.progress import Progress
 from evalsuite.signals import ignore_signals
+from evalsuite.training import Fit, Moment, fit, launched, mix_seed
+from evalsuite.training.processes import together
 from pretrain.batch import Batch, Draw, Look, Pairs, Sample, collate, join, join_pairs
 from pretrain.blocks import rank, world_size
 from pretrain.data import Corpus, Images, parse, typical_side
@@ -361,7 +361,7 @@ def train(recipe: Recipe, backbone: Backbone, corpus: Corpus, plan: Plan, progre
     Writes ``state.pt``, ``metrics.jsonl``, ``metrics.png`` and at the end ``backbone.safetensors`` there. The backbone
     is trained in place. With one count of workers or another, killed and resumed or not, the same seed ends in the
     same bits on the same machine and number of processes. A signal to stop
-    (:func:`evalsuite.fit.signals`) saves the state and exits with 128 and its number.
+    (:func:`evalsuite.signals.signals`) saves the state and exits with 128 and its number.
 
     Raises :class:`evalsuite.UsageError` and :class:`evalsuite.DataError` before any work,
     :class:`evalsuite.ResourceError` where another process trains in that folder, and

@@ -25,14 +25,14 @@ import numpy as np
 import torch
 
 import pretrain.train
-from evalsuite import cache, hooks, locks, runner
-from evalsuite.cache import Cache, Preprocess
+from evalsuite import hooks, locks, runner
 from evalsuite.errors import Refusal
+from evalsuite.features import Cache, Preprocess, cache
 from evalsuite.files import is_aside, write_text
-from evalsuite.fit import Fit, fit, launched
 from evalsuite.progress import Progress
 from evalsuite.results import arrays, read_all
 from evalsuite.task import Metric, Outcome, Task
+from evalsuite.training import Fit, fit, launched
 from pretrain.methods.simclr import SimCLR
 from pretrain.plugin import Training
 from pretrain.testing import tiny_backbone, tiny_corpus

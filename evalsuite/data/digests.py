@@ -23,8 +23,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from evalsuite.cache import default_root
 from evalsuite.errors import ResourceError
+from evalsuite.features import default_root
 from evalsuite.files import atomic, forget_partials, open_regular
 from evalsuite.progress import Progress
 

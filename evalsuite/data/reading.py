@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
-from evalsuite.cache import default_root
 from evalsuite.data.digests import Digests, joined, marks
 from evalsuite.data.images import DECODING
 from evalsuite.errors import ImageError
+from evalsuite.features import default_root
 from evalsuite.files import forget_partials, write_text
 from evalsuite.progress import Progress
 

@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from torchvision.ops._utils import split_normalization_params
 
-from evalsuite.fit import Fit, Steps, fit, launched, mix_seed
 from evalsuite.preflight import Demand
-from evalsuite.processes import together
 from evalsuite.protocols import Training
 from evalsuite.task import Setup
+from evalsuite.training import Fit, Steps, fit, launched, mix_seed
+from evalsuite.training.processes import together
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -27,13 +27,13 @@ from mmengine.visualization import Visualizer
 from torch import nn
 from torch.optim import Optimizer
 
-from evalsuite.cache import autocast
 from evalsuite.errors import ResourceError, TrainingError
+from evalsuite.features import autocast
 from evalsuite.files import atomic
-from evalsuite.fit import mix_seed
 from evalsuite.progress import Meter, Progress
 from evalsuite.signals import Told
 from evalsuite.states import read_state
+from evalsuite.training import mix_seed
 
 __all__ = ["Mixed", "Rate", "Saving", "Training", "Watching", "apart", "saved_run"]
 
@@ -182,8 +182,8 @@ class Mixed(OptimWrapper):  # type: ignore[misc]
 
 
 class Watching(Hook):  # type: ignore[misc]
-    """Before a step its seed, after it the log: as :func:`evalsuite.fit.fit` has both, so that a run that was killed
-    and one that was not end in the same bits.
+    """Before a step its seed, after it the log: as :func:`evalsuite.training.fit` has both, so that a run that was
+    killed and one that was not end in the same bits.
 
     Raises :class:`TrainingError` when the loss is not finite; the last state before it is kept.
     """

@@ -35,11 +35,11 @@ from evalsuite.engines._dense import OnBackbone
 from evalsuite.engines._detection import Detector as Assembled
 from evalsuite.engines._detection import learnable, train_and_detect
 from evalsuite.errors import BackboneError, TrainingError, UsageError
-from evalsuite.fit import full_precision, full_precision_outputs
 from evalsuite.metrics.detection import Detections
 from evalsuite.protocols import Detected, DetectionProtocol
 from evalsuite.pyramid import Pyramid
 from evalsuite.task import Setup
+from evalsuite.training import full_precision, full_precision_outputs
 
 __all__ = ["Detector", "Detectron2RCNN", "build_detector", "configure", "detectron2_state", "training_sample"]
 
@@ -57,7 +57,7 @@ class Detectron2RCNN:
     A ResNet (torchvision's or timm's names, depth 18 to 152, any groups and width) becomes detectron2's own
     ResNet, its weights mapped in and its maps compared with ours. Every other backbone is wrapped as a detectron2
     backbone with our :class:`evalsuite.pyramid.Pyramid`, so that both engines train the same network. The training
-    loop, and with it batches, learning rates, resuming and clipping, is :func:`evalsuite.fit.fit`.
+    loop, and with it batches, learning rates, resuming and clipping, is :func:`evalsuite.training.fit`.
 
     Where it departs from detectron2's own training script: batches are not grouped by aspect ratio, and truth
     masks are bitmaps rather than polygons.
@@ -241,7 +241,7 @@ def configure(protocol: DetectionProtocol, spec: BackboneSpec, classes: int, res
     """detectron2's configuration of a protocol: its base file with every number of ours written over it.
 
     ``resnet`` are values below MODEL.RESNETS. What has no key there, and is done by this engine or by
-    :func:`evalsuite.fit.fit`: ``flip`` (a probability), ``clip_gradient`` (over all parameters),
+    :func:`evalsuite.training.fit`: ``flip`` (a probability), ``clip_gradient`` (over all parameters),
     ``freeze_backbone``, ``train_split``, ``test_split`` and ``metric``.
     """
     d2 = _library()

@@ -37,13 +37,13 @@ from evalsuite.engines._segmentation import (
     training_sample,
 )
 from evalsuite.errors import UsageError
-from evalsuite.fit import Steps, full_precision_outputs, launched
 from evalsuite.preflight import afford, training_step
 from evalsuite.protocols import SegmentationProtocol, Segmented
 from evalsuite.pyramid import Levels
 from evalsuite.resize import resize
 from evalsuite.signals import ignore_signals, signals
 from evalsuite.task import Setup
+from evalsuite.training import Steps, full_precision_outputs, launched
 
 # isort: split
 import mmseg

@@ -22,7 +22,6 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
 from evalsuite.backbone import Backbone
-from evalsuite.cache import Cache, Preprocess
 from evalsuite.data.images import DECODING
 from evalsuite.data.segmentation import IGNORE, SegmentationSet
 from evalsuite.engines._dense import OnBackbone, Trainable, optimizer_of
@@ -37,6 +36,7 @@ from evalsuite.engines._segmentation import (
     training_sample,
     windows,
 )
+from evalsuite.features import Cache, Preprocess
 from evalsuite.protocols import SegmentationProtocol, Segmented
 from evalsuite.pyramid import Levels
 from evalsuite.resize import resize

@@ -27,14 +27,14 @@ from torch import Tensor, nn
 
 from evalsuite.backbone import Backbone
 from evalsuite.errors import UsageError
+from evalsuite.features.poolings import Encoder
 from evalsuite.files import atomic
-from evalsuite.fit import mix_seed
-from evalsuite.poolings import Encoder
 from evalsuite.preflight import Demand, afford
 from evalsuite.protocols import AgentProtocol, Arena, Played
 from evalsuite.signals import signals
 from evalsuite.states import going_on_from, read_state
 from evalsuite.task import Setup
+from evalsuite.training import mix_seed
 
 __all__ = ["StableBaselines3"]
 

@@ -26,12 +26,12 @@ from evalsuite.data.detection import DetectionSet, Record
 from evalsuite.engines._dense import OnBackbone, optimizer_of
 from evalsuite.engines._detection import Detector, learnable, train_and_detect
 from evalsuite.errors import BackboneError
-from evalsuite.fit import full_precision, full_precision_outputs
 from evalsuite.metrics.detection import Detections
 from evalsuite.protocols import Detected, DetectionProtocol
 from evalsuite.pyramid import Pyramid
 from evalsuite.resize import resize
 from evalsuite.task import Setup
+from evalsuite.training import full_precision, full_precision_outputs
 
 __all__ = ["RCNN", "TorchvisionRCNN", "build_model", "detector", "training_sample"]
 

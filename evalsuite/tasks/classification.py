@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from evalsuite import heads
 from evalsuite.data import parse, source
 from evalsuite.data.classification import ClassificationSource
 from evalsuite.errors import UsageError
@@ -18,6 +17,7 @@ from evalsuite.probing import (
     OneClass,
     ProbeProtocol,
     Probing,
+    published,
     recipes,
 )
 from evalsuite.task import Metric, Setup
@@ -46,32 +46,32 @@ class Cifar10(Named, OneClass):
     """CIFAR-10: 50,000 images to learn from, 10,000 to score on, at the backbone's own image size.
 
     Protocols: heads on frozen features (:func:`evalsuite.probing.recipes`; ``linear``, logistic regression at 45 costs,
-    is the default) and classifiers trained on augmented images (:func:`evalsuite.heads.recipes`).
+    is the default) and classifiers trained on augmented images (:func:`evalsuite.probing.published.recipes`).
     """
 
     name = "cifar10"
-    protocols = (*recipes("squash"), *heads.recipes("small"))
+    protocols = (*recipes("squash"), *published.recipes("small"))
 
 
 class Cifar100(Named, OneClass):
     """CIFAR-100, its hundred fine classes; protocols as of ``cifar10``."""
 
     name = "cifar100"
-    protocols = (*recipes("squash"), *heads.recipes("small"))
+    protocols = (*recipes("squash"), *published.recipes("small"))
 
 
 class Stl10(Named, OneClass):
     """STL-10: 5,000 labelled images to learn from, 8,000 to score on; protocols as of ``cifar10``."""
 
     name = "stl10"
-    protocols = (*recipes("squash"), *heads.recipes("small"))
+    protocols = (*recipes("squash"), *published.recipes("small"))
 
 
 class TinyImageNet(Named, OneClass):
     """Tiny ImageNet: 100,000 images to learn from, scored on the 10,000 of val; protocols as of ``cifar10``."""
 
     name = "tiny-imagenet"
-    protocols = (*recipes("squash"), *heads.recipes("small"))
+    protocols = (*recipes("squash"), *published.recipes("small"))
 
 
 class ImageNet(Named, OneClass):
@@ -83,21 +83,21 @@ class ImageNet(Named, OneClass):
     """
 
     name = "imagenet"
-    protocols = (*recipes(), *heads.recipes("imagenet"))
+    protocols = (*recipes(), *published.recipes("imagenet"))
 
 
 class Places205(Named, OneClass):
     """Places205, scored on val; protocols as of ``imagenet``."""
 
     name = "places"
-    protocols = (*recipes(), *heads.recipes("imagenet"))
+    protocols = (*recipes(), *published.recipes("imagenet"))
 
 
 class Places365(Named, OneClass):
     """Places365-Standard, scored on val; protocols as of ``imagenet``."""
 
     name = "places365"
-    protocols = (*recipes(), *heads.recipes("imagenet"))
+    protocols = (*recipes(), *published.recipes("imagenet"))
 
 
 class Voc07Classification(Named, Multilabel):
@@ -163,7 +163,7 @@ class Classify(_AnyData, OneClass):
     name = "classify"
     world = "folder"
     metrics = (*OneClass.metrics, AUROC)
-    protocols = (*recipes(), *heads.recipes("imagenet"))
+    protocols = (*recipes(), *published.recipes("imagenet"))
 
 
 class ClassifyMultilabel(_AnyData, Multilabel):
@@ -175,7 +175,7 @@ class ClassifyMultilabel(_AnyData, Multilabel):
 
     name = "classify-multilabel"
     world = "csv"
-    protocols = (*recipes(), *heads.recipes("imagenet"))
+    protocols = (*recipes(), *published.recipes("imagenet"))
 
 
 class MedMnist(_AnyData, OneClass):
@@ -188,7 +188,7 @@ class MedMnist(_AnyData, OneClass):
     name = "medmnist"
     metrics = (*OneClass.metrics, AUROC)
     primary = "auroc"
-    protocols = (*recipes("squash"), *heads.recipes("small"))
+    protocols = (*recipes("squash"), *published.recipes("small"))
     one_against_rest = True
 
     def place(self, setup: Setup) -> tuple[ClassificationSource, Path]:

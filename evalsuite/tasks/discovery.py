@@ -23,12 +23,12 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from evalsuite.backbone import Backbone, BackboneSpec, Features
-from evalsuite.fit import Fit, fit, launched, mix_seed
+from evalsuite.features.poolings import Encoder
 from evalsuite.metrics.objects import adjusted_rand, foreground_adjusted_rand, owners
 from evalsuite.pictures import columns_sheet, painted
-from evalsuite.poolings import Encoder
 from evalsuite.statistics import bootstrap_mean, weight_blocks
 from evalsuite.task import Metric, Outcome, Protocol, Setup, Task
+from evalsuite.training import Fit, fit, launched, mix_seed
 from evalsuite.worlds import COLOURS, SCALES, SHAPES, Rules, World, rules
 from evalsuite.worlds.objects import RGB
 

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from evalsuite.backbone import Backbone
 from evalsuite.errors import BackboneError, ResourceError, UsageError
+from evalsuite.features.poolings import Encoder
 from evalsuite.files import atomic
-from evalsuite.fit import Fit, fit, launched, mix_seed
-from evalsuite.poolings import Encoder
 from evalsuite.protocols import AgentProtocol, Arena, Played, ProxyProtocol, Reading
 from evalsuite.states import going_on_from, read_state
 from evalsuite.statistics import iqm, over_seeds, stratified_bootstrap, weight_blocks
 from evalsuite.task import Metric, Outcome, Protocol, Setup, Task, evaluate
+from evalsuite.training import Fit, fit, launched, mix_seed
 from evalsuite.worlds import ObjectsVector, Rules, rules, world
 
 __all__ = [

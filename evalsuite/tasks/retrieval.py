@@ -13,12 +13,12 @@ import numpy.typing as npt
 import torch
 
 from evalsuite.backbone import Backbone
-from evalsuite.cache import Cache, Encoded, Output, Preprocess
 from evalsuite.data import source
 from evalsuite.data.chexpert import Chexpert8x200
 from evalsuite.data.classification import ClassificationSet
 from evalsuite.data.digests import fingerprint
 from evalsuite.errors import BackboneError
+from evalsuite.features import Cache, Encoded, Output, Preprocess
 from evalsuite.metrics.retrieval import Retrieved, retrieve
 from evalsuite.probing import on_readable, refuse_known
 from evalsuite.statistics import weight_blocks
@@ -37,7 +37,7 @@ Floats = npt.NDArray[np.float64]
 class RetrievalProtocol(Protocol):
     """Candidates ranked by the cosine of their features to a query's.
 
-    ``output`` is what is read off the network for images (:class:`evalsuite.cache.Output`); a sentence is compared
+    ``output`` is what is read off the network for images (:class:`evalsuite.features.Output`); a sentence is compared
     with ``joint``, the space it shares with images. ``exclude_patients``: a query does not retrieve images of its own
     patient. ``rule``, ``ratio`` and ``interpolation`` say how an image becomes the network's input.
     """

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from evalsuite import DataError, UsageError, hookimpl
-from evalsuite.fit import mix_seed
 from evalsuite.resize import resize
+from evalsuite.training import mix_seed
 from pretrain import Images, Modifier, Run, blocks
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evalsuite import UsageError, hookimpl
-from evalsuite.fit import uncast
+from evalsuite.training import uncast
 from pretrain import Modifier, Pairs, Run, blocks
 
 UNSEEN = -1  # the label of a row that no step has written yet

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from evalsuite import Backbone, BackboneSpec, Features
-from evalsuite.poolings import NatureCNN
+from evalsuite.features.poolings import NatureCNN
 
 __all__ = ["cnn", "cnn_map", "multi_cnn"]
 

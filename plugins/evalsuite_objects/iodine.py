@@ -18,8 +18,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from evalsuite import Backbone, BackboneSpec, Features, UsageError, hookimpl
-from evalsuite.fit import uncast
 from evalsuite.metrics.objects import foreground_adjusted_rand, owners
+from evalsuite.training import uncast
 from evalsuite_objects.discovery import picture, segments
 from pretrain import Batch, Centre, Images, Look, Method, Preset, Run, Training, look_through
 from pretrain.blocks import Noise, full_precision

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from evalsuite import Backbone, BackboneSpec, Features
-from evalsuite.fit import uncast
+from evalsuite.training import uncast
 from pretrain.blocks import full_precision
 
 __all__ = [

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evalsuite import Features, UsageError, hookimpl
-from evalsuite.fit import uncast
+from evalsuite.training import uncast
 from pretrain import Look, Method, Preset, Run, Training, swav
 from pretrain.blocks import Queue, mlp_head, reached, sinkhorn, world_size
 

@@ -15,10 +15,10 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from evalsuite import statistics
-from evalsuite.cache import Cache
 from evalsuite.cli import app
 from evalsuite.compare import compare, refuse_worse
 from evalsuite.errors import DataError, RegressionError, UsageError
+from evalsuite.features import Cache
 from evalsuite.results import BackboneRecord, ProtocolRecord, Result, Score, cell_path
 
 N = 200

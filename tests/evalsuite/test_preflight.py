@@ -15,7 +15,6 @@ from torch import nn
 
 from evalsuite import preflight
 from evalsuite.errors import ResourceError
-from evalsuite.fit import Fit, fit
 from evalsuite.preflight import (
     HOPELESS,
     SLACK,
@@ -30,6 +29,7 @@ from evalsuite.preflight import (
     out_of_memory,
 )
 from evalsuite.progress import Progress
+from evalsuite.training import Fit, fit
 
 QUIET = Progress(quiet=True)
 MB = 2**20

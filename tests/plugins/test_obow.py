@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalsuite import Features, UsageError
-from evalsuite.fit import mix_seed
+from evalsuite.training import mix_seed
 from pretrain import Augment, Centre, Recipe
 from pretrain.testing import check_method, check_modifier, losses, tiny_backbone, tiny_corpus, tiny_train
 from pretrain.train import Plan, prepare

@@ -17,8 +17,8 @@ from torch import nn
 
 from evalsuite import DataError, UsageError, load_backbone
 from evalsuite.backbone import build as build_by_name
-from evalsuite.cache import Output
 from evalsuite.checkpoints.matching import look_meta
+from evalsuite.features import Output
 from pretrain import Arrays, Augment, Corpus, Recipe
 from pretrain.testing import check_method, check_modifier, losses, tiny_train
 

@@ -26,8 +26,9 @@ from evalsuite_pixpro.method import PixPro
 from evalsuite_rotnet.method import RotNet
 from evalsuite_swav.method import SwAV
 
-from evalsuite import Backbone, DataError, hookimpl, hooks, processes
-from evalsuite import fit as loop
+from evalsuite import Backbone, DataError, hookimpl, hooks
+from evalsuite.training import processes
+from evalsuite.training.fit import _Clock
 from pretrain import Corpus, Images, Method, Pairs
 from pretrain.blocks import gather
 from pretrain.data import parse
@@ -240,7 +241,7 @@ class Stops(Images):
 
 def trained(out: Path, reads: int) -> None:
     """Eight steps of four images a process, saved after each; ended by a crash after so many reads."""
-    loop._Clock.AGREE = 1
+    _Clock.AGREE = 1
     corpus = Corpus(Stops(tiny_corpus(16).train, reads))
     found = tiny_train(moco, steps=8, epochs=4, devices=2, out=out, corpus=corpus, save_every=0.0)
     if dist.get_rank() == 0:
@@ -309,7 +310,7 @@ def failing(out: Path, how: str) -> None:
                 raise KeyError("oops")
             return {"broken": pairs[0].query.square().sum()}
 
-    loop._Clock.AGREE, processes.GRACE = 1, 1.0
+    _Clock.AGREE, processes.GRACE = 1, 1.0
     try:
         tiny_train(lambda: Breaks(simclr().options), steps=4, out=out, devices=2, save_every=0.0)
     except Exception as error:

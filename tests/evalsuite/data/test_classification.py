@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 import evalsuite.data
-from evalsuite.cache import ImageSet
 from evalsuite.data import parse
 from evalsuite.data.cifar import Cifar10, Cifar100, Stl10
 from evalsuite.data.classification import (
@@ -30,6 +29,7 @@ from evalsuite.data.imagenet import ImageNet, TinyImageNet
 from evalsuite.data.medical import MedMnist
 from evalsuite.data.reading import look
 from evalsuite.errors import DataError, UsageError
+from evalsuite.features import ImageSet
 from evalsuite.hooks import Registry
 from evalsuite.progress import Progress
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evalsuite.cache import default_root
 from evalsuite.data.detection import Boxes, DetectionSet, assemble
 from evalsuite.data.detection import Image as Listed
 from evalsuite.data.reading import copied, in_both, look, readable, recall, refuse, usable
 from evalsuite.errors import DataError, ImageError
+from evalsuite.features import default_root
 from evalsuite.progress import Progress
 
 QUIET = Progress(quiet=True)

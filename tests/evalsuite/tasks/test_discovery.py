@@ -88,7 +88,7 @@ def test_scores_have_samples_replicates_and_a_picture(tmp_path: Path):
 def test_fg_ari_is_that_of_the_pixels_of_objects_alone(tmp_path: Path):
     found = measure(backbone(_Halves(8), "tokens", "masks"), tmp_path, limit=8)
     expected, world = [], World(rules("random-objects"))
-    from evalsuite.fit import mix_seed
+    from evalsuite.training import mix_seed
 
     rng = np.random.default_rng(mix_seed(0, 1))
     halves = np.repeat([[0] * 32 + [1] * 32], 64, axis=0)

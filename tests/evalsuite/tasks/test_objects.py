@@ -160,7 +160,7 @@ def test_a_backbone_without_vectors_is_refused():
 
 
 def test_quadrants_are_all_there():
-    from evalsuite.poolings import Encoder
+    from evalsuite.features.poolings import Encoder
     from evalsuite.tasks.objects import _frames
 
     encoder = Encoder(truth(), torch.device("cpu"))

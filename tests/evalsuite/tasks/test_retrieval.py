@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from evalsuite.backbone import Backbone, BackboneSpec, Features
-from evalsuite.cache import Output
 from evalsuite.data.chexpert import RETRIEVED, Chexpert8x200
 from evalsuite.errors import BackboneError, DataError
+from evalsuite.features import Output
 from evalsuite.hooks import Registry
 from evalsuite.results import Result, read_all
 from evalsuite.runner import run

@@ -16,17 +16,17 @@ import torch
 from torch import nn
 from torchvision.transforms import v2
 
-from evalsuite import heads
 from evalsuite.backbone import Backbone, BackboneSpec, Features
 from evalsuite.data.classification import Arrays, ClassificationSet
 from evalsuite.errors import BackboneError, DataError, ImageError, TrainingError, UsageError
-from evalsuite.fit import launched
 from evalsuite.hooks import Registry
 from evalsuite.metrics.ranking import top_k_hits
 from evalsuite.preflight import TooLarge
 from evalsuite.probes import hold_out
+from evalsuite.probing import heads, published
 from evalsuite.progress import Progress
 from evalsuite.task import Setup
+from evalsuite.training import launched
 
 SIZE = 12
 COLOURS = np.array([(200, 60, 60), (60, 200, 60), (60, 60, 200)])
@@ -406,7 +406,7 @@ def test_resizing_on_the_device_gives_the_same_scores_for_images_of_any_size(tmp
 
 
 def named(kind, name):
-    return next(p for p in heads.recipes(kind) if p.id == name)
+    return next(p for p in published.recipes(kind) if p.id == name)
 
 
 @pytest.mark.parametrize(
@@ -437,7 +437,7 @@ def test_the_rates_of_a_recipe_are_the_published_ones(kind, name, rates):
 
 def test_recipes_have_names_of_their_own_and_say_what_they_need():
     for kind in ("imagenet", "small"):
-        found = heads.recipes(kind)
+        found = published.recipes(kind)
         assert len({p.id for p in found}) == len(found)
         assert all(p.rule == ("auto" if kind == "imagenet" else "squash") for p in found)
         assert {p.id for p in found if p.needs == {"maps"}} == {p.id for p in found if p.id.startswith("rotnet")}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from evalsuite.backbone import Backbone, BackboneSpec, Features
 from evalsuite.errors import BackboneError, UsageError
-from evalsuite.poolings import Encoder, NatureCNN, RelationNetwork, pooling
+from evalsuite.features.poolings import Encoder, NatureCNN, RelationNetwork, pooling
 
 
 def wave(shape: tuple[int, ...], a: float, b: float, s: float = 1.0) -> Tensor:

@@ -20,6 +20,7 @@ from evalsuite.backbone import Backbone, BackboneSpec, Features
 from evalsuite.data.classification import ClassificationSet
 from evalsuite.errors import DataError, UsageError
 from evalsuite.hooks import Registry
+from evalsuite.probing import tasks
 from evalsuite.results import Result, read_all
 from evalsuite.runner import run
 from evalsuite.tasks.classification import Classify, ClassifyMultilabel, MedMnist, Voc07Classification
@@ -228,11 +229,11 @@ def test_classes_with_few_test_images_are_named():
         "d", "test", ("ant", "bee", "cow", "dog"), np.array([str(i) for i in range(12)]),
         np.array([0] * 6 + [1] * 4 + [2] * 2), None, np.arange(12),
     )  # fmt: skip
-    assert "test has fewer than 5 images of 2 classes: bee (4), cow (2)" in probing._warnings(rare, rare)
+    assert "test has fewer than 5 images of 2 classes: bee (4), cow (2)" in tasks._warnings(rare, rare)
     marks = np.array([[1, 1, -1]] * 6 + [[0, 1, -1]] * 6)
     marks[0, 1], marks[:4, 2], marks[4:, 2] = 0, 1, 0
     several = dataclasses.replace(rare, labels=marks, classes=("ant", "bee", "cow"))
-    assert "test has fewer than 5 images of 2 classes: bee (1), cow (4)" in probing._warnings(several, several)
+    assert "test has fewer than 5 images of 2 classes: bee (1), cow (4)" in tasks._warnings(several, several)
 
 
 def test_a_protocol_says_whether_its_seed_moves_anything():

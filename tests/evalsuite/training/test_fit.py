@@ -17,8 +17,8 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from evalsuite.errors import DataError, ResourceError, TrainingError
-from evalsuite.fit import Fit, Steps, fit, full_precision, full_precision_outputs, launched, mix_seed
 from evalsuite.progress import Progress
+from evalsuite.training import Fit, Steps, fit, full_precision, full_precision_outputs, launched, mix_seed
 
 
 class Model(nn.Module):

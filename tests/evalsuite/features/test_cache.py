@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from torchvision.transforms.v2 import functional as image_ops
 
-from evalsuite import cache as module
 from evalsuite.backbone import Backbone, BackboneSpec, Features
-from evalsuite.cache import Cache, Encoder, Output, Preprocess
 from evalsuite.errors import BackboneError, DataError, ResourceError, UsageError
+from evalsuite.features import Cache, Encoder, Output, Preprocess, encoder
+from evalsuite.features import cache as module
 from evalsuite.progress import Progress
 
 
@@ -265,7 +265,7 @@ def test_two_processes_share_one_encoding(tmp_path):
     root, gate = tmp_path / "cache", tmp_path / "gate"
     other = subprocess.Popen(
         [sys.executable, "-c", OTHER, __name__, __file__, str(root), str(gate)],
-        env=os.environ | {"PYTHONPATH": str(Path(module.__file__).parent.parent)},
+        env=os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[2])},
     )
     try:
         wait_for(tmp_path / "inside", 60)
@@ -564,10 +564,10 @@ def test_by_default_what_was_done_is_in_the_key(tmp_path):
 
 
 def test_workers_are_chosen_by_measurement(monkeypatch):
-    reader = module._Reader(Images(100), PLAIN)
-    assert module._measured_workers(reader, 100) == 0
+    reader = encoder._Reader(Images(100), PLAIN)
+    assert encoder._measured_workers(reader, 100) == 0
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert module._measured_workers(reader, 100, patience=0.0) == 7
+    assert encoder._measured_workers(reader, 100, patience=0.0) == 7
 
 
 @pytest.mark.parametrize("rule", ["crop", "squash", "pad"])

@@ -15,9 +15,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from evalsuite import processes
 from evalsuite.errors import DataError
-from evalsuite.processes import together
+from evalsuite.training import processes
+from evalsuite.training.processes import together
 
 WORLD = 3
 

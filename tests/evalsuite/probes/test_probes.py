@@ -6,6 +6,7 @@ import gc
 import math
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,10 @@ from sklearn.svm import LinearSVC
 from evalsuite import probes
 from evalsuite.errors import DataError, UsageError
 from evalsuite.metrics.ranking import top_k_hits
-from evalsuite.probes import Fitted, Part, Rows, Site, Test, Train
+from evalsuite.probes import Fitted, Part, Rows, Site, Test, Train, logistic
+from evalsuite.probes import rows as rows_module
+from evalsuite.probes.neighbours import _highest
+from evalsuite.probes.rows import free_memory, normaliser
 
 
 def formula(shape, a, b):
@@ -89,12 +93,12 @@ def test_the_lower_place_comes_first_among_equals_whatever_the_chunks(seed, n, k
 
 def test_blocks_give_what_topk_gives():
     similarity = torch.randn(20, 1003)
-    values, places = probes._highest(similarity, 5)  # blocks, and a rest of 11
+    values, places = _highest(similarity, 5)  # blocks, and a rest of 11
     expected = similarity.topk(5)
     assert torch.equal(values, expected.values)
     assert torch.equal(places, expected.indices)
     tied = torch.randint(0, 3, (20, 1003)).float()
-    values, places = probes._highest(tied, 5)
+    values, places = _highest(tied, 5)
     order = tied.sort(dim=1, descending=True, stable=True)
     assert torch.equal(places, order.indices[:, :5])
 
@@ -221,7 +225,8 @@ def test_streaming_changes_nothing(monkeypatch):
     features, labels = world()
     probe = probes.Logistic((0.1, 10.0), tolerance=1e-8, dtype="float64", together=2)
     resident = fit(probe, part(features, labels), features)
-    monkeypatch.setattr(probes, "_free_memory", lambda device: 0)
+    for module in (rows_module, logistic):
+        monkeypatch.setattr(module, "free_memory", lambda device: 0)
     monkeypatch.setattr(Rows.chunks, "__defaults__", ("cpu", 64))
     streamed = fit(probe, part(features, labels), features)
     for a, b in zip(resident, streamed, strict=True):
@@ -741,7 +746,7 @@ def test_normalisation_is_learnt_from_training_rows(kind):
     features, labels = world(scale=7.0)
     features[:, 3] = 5.0  # constant
     other = world(50, seed=3, scale=2.0)[0]
-    norm = probes._normaliser(Rows(features), kind, "cpu")
+    norm = normaliser(Rows(features), kind, "cpu")
     if kind == "standard":
         spread = features.std(0, dtype=np.float64)
         expected = (other - features.mean(0, dtype=np.float64)) / np.where(spread > 1e-9, spread, 1)
@@ -788,13 +793,13 @@ def test_a_gpu_gives_the_same_scores(probe):
 
 
 def test_free_memory_is_what_the_control_group_leaves(monkeypatch):
-    free = probes._free_memory(torch.device("cpu"))
+    free = free_memory(torch.device("cpu"))
     assert 0 < free < 2**50
     limits = {"memory.max": "1000\n", "memory.current": "400\n"}
-    monkeypatch.setattr(probes.Path, "read_text", lambda path: limits[path.name])
-    assert probes._free_memory(torch.device("cpu")) == 600
+    monkeypatch.setattr(Path, "read_text", lambda path: limits[path.name])
+    assert free_memory(torch.device("cpu")) == 600
     limits["memory.max"] = "max\n"
-    assert probes._free_memory(torch.device("cpu")) > 600
+    assert free_memory(torch.device("cpu")) > 600
 
 
 def test_ragged_training_data_are_refused():
