@@ -147,32 +147,10 @@ APART = ("evalsuite.engines", "evalsuite.tasks", "evalsuite.backbones", "pretrai
 # Submodules that belong to the public face, names of their __all__ included.
 PUBLIC = {
     "evalsuite": {
-        *(
-            "checkpoints",
-            "data",
-            "docs",
-            "errors",
-            "features",
-            "files",
-            "lazy",
-            "locks",
-            "metrics",
-            "options",
-            "pictures",
-        ),
-        *(
-            "pictures",
-            "preflight",
-            "probes",
-            "probing",
-            "progress",
-            "protocols",
-            "pyramid",
-            "resize",
-            "settings",
-            "signals",
-        ),
-        *("statistics", "testing", "training", "worlds"),
+        *("checkpoints", "data", "docs", "errors", "features", "files"),
+        *("lazy", "locks", "metrics", "options", "pictures", "preflight"),
+        *("probes", "probing", "progress", "protocols", "pyramid", "resize"),
+        *("settings", "signals", "statistics", "testing", "training", "worlds"),
     },
     "pretrain": {"blocks", "testing"},
 }
