@@ -159,7 +159,9 @@ def run(
 @app.command()
 def pretrain(
     method: Annotated[str, typer.Option("-m", "--method", help="What to learn by; see: evalsuite list method.")],
-    data: Annotated[str, typer.Option(help="folder:PATH, cifar10:PATH, npz:PATH, ... or demo.")],
+    data: Annotated[
+        str, typer.Option(help="folder:PATH, csv:PATH, coco:PATH, ... (evalsuite data list), demo or worlds:TASK.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder of this run.")],
     modifier: Annotated[
         list[str] | None, typer.Option("--with", help="A modifier; see: evalsuite list modifier. Repeatable.")
@@ -321,7 +323,7 @@ def data_where(name: Annotated[str | None, typer.Argument()] = None, data_root: 
     """Where a data set lies, or what tree is expected where it does not. Exit 3 if one that was named is missing.
 
     Of a layout for data of one's own (folder, csv, pairs, ...), or a task that takes such (classify, detect, segment):
-    the tree, and what to give to evalsuite run.
+    the tree, and what to give to evalsuite run. Of what is generated (demo, worlds), what to give.
     """
     with Progress().doing("looking for data sets"):
         from evalsuite.data import source
@@ -332,13 +334,14 @@ def data_where(name: Annotated[str | None, typer.Argument()] = None, data_root: 
         yours = [layout for layout in layouts if name in layout.serves]
         if name and not yours:
             layouts = [source(registry, name)]
-            yours = [layout for layout in layouts if layout.layout_only]
+            yours = [layout for layout in layouts if layout.layout_only or layout.generated]
         for layout in yours:
             _say(_own(layout))
         for layout in [] if yours else layouts:
             try:
                 own = f"data of your own, --data {layout.name}:PATH" if layout.layout_only else ""
-                _say(f"{layout.name}: {own or layout.locate(data_root)}")
+                made = f"generated, --data {layout.name}:{layout.generated}" if layout.generated else ""
+                _say(f"{layout.name}: {own or made or layout.locate(data_root)}")
             except DataError as missing:
                 if name:
                     raise
@@ -361,7 +364,7 @@ def data_verify(
         from evalsuite.data import parse, source
 
         registry = _load().registry
-        if ":" in name:
+        if ":" in name or source(registry, name).generated:
             layout, path = parse(name, registry)
         else:
             layout = source(registry, name)
@@ -770,15 +773,18 @@ def _silent() -> bool:
 
 
 def _own(layout: Source[Any]) -> str:
-    """How to give data of one's own in a layout."""
+    """How to give data of one's own in a layout, or to name what is generated."""
     from evalsuite.docs import prose
 
-    tree = (layout.own_tree or layout.tree).split()
-    path = f"{layout.name}:PATH{'/' + tree[0] if layout.layout_only and layout.file else ''}"
+    if layout.generated:
+        path, first = f"{layout.name}:{layout.generated}", [f"{layout.name}: generated, no file is needed"]
+    else:
+        tree = (layout.own_tree or layout.tree).split()
+        path = f"{layout.name}:PATH{'/' + tree[0] if layout.layout_only and layout.file else ''}"
+        first = [f"{layout.name}: data of your own", *(f"    PATH/{line}" for line in tree)]
     flags = [f"    evalsuite run --task {task} --data {path}" for task in layout.serves]
-    tree = [f"    PATH/{line}" for line in tree]
-    lines = [f"{layout.name}: data of your own", *tree, "give it by", *flags, f"    evalsuite data verify {path}"]
-    return "\n".join([*lines, "", prose(type(layout)), ""])
+    flags += [f"    evalsuite pretrain --method simclr --data {path}", f"    evalsuite data verify {path}"]
+    return "\n".join([*first, "give it by", *flags, "", prose(type(layout)), ""])
 
 
 def _command() -> str:

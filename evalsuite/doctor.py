@@ -71,7 +71,8 @@ def _data(loaded: Loaded, root: Path | None) -> dict[str, str]:
     found = {"root": str(root)}
     for name in loaded.registry.names("dataset"):
         try:
-            found[name] = str(source(loaded.registry, name).locate(root))
+            layout = source(loaded.registry, name)
+            found[name] = "generated" if layout.generated else str(layout.locate(root))
         except DataError as missing:
             found[name] = f"not found ({missing.cause})"
     return found

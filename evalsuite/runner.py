@@ -24,7 +24,7 @@ import torch
 
 from evalsuite import statistics
 from evalsuite.checkpoints import NEEDED, Loaded, load_backbone
-from evalsuite.data import source
+from evalsuite.data import is_generated, source
 from evalsuite.data.digests import data_session
 from evalsuite.errors import DataError, Refusal, ResourceError, UsageError
 from evalsuite.files import atomic, forget_partials, is_aside, room_for, set_aside, writable
@@ -226,7 +226,8 @@ def _cell(
         protocol=protocol, work=work, registry=registry, progress=progress, seed=seed, device=device,
         precision=precision, devices=request.devices, workers=workers,
         encode_workers="auto" if request.workers is None else request.workers, data_root=root, data=data,
-        engine=request.engine, limit=request.limit, demo=request.demo,
+        engine=request.engine, limit=request.limit,
+        demo=request.demo or (data is not None and is_generated(data, registry)),
         save_every=request.save_every, strict=request.strict, patient=request.patient,
     )  # fmt: skip
     with progress.doing(f"reading the data of {task.name}"):

@@ -116,7 +116,7 @@ def run(
 ) -> Trained:
     """Pretrain ``arch`` by names: what ``evalsuite pretrain`` does.
 
-    ``data`` is ``scheme:path`` or ``demo`` (:func:`pretrain.data.parse`); ``arch`` an architecture with fresh weights,
+    ``data`` is ``layout:path`` or ``demo`` (:func:`pretrain.data.parse`); ``arch`` an architecture with fresh weights,
     or a checkpoint to go on from (None: the method's own, :attr:`pretrain.Method.arch`); ``settings`` are
     ``{"simclr.temperature": "0.2"}``; ``plan`` holds further fields of :class:`Plan`. Epochs and batch size are the
     preset's where none are given; images are as large as a preset or a setting says, else as they are, and no larger
@@ -130,7 +130,7 @@ def run(
     if not any(name in os.environ for name in RANKS):  # of several processes the first one holds the lock
         refuse_held(Path(out) / LOCK, _doing(Path(out)))
     with said.doing(f"reading {data}"), data_session(said):
-        corpus = parse(data)
+        corpus = parse(data, registry)
     arch = recipe.method.arch if arch is None else arch
     spec = arch if Path(arch).expanduser().exists() or arch.startswith("random:") else f"random:{arch}"
     with said.doing(f"loading {arch}"):

@@ -70,6 +70,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evalsuite.hooks": {"evalsuite.errors"},
     **{room: {*TOLD, *NUMBERS} for room in NUMBERS},
     **{room: {*TOLD, *NUMBERS, "evalsuite.hooks", *MIDDLE[:i]} for i, room in enumerate(MIDDLE)},
+    "evalsuite.data": {
+        *TOLD,
+        *NUMBERS,
+        "evalsuite.hooks",
+        *MIDDLE[: MIDDLE.index("evalsuite.data")],
+        "evalsuite.worlds",  # whose frames are data to learn from
+    },
     "evalsuite.states": TOLD,
     "evalsuite.training": {*TOLD, "evalsuite.backbone", "evalsuite.preflight", "evalsuite.states"},
     "evalsuite.probing": {

@@ -17,15 +17,16 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
 
-from evalsuite.errors import DataError, UsageError
-from evalsuite.hooks import Registry, hookimpl
+from evalsuite.errors import DataError, Refusal, UsageError
+from evalsuite.hooks import Registry, hookimpl, load
 
 if TYPE_CHECKING:
+    from evalsuite.data.learning import Learning
     from evalsuite.progress import Progress
 
-__all__ = ["YOURS", "Report", "Source", "as_fault", "parse", "source", "split_role", "split_roles"]
+__all__ = ["YOURS", "Report", "Source", "as_fault", "is_generated", "parse", "source", "split_role", "split_roles"]
 
 Data = TypeVar("Data", covariant=True)
 
@@ -37,6 +38,7 @@ _ROLES = {
     "val": ("val", "valid", "validation", "validate", "vali", "dev", "eval", "evaluation"),
     "test": ("test", "testing", "tst", "holdout"),
 }
+_ALIASES = {"tinyimagenet": "tiny-imagenet"}
 _FILLERS = {"seg", "cls", "data", "dataset", "image", "images", "img", "imgs", "folder", "split", "set"}
 
 
@@ -55,6 +57,9 @@ def evalsuite_register(registry: Registry) -> None:
     registry.dataset("coco", "evalsuite.data.coco:Coco", "COCO 2017 detection, or any data in COCO JSON")
     registry.dataset("covidx", "evalsuite.data.covidx:Covidx", "COVIDx: lists of any version and their images")
     registry.dataset("csv", "evalsuite.data.classification:Csv", "any images listed in a CSV file with their labels")
+    registry.dataset(
+        "demo", "evalsuite.data.generated:Demo", "generated images of eight classes: demo, or demo:N of them"
+    )
     registry.dataset("folder", "evalsuite.data.classification:Folder", "any images in a folder a class")
     registry.dataset("imagenet", "evalsuite.data.imagenet:ImageNet", "ImageNet-1k in class folders")
     registry.dataset("medmnist", "evalsuite.data.medical:MedMnist", "MedMNIST, one .npz file a data set")
@@ -71,6 +76,9 @@ def evalsuite_register(registry: Registry) -> None:
         "voc07-cls", "evalsuite.data.voc_classification:VocClassification", "PASCAL VOC 2007, twenty labels"
     )
     registry.dataset("voc-seg", "evalsuite.data.voc_segmentation:VocSegmentation", "PASCAL VOC 2012 masks, SBD's too")
+    registry.dataset(
+        "worlds", "evalsuite.data.frames:Worlds", "frames of a simulated world, to pretrain on: worlds:TASK"
+    )
 
 
 @dataclass
@@ -140,7 +148,8 @@ class Source(ABC, Generic[Data]):
 
     ``tree`` lists what must be there below the data root, one path a line. ``file``: anybody's data in this layout
     are one file, not a folder. ``serves`` names the generic tasks that take anybody's data in this layout; its tree is
-    ``own_tree``, below the path that ``--data`` gives, where that differs from the data set's own.
+    ``own_tree``, below the path that ``--data`` gives, where that differs from the data set's own. ``generated``: what
+    ``--data`` gives behind the name of a source that needs no path; empty for what lies on disk.
     """
 
     name: ClassVar[str]
@@ -151,6 +160,7 @@ class Source(ABC, Generic[Data]):
     file: ClassVar[bool] = False
     serves: ClassVar[tuple[str, ...]] = ()
     own_tree: ClassVar[str] = ""
+    generated: ClassVar[str] = ""
 
     @property
     def layout_only(self) -> bool:
@@ -163,7 +173,8 @@ class Source(ABC, Generic[Data]):
         return type(self)
 
     def configured(self, options: str) -> Source[Data]:
-        """The same layout, read as ``?name=value&...`` behind a path of ``--data`` says.
+        """The same layout, read as ``?name=value&...`` behind a path of ``--data`` says; of a generated one, as all
+        that stands behind its name.
 
         Raises :class:`UsageError` for options that the layout has not.
         """
@@ -177,6 +188,21 @@ class Source(ABC, Generic[Data]):
         """The same layout with anybody's data in it: classes and splits are taken from the data."""
         return self
 
+    @classmethod
+    def given(cls, data: str | None, registry: Registry, *, task: str, lacks: str, fix: str) -> tuple[Self, Path]:
+        """:func:`parse` of what ``--data`` gives to a generic task that takes this kind of layout.
+
+        Raises :class:`UsageError` where it gives nothing, or another kind, which ``lacks`` what the task needs.
+        """
+        if data is None:
+            raise UsageError(f"{task} needs data", cause="it is a task for data of your own", fix=fix)
+        layout, path = parse(data, registry)
+        if not isinstance(layout, cls):
+            use = "for evalsuite pretrain" if layout.generated else "a layout of another task"
+            tasks = f"; or --task {' or '.join(layout.serves)}" if layout.serves else ""
+            raise UsageError(f"--data {data} {lacks}", cause=f"{layout.name} is {use}", fix=f"{fix}{tasks}")
+        return layout, path
+
     @abstractmethod
     def locate(self, root: Path | None) -> Path:
         """The data set's own folder, below ``root`` or ``root`` itself.
@@ -184,13 +210,18 @@ class Source(ABC, Generic[Data]):
         Raises :class:`DataError` with the expected tree where it is not there.
         """
 
+    def locate_images(self, root: Path) -> Path:
+        """Where images to learn from are: as :meth:`locate`, but that a layout may take what cannot be scored on."""
+        return self.locate(root)
+
     @abstractmethod
     def splits(self, path: Path) -> tuple[str, ...]:
         """The splits found in ``path``."""
 
     @abstractmethod
     def roles(self, path: Path) -> Mapping[str, str]:
-        """Which split to learn from and which to score on: ``train``, ``val``, and ``test`` if there is one.
+        """Which split to learn from and which to score on: ``train``, ``val``, and ``test`` if there is one; and
+        ``unlabelled``, further images for ``evalsuite pretrain``.
 
         Raises :class:`DataError` where that cannot be told.
         """
@@ -201,6 +232,16 @@ class Source(ABC, Generic[Data]):
 
         Raises :class:`DataError` naming the file at fault.
         """
+
+    def learning(self, path: Path) -> Learning:
+        """The images to learn from without annotations, and those held out, by the roles of the splits
+        (:func:`evalsuite.data.learning.by_roles`). A layout may offer more here than it can be scored on by.
+
+        Raises :class:`DataError` where there is nothing to learn from, :class:`UsageError` for data without images.
+        """
+        from evalsuite.data.learning import by_roles
+
+        return by_roles(self, path)
 
     def pair(
         self, path: Path, train: str = "train", test: str = "test|val", loaded: Mapping[str, Data] | None = None
@@ -279,22 +320,29 @@ class Source(ABC, Generic[Data]):
 
 def source(registry: Registry, name: str) -> Source[Any]:
     """The data source of that name. Raises :class:`UsageError` for an unknown one."""
+    if name in _ALIASES and name not in registry.names("dataset"):
+        name = _ALIASES[name]
     return cast("Source[Any]", registry.get("dataset", name)())
 
 
-def parse(text: str, registry: Registry) -> tuple[Source[Any], Path]:
-    """``scheme:path`` as a source for anybody's data and its folder, for example ``voc:~/cells``.
+def parse(text: str, registry: Registry | None = None, *, learning: bool = False) -> tuple[Source[Any], Path]:
+    """``scheme:path`` as a source for anybody's data and its folder, for example ``voc:~/cells``; ``demo`` and
+    ``worlds:TASK`` are generated, and need no path. ``learning``: images are enough (:meth:`Source.locate_images`).
+    Without a ``registry`` it is that of all plugins.
 
     Raises :class:`UsageError` for an unknown scheme, :class:`DataError` where the path holds no such layout.
     """
+    registry = load().registry if registry is None else registry
     scheme, colon, path = text.partition(":")
-    if not (scheme and colon and path):
+    if not ((is_generated(text, registry) and not colon) or (scheme and colon and path)):
         raise UsageError(
             f"--data {text!r} does not name a layout and a path",
             cause="it has the form scheme:path",
-            fix=f"one of {', '.join(f'{name}:PATH' for name in registry.names('dataset'))}",
+            fix=f"one of {', '.join(f'{name}:{_behind(registry, name)}' for name in registry.names('dataset'))}",
         )
     found = source(registry, scheme).generic()
+    if found.generated:
+        return found.configured(path), Path(text)
     tree = found.own_tree or found.tree
     place = Path(path).expanduser()
     if "?" in path and not place.exists():
@@ -307,9 +355,23 @@ def parse(text: str, registry: Registry) -> tuple[Source[Any], Path]:
             fix="give the file itself" if found.file else f"give the folder that holds {', '.join(tree.split())}",
         )
     try:
-        return found, found.locate(place)
+        return found, found.locate_images(place) if learning else found.locate(place)
     except DataError as error:
         raise _elsewhere(error, found, scheme, place) from error
+
+
+def is_generated(text: str, registry: Registry) -> bool:
+    """Whether ``--data`` names what is generated: results on it are marked, and never ranked."""
+    scheme = text.partition(":")[0]
+    return scheme in registry.names("dataset") and bool(source(registry, scheme).generated)
+
+
+def _behind(registry: Registry, name: str) -> str:
+    """What ``--data`` gives behind the name of a layout."""
+    try:
+        return source(registry, name).generated or "PATH"
+    except Refusal:  # a plugin's, which is told of where it is asked for
+        return "PATH"
 
 
 def _elsewhere(error: DataError, layout: Source[Any], scheme: str, path: Path) -> DataError:

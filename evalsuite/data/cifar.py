@@ -21,6 +21,7 @@ from evalsuite.data.classification import (
 )
 from evalsuite.data.demo import labelled, once, write_classes
 from evalsuite.data.digests import State, joined, of_paths, state
+from evalsuite.data.learning import Learning
 from evalsuite.errors import DataError
 from evalsuite.files import read_regular
 
@@ -91,6 +92,9 @@ class Cifar10(ClassificationSource):
 
     def splits(self, path: Path) -> tuple[str, ...]:
         return ("train", "test") if self.kind(path) else Folder().splits(path)
+
+    def learning(self, path: Path) -> Learning:
+        return super().learning(path) if self.kind(path) else Folder().learning(path)
 
     def load(self, path: Path, split: str) -> ClassificationSet:
         kind = self.kind(path)
@@ -174,6 +178,10 @@ class Stl10(ClassificationSource):
 
     def splits(self, path: Path) -> tuple[str, ...]:
         return tuple(s for s in ("train", "test", "unlabeled") if (path / f"{s}_X.bin").is_file())
+
+    def roles(self, path: Path) -> Mapping[str, str]:
+        more = {"unlabelled": "unlabeled"} if "unlabeled" in self.splits(path) else {}
+        return {**super().roles(path), **more}
 
     def load(self, path: Path, split: str) -> ClassificationSet:
         file = _need(path / f"{split}_X.bin")

@@ -90,7 +90,7 @@ def coded(layout: SegmentationSource, path: Path, pairs: Iterable[Pair], pattern
     data set's, by the regular expression ``pattern``. Raises :class:`DataError` for others: nothing says what their
     numbers mean.
     """
-    if layout.official:
+    if layout.official or layout.images_only:
         return published
     table = class_table(path)
     if table is not None:

@@ -42,6 +42,7 @@ from evalsuite.data.images import (
     read_rgb,
     same_names,
 )
+from evalsuite.data.learning import ImageRows, Learning, PixelRows, rows_by_name
 from evalsuite.data.reading import Contents
 from evalsuite.data.tables import COLUMNS, ImageList, read_image_list
 from evalsuite.errors import DataError, UsageError
@@ -61,6 +62,7 @@ __all__ = [
     "no_split",
     "npz_array",
     "npz_headers",
+    "npz_rows",
     "read_files",
     "read_folder",
     "refuse_single_class",
@@ -228,11 +230,39 @@ class ClassificationSet:
             tags=None if self.tags is None else self.tags[rows],
         )  # fmt: skip
 
+    def rows(self) -> ImageRows:
+        """What to learn from: images in files in the order of their names. Images of several labels have none here."""
+        labels = np.full(len(self), -1) if self.multilabel else np.maximum(self.labels, -1)
+        if isinstance(self.pixels, Files):
+            return rows_by_name(self.pixels.root, self.pixels.names[self.places], labels, self.pixels.read)
+        return _SetRows(self, labels)
+
     def limit(self, count: int | None) -> ClassificationSet:
         """At most ``count`` rows, evenly spaced: data are often sorted by class."""
         if count is None or len(self) <= count:
             return self
         return self.take(np.linspace(0, len(self) - 1, count).round().astype(np.int64))
+
+
+class _SetRows(ImageRows):
+    """The rows of a set whose images are in no files. An array is read now, that the processes which load batches share
+    it; a mapped file stays one."""
+
+    def __init__(self, data: ClassificationSet, labels: Ints) -> None:
+        self.data, self.labels = data, labels
+        if isinstance(data.pixels, Arrays):
+            _ = data.pixels.pixels
+
+    @property
+    def ids(self) -> list[str]:
+        return self.data.ids
+
+    @property
+    def fingerprint(self) -> str:
+        return self.data.fingerprint
+
+    def __getitem__(self, row: int, /) -> Bytes:
+        return self.data[row]
 
 
 class ClassificationSource(Source[ClassificationSet]):
@@ -353,6 +383,26 @@ class Folder(ClassificationSource):
             raise no_split(path, split, folders)
         return read_folder(folders[split], self.name, split, class_folders(folders["train"]))
 
+    def locate_images(self, root: Path) -> Path:
+        """Any folder, where this is anybody's layout: pictures need no classes to be learnt from."""
+        return root if self.layout_only else super().locate_images(root)
+
+    def learning(self, path: Path) -> Learning:
+        """All images below ``train``, and the images of ``val`` or ``test`` held out; or all images below the folder,
+        in folders or not. Images in no class folder have no label."""
+        if type(self).load is not Folder.load:  # a subclass that reads something else
+            return super().learning(path)
+        folders = split_folders(path, refuse=False)
+        if "train" not in folders:
+            home = path / "train" if (path / "train").is_dir() else path
+            return Learning(_by_top_folder(home, class_folders(home)))
+        classes = class_folders(folders["train"])
+        train = _by_top_folder(folders["train"], classes)
+        others = (_by_top_folder(folders[name], classes) for name in ("val", "test") if name in folders)
+        return Learning(
+            train, held_out=next((rows for rows in others if rows.labelled), None) if train.labelled else None
+        )
+
     def examine(self, path: Path, sets: Mapping[str, ClassificationSet], report: Report) -> None:
         folders = split_folders(path)
         read = {folder.relative_to(path).parts[0] for folder in folders.values()}
@@ -364,6 +414,14 @@ class Folder(ClassificationSource):
             report.notes.append(
                 f"{path.name} is divided anew, and lies beside other splits: --data folder:{parent} reads them"
             )
+
+
+def _by_top_folder(path: Path, classes: Sequence[str]) -> ImageRows:
+    """Every image below ``path``, labelled by its top folder; -1 where that is none of the classes."""
+    files, _ = find_images(path)
+    place = {name: i for i, name in enumerate(classes)}
+    tops = [name.split(os.sep)[0] if os.sep in name else "" for name in files.names.tolist()]
+    return rows_by_name(path, files.names, np.array([place.get(top, -1) for top in tops], dtype=np.int64))
 
 
 def _split_names(path: Path) -> set[str]:
@@ -683,7 +741,8 @@ _SEARCHED = 1000  # folders
 
 class Npz(ClassificationSource):
     """Arrays in one ``.npz`` file, as MedMNIST and Keras name them: ``train_images`` and ``train_labels`` (also
-    ``val_`` and ``test_``), or ``x_train`` and ``y_train``, or ``images`` and ``labels``, of which one in five of
+    ``val_`` and ``test_``), or ``x_train`` and ``y_train``. Training images may be called ``images``, ``image``,
+    ``data`` or ``arr_0``, too, and their labels ``labels`` or ``label``; without a split beside them, one in five of
     each class is tested on (:func:`split_by_hash`). Images are uint8 (N,H,W), (N,H,W,1) or (N,H,W,3); labels (N,) or
     (N,1) integers, -1 where one is missing, or (N,L) marks. ``train_groups`` and so on may name groups. Pickled
     objects are not read.
@@ -712,16 +771,30 @@ class Npz(ClassificationSource):
         if split not in keys:
             raise no_split(path, split, keys)
         images, labels, groups = keys[split]
+        drawn = sum(each.images == images for each in keys.values()) > 1
         shape = _check_images(path, images, members[images])
         marks = _read_labels(path, labels, shape[0])
         named = npz_array(path, groups).astype(np.str_) if groups in members else None
-        classes = self._classes(path, marks, [k[1] for k in keys.values()])
+        classes = self._classes(path, marks, [each.labels for each in keys.values()])
         pixels = Arrays(shape[0], partial(npz_array, path, images), f"{content_of(path)} {images}")
         ids = _names([f"{images.removesuffix('_images')}/{i:0{len(str(shape[0]))}d}" for i in range(shape[0])])
         if named is not None and named.shape != (shape[0],):
             raise _broken(path, ValueError(f"{groups} is of shape {named.shape}"))
         whole = ClassificationSet(path.stem, split, classes, ids, marks, pixels, np.arange(shape[0]), named)
-        return whole if images != "images" else whole.take(split_by_hash(ids, marks, named) == split)
+        return whole.take(split_by_hash(ids, marks, named) == split) if drawn else whole
+
+    def learning(self, path: Path) -> Learning:
+        """All images where none are set apart to test on, and labels only where there are any."""
+        if type(self).load is not Npz.load:
+            return super().learning(path)
+        members = npz_headers(path)
+        keys = _all_keys(path, members)
+        train = npz_rows(path)
+        others = [keys[split] for split in ("test", "val") if split in keys and keys[split].labels in members]
+        rows = (_rows(path, members, each) for each in others if each.images != keys["train"].images)
+        return Learning(
+            train, held_out=next((each for each in rows if each.labelled), None) if train.labelled else None
+        )
 
     def _classes(self, path: Path, marks: Ints, keys: Sequence[str]) -> tuple[str, ...]:
         """Numbers, up to the largest label of any split."""
@@ -732,22 +805,86 @@ class Npz(ClassificationSource):
 
 
 _SETS = ("train", "val", "test")
+_ALONE = ("images", "image", "data", "arr_0")  # what training images are called where splits have no names
+_LABELS = ("labels", "label", "train_labels", "y_train")
+
+Members = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 
-def _keys(path: Path, members: Mapping[str, Any]) -> dict[str, tuple[str, str, str]]:
-    """{split: names of its images, labels and groups}."""
-    found = {s: (f"{s}_images", f"{s}_labels", f"{s}_groups") for s in _SETS if f"{s}_images" in members}
-    found = found or {s: (f"x_{s}", f"y_{s}", f"groups_{s}") for s in _SETS if f"x_{s}" in members}
-    if not found and "images" in members:
-        found = {s: ("images", "labels", "groups") for s in ("train", "test")}
-    lacking = [keys[1] for keys in found.values() if keys[1] not in members]
-    if not found or lacking:
+class _Keys(NamedTuple):
+    """The names of the arrays of one split."""
+
+    images: str
+    labels: str
+    groups: str
+
+
+def _keys(path: Path, members: Members) -> dict[str, _Keys]:
+    """{split: its arrays}. Raises :class:`DataError` where one has no labels."""
+    found = _all_keys(path, members)
+    lacking = [keys.labels for keys in found.values() if keys.labels not in members]
+    if lacking:
         raise DataError(
             f"{path} holds no labelled images",
-            cause=f"{', '.join(lacking)} is missing" if lacking else f"its arrays are {', '.join(members) or 'none'}",
+            cause=f"{', '.join(dict.fromkeys(lacking))} is missing",
             fix="save train_images, train_labels, test_images and test_labels in it",
         )
     return found
+
+
+def _all_keys(path: Path, members: Members) -> dict[str, _Keys]:
+    """{split: its arrays}, whether or not there are labels."""
+    named = {
+        s: (_Keys(f"{s}_images", f"{s}_labels", f"{s}_groups"), _Keys(f"x_{s}", f"y_{s}", f"groups_{s}")) for s in _SETS
+    }
+    found = {
+        s: next(k for k in keys if k.images in members)
+        for s, keys in named.items()
+        if any(k.images in members for k in keys)
+    }
+    alone = next((name for name in _ALONE if name in members), None)
+    if "train" not in found and alone is not None:
+        keys = _Keys(alone, next((name for name in _LABELS if name in members), "labels"), "groups")
+        found = {"train": keys, **(found or {"test": keys})}
+    if "train" in found and found["train"].labels not in members:
+        labels = next((name for name in _LABELS if name in members), found["train"].labels)
+        found["train"] = found["train"]._replace(labels=labels)
+    if not found:
+        wanted = ", ".join(("train_images", "x_train", *_ALONE))
+        raise DataError(
+            f"{path} holds no images",
+            cause=f"its arrays are {', '.join(members) or 'none'}, and images are called {wanted}",
+            fix="save train_images, train_labels, test_images and test_labels in it",
+        )
+    return found
+
+
+def npz_rows(path: Path) -> PixelRows:
+    """The training images of an ``.npz`` file, with labels where it has any.
+
+    Raises :class:`DataError` where it is broken or has none, and where labels are not as many as images.
+    """
+    members = npz_headers(path)
+    keys = _all_keys(path, members)
+    if "train" not in keys:
+        raise no_split(path, "train", keys)
+    return _rows(path, members, keys["train"])
+
+
+def _rows(path: Path, members: Members, keys: _Keys) -> PixelRows:
+    """The images of a split; labels that are no classes, as of a regression, are none here."""
+    shape = _check_images(path, keys.images, members[keys.images])
+    labels = None
+    if keys.labels in members and not _measured(path, keys.labels, shape[0]):
+        marks = _read_labels(path, keys.labels, shape[0])
+        labels = marks if marks.ndim == 1 else None
+    return PixelRows(npz_array(path, keys.images), labels)
+
+
+def _measured(path: Path, key: str, count: int) -> bool:
+    """Whether an array holds fractions, one or more an image."""
+    values = npz_array(path, key)
+    return len(values) == count and values.dtype.kind == "f" and not np.array_equal(values, np.round(values))
 
 
 def npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:

@@ -20,8 +20,8 @@ import numpy as np
 import pydantic_core
 from numpy.typing import NDArray
 
-from evalsuite.data import Report, Source, split_role, split_roles
-from evalsuite.data.detection import Boxes, DetectionSet, Image, assemble, check, survey
+from evalsuite.data import Report, split_role, split_roles
+from evalsuite.data.detection import Boxes, DetectionSet, DetectionSource, Image, assemble, check, survey
 from evalsuite.data.digests import joined
 from evalsuite.data.images import (
     DRAWN,
@@ -58,7 +58,7 @@ class _Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Coco(Source[DetectionSet]):
+class Coco(DetectionSource):
     """COCO detection. ``official``: its splits are train2017 and val2017; else those that are there, in COCO's own
     tree, in Roboflow's (``train/_annotations.coco.json`` beside the images) or CVAT's (``annotations`` and ``images``).
 
@@ -77,11 +77,6 @@ class Coco(Source[DetectionSet]):
     homepage = "https://cocodataset.org"
     licence = "annotations CC BY 4.0; images under the terms of their authors on Flickr"
     citation = "Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014"
-
-    official: bool = True
-
-    def generic(self) -> Coco:
-        return Coco(official=False)
 
     def locate(self, root: Path | None) -> Path:
         for path in () if root is None else (root / "coco", root):
@@ -138,10 +133,7 @@ class Coco(Source[DetectionSet]):
             left = [name for name in self.splits(path) if name not in sets and self._without_annotations(path, name)]
             report.notes += [f"{name} has no annotations, and is left out" for name in left]
         report.faults[:] = dict.fromkeys(report.faults)  # two splits of one file tell the same
-        return survey(report, sets, lambda one, other: one != other, progress, workers, masks=self.official)
-
-    def check(self, train: DetectionSet, test: DetectionSet) -> None:
-        check(train, test)
+        return survey(report, sets, self.leaks, progress, workers, masks=self.official)
 
     def demo(self, root: Path, seed: int = 0, images: int = 64) -> Path:
         from evalsuite.data.demo import write_coco

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ import torch
 from faster_coco_eval import mask as mask_api
 from numpy.typing import NDArray
 
-from evalsuite.data import Report, as_fault
+from evalsuite.data import Report, Source, as_fault
 from evalsuite.data.digests import Digests, joined, of_paths
 from evalsuite.data.images import digest, duplicates, hashed, read_rgb, turn_note
+from evalsuite.data.learning import FileRows, rows_of_files
 from evalsuite.data.reading import left_out
 from evalsuite.errors import DataError, ImageError
 from evalsuite.progress import Progress
@@ -26,6 +28,7 @@ from evalsuite.progress import Progress
 __all__ = [
     "Boxes",
     "DetectionSet",
+    "DetectionSource",
     "Image",
     "Record",
     "agree",
@@ -101,6 +104,10 @@ class DetectionSet:
         return (record.path for record in self.records)
 
     files = images
+
+    def rows(self) -> FileRows:
+        """The images, to learn from without annotations."""
+        return rows_of_files(self.images())
 
     @cached_property
     def digests(self) -> Digests:
@@ -189,6 +196,29 @@ class DetectionSet:
             "clipped": len(self.clipped),
             "classes": {name: int(n) for name, n in zip(self.classes, per_class, strict=True)},
         }
+
+
+@dataclass(frozen=True)
+class DetectionSource(Source[DetectionSet]):
+    """What the layouts of boxes share.
+
+    ``official``: the classes and splits are those of the data set that made the layout known; else the data tell.
+    """
+
+    official: bool = True
+
+    def generic(self) -> DetectionSource:
+        return dataclasses.replace(self, official=False)
+
+    @abstractmethod
+    def load(self, path: Path, split: str) -> DetectionSet: ...
+
+    def check(self, train: DetectionSet, test: DetectionSet) -> None:
+        check(train, test)
+
+    def leaks(self, one: str, other: str) -> bool:
+        """Whether an image must not be in both splits."""
+        return one != other
 
 
 class Image(NamedTuple):

@@ -37,6 +37,13 @@ class ImageNet(Folder):
                     return path
         raise self.missing(root)
 
+    def locate_images(self, root: Path) -> Path:
+        """Any folder, so that other images by ImageNet's names for folders can be learnt from."""
+        try:
+            return self.locate(root)
+        except DataError:
+            return root
+
     def official(self, path: Path, train: ClassificationSet, fraction: float) -> ClassificationSet | None:
         name = {0.01: "1percent.txt", 0.1: "10percent.txt"}.get(fraction)
         homes = [

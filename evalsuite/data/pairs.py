@@ -80,6 +80,8 @@ class Pairs(SegmentationSource):
         if own is None:
             tested = hashed([pair.image_id for pair in pairs])
             pairs = [pair for pair, test in zip(pairs, tested, strict=True) if test == (split == "test")]
+        if self.images_only:
+            return assemble(pairs, Coding({}), ["any"], voc_palette(1), name=self.name, split=split, faults=faults)
         table = class_table(path) or self._numbered(path)
         if table.implied and len(table.classes) > 1:
             _refuse_black_and_white(path, table)

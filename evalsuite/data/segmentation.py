@@ -34,6 +34,7 @@ from evalsuite.data.images import (
     turn_note,
     unfitting,
 )
+from evalsuite.data.learning import FileRows, Learning, by_roles, rows_of_files
 from evalsuite.errors import DataError, ImageError
 from evalsuite.metrics.segmentation import IGNORE
 from evalsuite.progress import Progress
@@ -241,6 +242,10 @@ class SegmentationSet:
     def files(self) -> Iterator[Path]:
         """The images' and the masks' files."""
         return (path for record in self.records for path in (record.image, record.mask))
+
+    def rows(self) -> FileRows:
+        """The images, to learn from without annotations."""
+        return rows_of_files(self.images())
 
     @cached_property
     def digests(self) -> Digests:
@@ -465,10 +470,12 @@ def _numbers_in(mask: Path) -> list[int]:
 class SegmentationSource(Source[SegmentationSet]):
     """What the layouts of images and masks share: roles by the names of the splits, loading, verification.
 
-    ``official``: the classes are those of the data set that made the layout known; else the data tell.
+    ``official``: the classes are those of the data set that made the layout known; else the data tell, unless
+    ``images_only`` are wanted.
     """
 
     official: bool = True
+    images_only: bool = False
 
     def generic(self) -> SegmentationSource:
         return dataclasses.replace(self, official=False)
@@ -479,6 +486,10 @@ class SegmentationSource(Source[SegmentationSet]):
 
     def load(self, path: Path, split: str) -> SegmentationSet:
         return self.read(path, split)
+
+    def learning(self, path: Path) -> Learning:
+        """The images, whatever the classes are."""
+        return by_roles(dataclasses.replace(self, images_only=True), path)
 
     def roles(self, path: Path) -> Mapping[str, str]:
         splits = self.splits(path)

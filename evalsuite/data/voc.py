@@ -21,8 +21,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from evalsuite.data import Report, Source, as_fault, split_role, split_roles
-from evalsuite.data.detection import Boxes, DetectionSet, Image, assemble, check, survey, union
+from evalsuite.data import Report, as_fault, split_role, split_roles
+from evalsuite.data.detection import Boxes, DetectionSet, DetectionSource, Image, assemble, survey, union
 from evalsuite.data.digests import joined
 from evalsuite.data.images import (
     DRAWN,
@@ -65,7 +65,7 @@ _FLAGS = {"0": False, "false": False, "": False, "unspecified": False, "1": True
 
 
 @dataclass(frozen=True)
-class Voc(Source[DetectionSet]):
+class Voc(DetectionSource):
     """PASCAL VOC detection. ``official``: its classes are the twenty of the challenge; else the data tell.
 
     A split is a name (``train``) in the folder of one year, ``year:name`` in a development kit, or a union of
@@ -86,11 +86,6 @@ class Voc(Source[DetectionSet]):
     homepage = "http://host.robots.ox.ac.uk/pascal/VOC/"
     licence = "images are subject to the terms of Flickr"
     citation = "Everingham et al., The PASCAL Visual Object Classes (VOC) Challenge, IJCV 2010"
-
-    official: bool = True
-
-    def generic(self) -> Voc:
-        return Voc(official=False)
 
     def locate(self, root: Path | None) -> Path:
         if root is not None and root.is_dir():
@@ -147,12 +142,14 @@ class Voc(Source[DetectionSet]):
             joined = [name for name in self.roles(path).values() if set(name.split("+")) <= sets.keys()]
             self.pair(path, loaded={name: union(name, [sets[part] for part in name.split("+")]) for name in joined})
         report.faults[:] = dict.fromkeys(report.faults)  # trainval repeats what train and val told
-        survey(report, sets, _leaks, progress, workers)
+        survey(report, sets, self.leaks, progress, workers)
         report.notes[:] = dict.fromkeys(report.notes)
         return report
 
-    def check(self, train: DetectionSet, test: DetectionSet) -> None:
-        check(train, test)
+    def leaks(self, one: str, other: str) -> bool:
+        """Whether an image must not be in both splits: trainval is train and val, and years may be joined."""
+        names = {one.rpartition(":")[2], other.rpartition(":")[2]}
+        return len(names) == 2 and names not in ({"trainval", "train"}, {"trainval", "val"})
 
     def demo(self, root: Path, seed: int = 0, images: int = 64) -> Path:
         from evalsuite.data.demo import write_voc
@@ -491,9 +488,3 @@ def _check_names(file: Path, names: list[str], known: Mapping[str, int]) -> None
 
 def _broken(file: Path, reason: str) -> DataError:
     return DataError(f"{file} cannot be read", cause=reason, fix="restore or correct the file")
-
-
-def _leaks(one: str, other: str) -> bool:
-    """Whether an image must not be in both splits: trainval is train and val, and years may be joined."""
-    names = {one.rpartition(":")[2], other.rpartition(":")[2]}
-    return len(names) == 2 and names not in ({"trainval", "train"}, {"trainval", "val"})

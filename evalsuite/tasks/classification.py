@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from evalsuite.data import parse, source
+from evalsuite.data import source
 from evalsuite.data.classification import ClassificationSource
-from evalsuite.errors import UsageError
 from evalsuite.probing import (
     AUROC,
     NO_LABEL,
@@ -135,20 +134,10 @@ class _AnyData(Probing):
     generic = True
 
     def place(self, setup: Setup) -> tuple[ClassificationSource, Path]:
-        if setup.data is None:
-            raise UsageError(
-                f"{self.name} needs data",
-                cause="it is a task for data of your own",
-                fix="--data folder:PATH, --data csv:PATH or --data npz:PATH",
-            )
-        layout, path = parse(setup.data, setup.registry)
-        if not isinstance(layout, ClassificationSource):
-            raise UsageError(
-                f"--data {setup.data} does not label whole images",
-                cause=f"{layout.name} is a layout of another task",
-                fix="--data folder:PATH, --data csv:PATH or --data npz:PATH",
-            )
-        return layout, path
+        return ClassificationSource.given(
+            setup.data, setup.registry, task=self.name, lacks="does not label whole images",
+            fix="--data folder:PATH, --data csv:PATH or --data npz:PATH",
+        )  # fmt: skip
 
 
 class Classify(_AnyData, OneClass):

@@ -11,13 +11,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from evalsuite.backbone import Backbone
-from evalsuite.data import Source, parse, source
-from evalsuite.data.classification import ClassificationSource
-from evalsuite.data.detection import DetectionSet, check
+from evalsuite.data import source
+from evalsuite.data.detection import DetectionSet, DetectionSource, check
 from evalsuite.data.digests import fingerprint, loaded
 from evalsuite.data.reading import copied, usable
-from evalsuite.data.segmentation import SegmentationSource
-from evalsuite.errors import UsageError
 from evalsuite.metrics.detection import (
     COCO_METRICS,
     Detections,
@@ -264,19 +261,10 @@ class Detect(_Detection):
     )  # fmt: skip
 
     def sets(self, setup: Setup) -> tuple[DetectionSet, DetectionSet]:
-        if setup.data is None:
-            raise UsageError(
-                "detect needs data",
-                cause="it is the task for data of your own",
-                fix="--data voc:PATH or --data coco:PATH",
-            )
-        layout, path = parse(setup.data, setup.registry)
-        if isinstance(layout, ClassificationSource | SegmentationSource):
-            raise UsageError(
-                f"--data {setup.data} has no boxes",
-                cause=f"{layout.name} is a layout of another task",
-                fix="--data voc:PATH or --data coco:PATH; or --task classify or segment",
-            )
+        layout, path = DetectionSource.given(
+            setup.data, setup.registry, task=self.name, lacks="has no boxes",
+            fix="--data voc:PATH or --data coco:PATH",
+        )  # fmt: skip
         return _load(layout, path, setup)
 
 
@@ -302,10 +290,11 @@ def _readable(part: DetectionSet, setup: Setup, known: bool = False) -> Detectio
 
 def _of_root(setup: Setup, name: str) -> tuple[DetectionSet, DetectionSet]:
     layout = source(setup.registry, name)
+    assert isinstance(layout, DetectionSource)
     return _load(layout, layout.locate(setup.data_root), setup)
 
 
-def _load(layout: Source[DetectionSet], path: Path, setup: Setup) -> tuple[DetectionSet, DetectionSet]:
+def _load(layout: DetectionSource, path: Path, setup: Setup) -> tuple[DetectionSet, DetectionSet]:
     """Both splits."""
     protocol = _protocol(setup)
 

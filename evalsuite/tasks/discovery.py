@@ -29,7 +29,7 @@ from evalsuite.pictures import columns_sheet, painted
 from evalsuite.statistics import bootstrap_mean, weight_blocks
 from evalsuite.task import Metric, Outcome, Protocol, Setup, Task
 from evalsuite.training import Fit, fit, launched, mix_seed
-from evalsuite.worlds import COLOURS, SCALES, SHAPES, Rules, World, rules
+from evalsuite.worlds import COLOURS, SCALES, SHAPES, VERSION, Rules, World, rules
 from evalsuite.worlds.objects import RGB
 
 __all__ = ["DiscoveryProtocol", "ObjectDiscovery"]
@@ -38,7 +38,6 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 WORLD = "random-objects"
-WORLDS = 1  # raised when rules or pictures change, for they are the data
 SIZE = 64
 REPLICATES = 1000
 ROWS = 6  # images of the picture
@@ -120,7 +119,7 @@ class ObjectDiscovery(Task):
 
     def fingerprint(self, setup: Setup) -> str:
         """The rules are the data."""
-        return hashlib.sha256(f"{WORLDS} {asdict(_rules(setup))}".encode()).hexdigest()[:32]
+        return hashlib.sha256(f"{VERSION} {asdict(_rules(setup))}".encode()).hexdigest()[:32]
 
     def run(self, backbone: Backbone, setup: Setup) -> Outcome:
         protocol, found = _asked(setup.protocol), _rules(setup)

@@ -30,7 +30,7 @@ from evalsuite.states import going_on_from, read_state
 from evalsuite.statistics import iqm, over_seeds, stratified_bootstrap, weight_blocks
 from evalsuite.task import Metric, Outcome, Protocol, Setup, Task, evaluate
 from evalsuite.training import Fit, fit, launched, mix_seed
-from evalsuite.worlds import ObjectsVector, Rules, rules, world
+from evalsuite.worlds import VERSION, ObjectsVector, Rules, rules, world
 
 __all__ = [
     "ObjectCentric",
@@ -43,7 +43,6 @@ __all__ = [
 ]
 
 REPLICATES = 1000
-WORLDS = 1  # raised when rules or pictures change, for they are the data
 Floats = npt.NDArray[Any]
 
 COLOURS = ("ocr-color1", "ocr-color2", "ocr-color3")
@@ -110,7 +109,7 @@ class _Objects(Task):
         """The rules are the data."""
         protocol = _reading(setup)
         known = [asdict(rules(self.name, variant)) for variant in (protocol.variant, *protocol.unseen)]
-        return hashlib.sha256(f"{WORLDS} {known}".encode()).hexdigest()[:32]
+        return hashlib.sha256(f"{VERSION} {known}".encode()).hexdigest()[:32]
 
     def run(self, backbone: Backbone, setup: Setup) -> Outcome:
         if isinstance(setup.protocol, ProxyProtocol):

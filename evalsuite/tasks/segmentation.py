@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from evalsuite.backbone import Backbone
-from evalsuite.data import Source, parse, source
+from evalsuite.data import Source, source
 from evalsuite.data.digests import fingerprint, loaded
 from evalsuite.data.reading import copied, left_out, usable
 from evalsuite.data.segmentation import SegmentationSet, SegmentationSource, check_pixels
-from evalsuite.errors import UsageError
 from evalsuite.metrics.segmentation import SEGMENTATION_METRICS, bootstrap_scores, scores
 from evalsuite.pictures import iou_chart, segmentation_sheet
 from evalsuite.protocols import SegmentationProtocol, Segmented
@@ -259,20 +258,9 @@ class Segment(_Segmentation):
     )  # fmt: skip
 
     def place(self, setup: Setup) -> tuple[Source[SegmentationSet], Path]:
-        if setup.data is None:
-            raise UsageError(
-                "segment needs data",
-                cause="it is the task for data of your own",
-                fix="--data pairs:PATH",
-            )
-        layout, path = parse(setup.data, setup.registry)
-        if not isinstance(layout, SegmentationSource):
-            raise UsageError(
-                f"--data {setup.data} has no masks",
-                cause=f"{layout.name} is a layout of another task",
-                fix="--data pairs:PATH; or --task classify or detect",
-            )
-        return layout, path
+        return SegmentationSource.given(
+            setup.data, setup.registry, task=self.name, lacks="has no masks", fix="--data pairs:PATH"
+        )
 
 
 def _protocol(setup: Setup) -> SegmentationProtocol:

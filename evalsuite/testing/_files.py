@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 
@@ -37,7 +38,8 @@ def check_dataset(make: Callable[[], Source[Any]]) -> None:
         empty.mkdir()
         root.mkdir()
         with faults.during("locating it in an empty folder"), contextlib.suppress(DataError):
-            faults.unless(False, f"it finds itself in an empty folder: {layout.locate(empty)}")
+            there = layout.locate(empty)
+            faults.unless(bool(layout.generated), f"it finds itself in an empty folder: {there}")
         with faults.during("its demo world"), contextlib.suppress(UsageError):  # a layout of others' data has none
             _check_demo(layout, root, faults)
     faults.settle()
@@ -57,6 +59,11 @@ def _check_demo(layout: Source[Any], root: Path, faults: Faults) -> None:
         faults.unless(split in splits, f"its {role} split {split!r} is not among its splits")
     for split in splits:
         layout.load(path, split)
+    if "train" in layout.roles(path):
+        with contextlib.suppress(UsageError):  # data without images
+            image = layout.learning(path).train[0]
+            fits = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+            faults.unless(fits, f"its images to learn from are {image.shape} {image.dtype}, not (H, W, 3) uint8")
     for fault in layout.verify(path).faults:
         faults.unless(False, f"its own demo world has a fault: {fault}")
 

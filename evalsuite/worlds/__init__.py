@@ -28,6 +28,7 @@ __all__ = [
     "SCALES",
     "SHAPES",
     "TASKS",
+    "VERSION",
     "Objects",
     "ObjectsVector",
     "ReachingRules",
@@ -39,6 +40,8 @@ __all__ = [
     "variants",
     "world",
 ]
+
+VERSION = 1  # raised when rules or pictures change: they are the data, and fingerprints tell them by it
 
 for _task in TASKS:
     _name = "".join(part.capitalize() for part in _task.split("-"))

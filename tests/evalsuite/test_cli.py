@@ -125,6 +125,8 @@ def test_data_are_found_and_verified(evalsuite, registry, tmp_path):
     assert (status, out.strip()) == (0, f"voc: {path}")
     status, out, _ = evalsuite("data", "verify", "voc", "--data-root", str(tmp_path))
     assert status == 0
+    status, out, _ = evalsuite("data", "verify", "demo:16", "--json")
+    assert (status, json.loads(out)["counts"]["train"]["images"]) == (0, 16)
     victim = sorted(path.rglob("*.jpg"))[0]
     victim.write_bytes(victim.read_bytes()[:200])
     status, out, _ = evalsuite("data", "verify", "voc", "--data-root", str(tmp_path), "--json")
@@ -142,6 +144,8 @@ def test_data_are_found_and_verified(evalsuite, registry, tmp_path):
         ("segment", ["PATH/masks/val/*.png", "evalsuite run --task segment --data pairs:PATH"]),
         ("detect", ["PATH/Annotations/*.xml", "--task detect --data voc:PATH", "--task detect --data coco:PATH"]),
         ("classify", ["--task classify --data folder:PATH", "csv:PATH/list.csv", "npz:PATH/data.npz"]),
+        ("demo", ["generated, no file is needed", "--task classify --data demo:N", "evalsuite data verify demo:N"]),
+        ("worlds", ["generated, no file is needed", "evalsuite pretrain --method simclr --data worlds:TASK"]),
     ],
 )
 def test_where_shows_the_tree_of_own_data_and_what_to_give(evalsuite, name, lines):
@@ -156,6 +160,7 @@ def test_own_data_are_no_data_set_below_a_root(evalsuite):
     status, out, _ = evalsuite("data", "where")
     assert status == 0
     assert "folder: data of your own, --data folder:PATH" in out.splitlines()
+    assert "demo: generated, --data demo:N" in out.splitlines()
     assert "cifar10: not found (no data root was given)" in out.splitlines()
     status, _, err = evalsuite("data", "where", "coco")
     assert "data of your own: --task detect --data coco:PATH" in err

@@ -10,13 +10,17 @@ import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from evalsuite import conformance, hooks, runner, scaffold
 from evalsuite.conformance import Finding, check_plugin
+from evalsuite.data import source
 from evalsuite.errors import UsageError
 from evalsuite.hooks import Registry
 from evalsuite.scaffold import KINDS
+from pretrain import train
+from pretrain.testing import losses
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 THIRD_PARTY = REPOSITORY / "tests" / "fixtures" / "third_party"
@@ -132,10 +136,17 @@ def test_a_distribution_of_a_third_party_passes_and_works(tmp_path, monkeypatch)
     found = [finding for finding in check_plugin("evalsuite_acme", loaded)]
     assert [fault for finding in found for fault in finding.faults] == []
     assert len(found) == 5
-    (result,) = runner.run(
-        "random:acme:tiny", "acme-shapes", protocol="knn", demo=True, registry=loaded.registry, out=tmp_path / "out"
-    )
-    assert (result.status, result.task, result.demo) == ("ok", "acme-shapes", True)
+    shapes = source(loaded.registry, "acme-shapes").demo(tmp_path / "data", images=24)
+    trained = train.run(
+        "simclr", ["acme-dropout"], data=f"acme-shapes:{shapes}", arch="acme:tiny", registry=loaded.registry,
+        out=tmp_path / "learnt", batch_size=8, steps=2, device="cpu", workers=0,
+    )  # fmt: skip
+    assert np.isfinite(losses(trained)[-1]["nt_xent"])
+    flags = {"protocol": "knn", "registry": loaded.registry, "out": tmp_path / "out"}
+    (result,) = runner.run(str(trained.path), "acme-shapes", data_root=tmp_path / "data", **flags)
+    assert (result.status, result.task, result.demo) == ("ok", "acme-shapes", False)
+    (result,) = runner.run(str(trained.path), "classify", data=f"acme-shapes:{shapes}", **flags)
+    assert (result.status, result.data["train_images"]) == ("ok", 24)
 
 
 def test_an_engine_of_a_third_party_does_what_the_tasks_own_does(written, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evalsuite import DataError, ResourceError, UsageError
+from evalsuite import DataError, ResourceError, UsageError, data
 from pretrain import Arrays, Files, Joined, Rows, read_npz
 from pretrain.data import Images, demo, parse
 
@@ -140,10 +140,20 @@ def test_an_unreadable_image_is_named(tmp_path):
         parse(f"folder:{tmp_path}").train[1]
 
 
-@pytest.mark.parametrize("text", ["cifar", "folder", "folder:", "magic:x", "demo:many", "worlds:", "worlds:x:many"])
+@pytest.mark.parametrize(
+    "text", ["cifar", "folder", "folder:", "demo:", "demo:many", "demo:1", "worlds", "worlds:", "worlds:x:many"]
+)
 def test_what_names_no_data_is_refused(text):
-    with pytest.raises(UsageError, match="does not name data"):
+    with pytest.raises(UsageError, match="does not name"):
         parse(text)
+
+
+def test_an_unknown_layout_is_refused_as_by_run(registry):
+    with pytest.raises(UsageError, match="no dataset named 'magic'") as learnt:
+        parse("magic:x")
+    with pytest.raises(UsageError) as judged:
+        data.parse("magic:x", registry)
+    assert str(learnt.value) == str(judged.value)
 
 
 def test_a_path_that_is_not_there_is_refused(tmp_path):
@@ -216,9 +226,9 @@ def test_cifar_in_folders(tmp_path):
 
 
 def test_a_folder_without_cifar_is_refused(tmp_path):
-    with pytest.raises(DataError, match="does not hold CIFAR") as refusal:
+    with pytest.raises(DataError, match="data set 'cifar10' was not found") as refusal:
         parse(f"cifar10:{tmp_path}")
-    assert "data_batch_1 or data_batch_1.bin" in refusal.value.cause
+    assert "data_batch_1" in refusal.value.fix
 
 
 class Evil:
@@ -274,7 +284,7 @@ def test_stl10_without_the_unlabelled_images_or_broken(tmp_path):
     with pytest.raises(DataError, match=r"train_X\.bin cannot be read"):
         parse(f"stl10:{tmp_path}")
     (tmp_path / "train_X.bin").unlink()
-    with pytest.raises(DataError, match="does not hold STL-10"):
+    with pytest.raises(DataError, match="data set 'stl10' was not found"):
         parse(f"stl10:{tmp_path}")
 
 
@@ -300,11 +310,11 @@ def test_npz_in_the_layout_of_medmnist(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "why"),
     [
-        ({"image": np.zeros((2, 4, 4, 3))}, "uint8, not"),
-        ({"image": np.zeros((2, 3, 4, 4), np.uint8)}, "uint8, not"),
-        ({"image": np.zeros((2, 4, 4, 3), np.uint8), "label": np.zeros(3)}, "2 images come with 3 labels"),
-        ({"picture": np.zeros((2, 4, 4, 3), np.uint8)}, "none of its arrays is called"),
-        ({"image": np.array([{}, {}], dtype=object)}, "allow_pickle=False"),
+        ({"image": np.zeros((2, 4, 4, 3))}, "(2, 4, 4, 3) float64"),
+        ({"image": np.zeros((2, 3, 4, 4), np.uint8)}, "(2, 3, 4, 4) uint8"),
+        ({"image": np.zeros((2, 4, 4, 3), np.uint8), "label": np.zeros(3)}, "(3,) float64 for 2 images"),
+        ({"picture": np.zeros((2, 4, 4, 3), np.uint8)}, "its arrays are picture"),
+        ({"image": np.array([{}, {}], dtype=object)}, "(2,) object"),
     ],
 )
 def test_arrays_that_are_no_images_are_refused(tmp_path, arrays, why):
