@@ -215,8 +215,8 @@ def test_a_truncated_image_fails_its_cell_with_the_code_of_data(evalsuite, regis
 
 def _start(folder: Path, cache: Path, *more: str) -> subprocess.Popen[str]:
     command = [
-        sys.executable, "-m", "evalsuite", "run", "-b", "random:timm:test_resnet", "-t", "coco", "--demo", *QUICK,
-        "--set", "iterations=24", "--set", "batch_size=2", "--limit", "6", "--out", str(folder), *more,
+        sys.executable, "-m", "evalsuite", "run", "-b", "random:timm:test_resnet", "-t", "voc", "--demo", *QUICK,
+        "--set", "iterations=12", "--set", "batch_size=2", "--limit", "4", "--out", str(folder), *more,
     ]  # fmt: skip
     environment = {**os.environ, "EVALSUITE_CACHE": str(cache), "EVALSUITE_PLUGINS": ""}
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -228,11 +228,18 @@ def _finished(process: subprocess.Popen[str]) -> dict:
     return json.loads(Path(re.search(r"^result: (.+)$", out, re.MULTILINE)[1]).read_text())
 
 
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory):
+    """The cache and the result of a run that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("never-killed")
+    return folder / "cache", _finished(_start(folder / "whole", folder / "cache"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
-def test_a_run_killed_in_mid_training_ends_in_the_same_scores(tmp_path, number, code):
-    whole = _finished(_start(tmp_path / "whole", tmp_path / "cache"))
-    process = _start(tmp_path / "cut", tmp_path / "cache", "--save-every", "0")
+def test_a_run_killed_in_mid_training_ends_in_the_same_scores(tmp_path, never_killed, number, code):
+    cache, whole = never_killed
+    process = _start(tmp_path / "cut", cache, "--save-every", "0")
     deadline = time.monotonic() + 600
     while not list((tmp_path / "cut").rglob("state.pt")):
         assert process.poll() is None, process.communicate()
@@ -242,7 +249,7 @@ def test_a_run_killed_in_mid_training_ends_in_the_same_scores(tmp_path, number, 
     process.communicate(timeout=600)
     assert process.returncode == code
     assert not list((tmp_path / "cut").rglob("seed-0.json")), "it was killed too late to show anything"
-    resumed = _finished(_start(tmp_path / "cut", tmp_path / "cache"))
+    resumed = _finished(_start(tmp_path / "cut", cache))
     assert resumed["scores"] == whole["scores"]
     assert resumed["details"]["log"] == whole["details"]["log"]
 
