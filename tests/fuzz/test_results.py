@@ -43,6 +43,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 def mutated(data: st.DataObject, content: dict[str, Any]) -> str:
     """The JSON text after one to three changes: other values, keys taken away or added, text that is hardly JSON."""
     content, raw = copy.deepcopy(content), None
+    odd = st.sampled_from(ODD).map(copy.deepcopy)  # the next change may be to what this one put there
     for _ in range(data.draw(st.integers(1, 3))):
         path = data.draw(st.sampled_from(list(places(content))))
         inner: Any = content
@@ -53,14 +54,14 @@ def mutated(data: st.DataObject, content: dict[str, Any]) -> str:
             del inner[path[-1]]
         elif change == "add" and isinstance(inner, dict):
             inner[data.draw(st.sampled_from(["", "evil", "encoded", "log", "curve", "top1", "\ud800"]))] = data.draw(
-                st.sampled_from(ODD)
+                odd
             )
         elif change == "json":
             inner[path[-1]] = data.draw(st.recursive(st.none() | st.integers() | st.floats() | st.text(), st.lists))
         elif change == "raw":
             inner[path[-1]], raw = MARK, data.draw(st.sampled_from(RAW))
         else:
-            inner[path[-1]] = data.draw(st.sampled_from(ODD))
+            inner[path[-1]] = data.draw(odd)
         if not content:
             break
     text = json.dumps(content)
