@@ -20,6 +20,7 @@ from evalsuite.backbone import Backbone
 from evalsuite.data.digests import data_session
 from evalsuite.errors import BackboneError, DataError, PluginError
 from evalsuite.hooks import unknown
+from evalsuite.seeding import manual_seed
 from evalsuite.settings import typed
 
 if TYPE_CHECKING:
@@ -270,7 +271,7 @@ def evaluate(task: Task, backbone: Backbone, setup: Setup) -> Outcome:
     """
     task.refuse(backbone, setup.protocol)
     was_training = backbone.training
-    torch.manual_seed(setup.seed)
+    manual_seed(setup.seed)
     try:
         with data_session(setup.progress):
             outcome = task.run(backbone.eval(), setup)

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import pluggy
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from evalsuite import Features, PluginError, UsageError
+from evalsuite.seeding import manual_seed
 from evalsuite.training import mix_seed
 from pretrain.batch import Batch, Look, Pairs
 from pretrain.data import Images
@@ -176,7 +176,7 @@ class Recipe:
         numbers does not move those of its method."""
         plugins = list(self.parts.values())
         for name, plugin in self.parts.items():
-            torch.manual_seed(mix_seed(run.seed, zlib.crc32(name.encode())))
+            manual_seed(mix_seed(run.seed, zlib.crc32(name.encode())))
             others = [p for p in plugins if p is not plugin]
             self._manager.subset_hook_caller("prepared", others)(run=run, data=data)
 

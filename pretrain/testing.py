@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evalsuite import Backbone, BackboneSpec, Features, Refusal, Registry, load_backbone
+from evalsuite.seeding import seeded
 from pretrain.batch import Draw, Sample
 from pretrain.data import Corpus, Images, demo, parse
 from pretrain.hooks import Recipe
@@ -64,8 +65,7 @@ class _TinyNet(nn.Module):
 
 def tiny_backbone(seed: int = 0) -> Backbone:
     """A network of 1,500 weights that gives everything: pooled (B,16), maps at strides 2 and 4, tokens."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         net = _TinyNet()
     spec = BackboneSpec("tiny", 16, {2: 8, 4: 16}, frozenset({"pooled", "maps", "tokens"}), image_size=(SIZE, SIZE))
     return Backbone(net, spec)

@@ -55,8 +55,10 @@ def _deterministic() -> None:
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed(0)
     if torch := sys.modules.get("torch"):
+        from evalsuite.seeding import manual_seed
+
         torch.set_num_threads(1)
-        torch.manual_seed(0)
+        manual_seed(0)
 
 
 def _is_here(family: int, address: Any) -> bool:

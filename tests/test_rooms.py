@@ -26,6 +26,7 @@ TOLD = {  # anyone may use them
     "evalsuite.lazy",
     "evalsuite.locks",
     "evalsuite.progress",
+    "evalsuite.seeding",
     "evalsuite.settings",
     "evalsuite.signals",
 }
@@ -64,6 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evalsuite.files": {"evalsuite.errors"},
     "evalsuite.progress": {"evalsuite.errors"},
     "evalsuite.locks": {"evalsuite.errors", "evalsuite.files", "evalsuite.progress"},
+    "evalsuite.seeding": set(),
     "evalsuite.settings": {"evalsuite.errors"},
     "evalsuite.signals": set(),
     "evalsuite.preflight": {"evalsuite.errors", "evalsuite.progress", "evalsuite.signals"},
@@ -128,6 +130,7 @@ OUTSIDE: dict[str, set[str]] = {
     "evalsuite.files": set(),
     "evalsuite.locks": {"filelock"},
     "evalsuite.progress": {"rich"},
+    "evalsuite.seeding": {"torch"},
     "evalsuite.settings": {"pydantic"},
     "evalsuite.signals": set(),
     "evalsuite.hooks": {"pluggy"},
@@ -157,7 +160,8 @@ PUBLIC = {
         *("checkpoints", "data", "docs", "errors", "features", "files"),
         *("lazy", "locks", "metrics", "options", "pictures", "preflight"),
         *("probes", "probing", "progress", "protocols", "pyramid", "resize"),
-        *("settings", "signals", "statistics", "testing", "training", "worlds"),
+        *("seeding", "settings", "signals", "statistics", "testing", "training"),
+        *("worlds",),
     },
     "pretrain": {"blocks", "testing"},
 }

@@ -39,6 +39,7 @@ from evalsuite.checkpoints.matching import LoadReport, Match, heads_of, match, p
 from evalsuite.checkpoints.wrappers import flattened
 from evalsuite.errors import BackboneError, PluginError, Refusal, UsageError
 from evalsuite.options import NAME, OptionError
+from evalsuite.seeding import seeded
 
 if TYPE_CHECKING:
     from evalsuite.hooks import Entry, Registry
@@ -121,8 +122,7 @@ def _neither(text: str, registry: Registry) -> BackboneError:
 
 
 def _seeded(arch: str, registry: Registry, options: Mapping[str, Any], seed: int) -> Backbone:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return build(arch, registry, **options).eval()
 
 
@@ -288,8 +288,7 @@ class _Builder:
         if theirs:
             return _seeded(arch, self.registry, wanted, self.seed)
         largest = None if arch == self.named else self.largest
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             return rebuild(arch, self.registry, options, self.options, largest=largest, source=self.source).eval()
 
 

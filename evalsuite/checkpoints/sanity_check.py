@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from evalsuite.backbone import Backbone, Features, build
 from evalsuite.checkpoints.loading import Loaded
 from evalsuite.checkpoints.matching import heads_of, look_meta, weights
+from evalsuite.seeding import seeded
 
 if TYPE_CHECKING:
     from evalsuite.hooks import Registry
@@ -168,8 +169,7 @@ def _like_fresh(backbone: Backbone, registry: Registry) -> float:
     training move nearly all constants, so that even they are far from 1. Running statistics say nothing: they
     are moved without training, and frozen norms have 0 and 1 after it.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(20_26)
+    with seeded(20_26):
         fresh = build(backbone.spec.arch, registry, **backbone.spec.options)
     ours, theirs = weights(backbone, heads_of(backbone)), dict(fresh.net.named_parameters())
     judged = [

@@ -17,6 +17,7 @@ from torchvision.ops._utils import split_normalization_params
 
 from evalsuite.preflight import Demand
 from evalsuite.protocols import Training
+from evalsuite.seeding import manual_seed
 from evalsuite.task import Setup
 from evalsuite.training import Fit, Steps, fit, launched, mix_seed
 from evalsuite.training.processes import together
@@ -152,7 +153,7 @@ def _precise_statistics(model: nn.Module, steps: Steps, batches: int, workers: i
     with torch.no_grad(), fabric.autocast():
         loader = DataLoader(steps, batch_size=None, sampler=range(batches), num_workers=workers)
         for step, batch in enumerate(loader):  # regions are sampled: a resumed run must sample the same ones
-            torch.manual_seed(mix_seed(steps.seed, step, 2 + steps.rank))
+            manual_seed(mix_seed(steps.seed, step, 2 + steps.rank))
             model(batch)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum

@@ -31,6 +31,7 @@ from evalsuite.errors import ResourceError, TrainingError
 from evalsuite.features import autocast
 from evalsuite.files import atomic
 from evalsuite.progress import Meter, Progress
+from evalsuite.seeding import manual_seed
 from evalsuite.signals import Told
 from evalsuite.states import read_state
 from evalsuite.training import mix_seed
@@ -192,7 +193,7 @@ class Watching(Hook):  # type: ignore[misc]
         self.key, self.seed, self.meter, self.log = key, seed, meter, log
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        torch.manual_seed(mix_seed(self.seed, batch_idx, 2))
+        manual_seed(mix_seed(self.seed, batch_idx, 2))
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         step, last = batch_idx + 1, runner.max_iters

@@ -38,6 +38,7 @@ from evalsuite.errors import BackboneError, TrainingError, UsageError
 from evalsuite.metrics.detection import Detections
 from evalsuite.protocols import Detected, DetectionProtocol
 from evalsuite.pyramid import Pyramid
+from evalsuite.seeding import seeded
 from evalsuite.task import Setup
 from evalsuite.training import full_precision, full_precision_outputs
 
@@ -213,8 +214,7 @@ def build_detector(backbone: Backbone, protocol: DetectionProtocol, classes: int
     """
     resnet = _as_resnet(backbone)
     cfg = configure(protocol, backbone.spec, classes, resnet or {})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         if resnet is not None:
             rcnn, body = _native(cfg, backbone)
             network = f"detectron2's ResNet-{cfg.MODEL.RESNETS.DEPTH}"

@@ -41,6 +41,7 @@ from evalsuite.preflight import afford, training_step
 from evalsuite.protocols import SegmentationProtocol, Segmented
 from evalsuite.pyramid import Levels
 from evalsuite.resize import resize
+from evalsuite.seeding import seeded
 from evalsuite.signals import ignore_signals, signals
 from evalsuite.task import Setup
 from evalsuite.training import Steps, full_precision_outputs, launched
@@ -222,8 +223,7 @@ def build_model(backbone: Backbone, protocol: SegmentationProtocol, classes: int
     Raises :class:`BackboneError` where the backbone cannot be dilated as the protocol says.
     """
     body = backbone.dilated(protocol.output_stride or max(backbone.spec.strides))
-    with apart(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with apart(), seeded(seed):
         config = configure(Maps(body, protocol), protocol, classes)
         model: Any = MODELS.build(ConfigDict(config))
         model.init_weights()

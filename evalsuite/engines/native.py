@@ -40,6 +40,7 @@ from evalsuite.features import Cache, Preprocess
 from evalsuite.protocols import SegmentationProtocol, Segmented
 from evalsuite.pyramid import Levels
 from evalsuite.resize import resize
+from evalsuite.seeding import seeded
 from evalsuite.task import Setup
 
 __all__ = ["CachedSegmenter", "Native", "Segmenter", "build_head", "build_model"]
@@ -404,8 +405,7 @@ def build_model(backbone: Backbone, protocol: SegmentationProtocol, classes: int
     Raises :class:`BackboneError` where the backbone cannot be dilated.
     """
     body = _body(backbone, protocol)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return Segmenter(body, protocol, classes)
 
 
@@ -506,8 +506,7 @@ def _segment_cached(
     took = monotonic() - began
 
     def build() -> Trainable:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(setup.seed)
+        with seeded(setup.seed):
             model = CachedSegmenter({s: shape[0] for s, shape in shapes.items()}, protocol, len(train.classes), size)
         return Trainable(
             model=model,

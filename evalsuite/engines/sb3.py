@@ -31,6 +31,7 @@ from evalsuite.features.poolings import Encoder
 from evalsuite.files import atomic
 from evalsuite.preflight import Demand, afford
 from evalsuite.protocols import AgentProtocol, Arena, Played
+from evalsuite.seeding import manual_seed
 from evalsuite.signals import signals
 from evalsuite.states import going_on_from, read_state
 from evalsuite.task import Setup
@@ -433,7 +434,7 @@ def _shown(agent: PPO, worlds: Encoded) -> Iterator[None]:
 def _own_torch_generator(seed: int) -> Iterator[None]:
     """Draw what is drawn inside from ``seed``, and leave torch's generator as it was."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        manual_seed(seed)
         yield
 
 

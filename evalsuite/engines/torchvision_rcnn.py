@@ -30,6 +30,7 @@ from evalsuite.metrics.detection import Detections
 from evalsuite.protocols import Detected, DetectionProtocol
 from evalsuite.pyramid import Pyramid
 from evalsuite.resize import resize
+from evalsuite.seeding import seeded
 from evalsuite.task import Setup
 from evalsuite.training import full_precision, full_precision_outputs
 
@@ -111,8 +112,7 @@ def build_model(backbone: Backbone, protocol: DetectionProtocol, classes: int, s
     Raises :class:`BackboneError` where the protocol is C4 and the backbone cannot be cut.
     """
     body = copy.deepcopy(backbone)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         parts = _c4(body, protocol, classes) if protocol.model == "c4" else _fpn(body, protocol, classes)
         detector = (MaskRCNN if protocol.masks else FasterRCNN)(
             **parts,

@@ -36,6 +36,7 @@ from evalsuite.preflight import Demand
 from evalsuite.probes import Choice, choose, hold_out, tied_for_best
 from evalsuite.probing.protocols import Criterion, Fitted, Floats, ImageProtocol
 from evalsuite.resize import resize
+from evalsuite.seeding import seeded
 from evalsuite.signals import ignore_signals
 from evalsuite.task import Setup
 from evalsuite.training import LARS, Fit, Steps, fit, launched, uncast
@@ -367,8 +368,7 @@ class _Trainer:
                 cause=f"it has the shape {shape} an image, not (channels, height, width)",
                 fix="name a map or a convolutional layer: --set outputs=map16",
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.setup.seed)
+        with seeded(self.setup.seed):
             if protocol.head == "linear":
                 built = _linear(channels, cells, self.columns, protocol.norm)
             elif protocol.head == "conv":

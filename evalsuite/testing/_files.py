@@ -17,6 +17,7 @@ from evalsuite.checkpoints import Candidate, File, Layout, State, load_backbone
 from evalsuite.data import Source
 from evalsuite.errors import DataError, UsageError
 from evalsuite.hooks import Registry, load
+from evalsuite.seeding import manual_seed
 from evalsuite.testing._faults import Faults
 
 __all__ = ["check_checkpoint", "check_dataset"]
@@ -109,7 +110,7 @@ def check_checkpoint(
 def _check_own(
     layout: Layout, arch: str, spell: Callable[[str], str], path: Path, registry: Registry, faults: Faults
 ) -> None:
-    torch.manual_seed(0)
+    manual_seed(0)
     wanted = build(arch, registry).net.state_dict()
     tensors = {spell(name): value.contiguous() for name, value in wanted.items()}
     faults.unless(len(tensors) == len(wanted), "spell gives two tensors one name")

@@ -26,6 +26,7 @@ from evalsuite.errors import TrainingError
 from evalsuite.files import atomic, forget_partials
 from evalsuite.preflight import Demand, afford, killed_workers, out_of_memory, training_step
 from evalsuite.progress import Progress
+from evalsuite.seeding import manual_seed
 from evalsuite.signals import Told, ignore_signals, signals
 from evalsuite.states import going_on_from, read_state
 
@@ -307,7 +308,7 @@ def _backward(run: Fit, model: Any, fabric: Fabric, batches: Iterator[Any], step
     finite: Any = True
     for part in range(run.accumulate):
         batch = next(batches)
-        torch.manual_seed(mix_seed(run.seed, step, 2 + fabric.global_rank, *([part] * (part > 0))))
+        manual_seed(mix_seed(run.seed, step, 2 + fabric.global_rank, *([part] * (part > 0))))
         with fabric.no_backward_sync(model, enabled=part < run.accumulate - 1):
             losses = model(_Batch(batch))
             total = _total(losses)

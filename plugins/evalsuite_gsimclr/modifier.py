@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from evalsuite import DataError, UsageError, hookimpl
 from evalsuite.resize import resize
+from evalsuite.seeding import manual_seed
 from evalsuite.training import mix_seed
 from pretrain import Images, Modifier, Run, blocks
 
@@ -92,7 +93,7 @@ class GSimCLR(Modifier):
         """The pseudo-class of every image (N,)."""
         images = shrunk(data, self.options.side)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+            manual_seed(seed)
             model = denoiser(images, self.options, seed, device)
         codes = torch.cat([model.codes(chunk.to(device)).cpu() for chunk in images.split(512)])
         return blocks.kmeans(codes, clusters, seed=seed)[0]

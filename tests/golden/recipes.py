@@ -36,6 +36,7 @@ from evalsuite_rotnet.method import RotNet
 from evalsuite_swav.method import SwAV
 
 from evalsuite import Backbone, hookimpl, hooks
+from evalsuite.seeding import seeded
 from pretrain import Method, Modifier, Run
 from pretrain.methods.byol import BYOL
 from pretrain.methods.moco import MoCo, MoCo1
@@ -145,8 +146,7 @@ def _registry() -> hooks.Registry:
 
 
 def _seeded(make: Callable[[], Backbone]) -> Backbone:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         return make()
 
 
