@@ -41,9 +41,20 @@ app.add_typer(cache_app, name="cache")
 app.add_typer(data_app, name="data")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+def _data_root(given: Path | None) -> Path | None:
+    """``~`` in a variable is expanded by no shell."""
+    from evalsuite.environment import expanded
+
+    return None if given is None else expanded(given, "--data-root or EVALSUITE_DATA")
+
+
 Root = Annotated[
     Path | None,
-    typer.Option("--data-root", envvar="EVALSUITE_DATA", help="Where the data sets lie.", show_default=False),
+    typer.Option(
+        "--data-root", envvar="EVALSUITE_DATA", help="Where the data sets lie.", show_default=False, callback=_data_root
+    ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Begin even what would take days on this device.")]
 BackboneArgs = Annotated[

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from evalsuite.data import source
+from evalsuite.environment import versions
 from evalsuite.errors import DataError
 from evalsuite.hooks import EXTRAS, Loaded
-from evalsuite.runner import versions
 
 __all__ = ["examine"]
 

@@ -5,17 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import platform
-import resource
 import shutil
-import sys
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,16 @@ from evalsuite import statistics
 from evalsuite.checkpoints import NEEDED, Loaded, load_backbone
 from evalsuite.data import is_generated, source
 from evalsuite.data.digests import data_session
+from evalsuite.environment import (
+    cache_root,
+    data_root,
+    describe,
+    expanded,
+    peak_memory,
+    pick_device,
+    reset_peak_memory,
+    versions,
+)
 from evalsuite.errors import DataError, Refusal, ResourceError, UsageError
 from evalsuite.files import atomic, forget_partials, is_aside, room_for, set_aside, writable
 from evalsuite.hooks import Registry, load
@@ -38,16 +44,6 @@ from evalsuite.task import Outcome, Protocol, Setup, Task, evaluate
 
 __all__ = ["Cell", "Request", "demo_root", "execute", "plan", "run", "versions"]
 
-PACKAGES = (
-    "evalsuite",
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "faster-coco-eval",
-    "lightning-fabric",
-    "detectron2",
-)
 DEMO_SEED = 0
 
 
@@ -85,7 +81,7 @@ class Request:
         """Paths may come as text."""
         object.__setattr__(self, "out", Path(self.out))
         if self.data_root is not None:
-            object.__setattr__(self, "data_root", Path(self.data_root))
+            object.__setattr__(self, "data_root", expanded(self.data_root, "data_root"))
 
 
 @dataclass(frozen=True)
@@ -137,7 +133,7 @@ def plan(request: Request, registry: Registry, progress: Progress) -> list[Cell]
     recipes = [task.protocol(request.protocol).override(request.settings or {}) for task in tasks]
     for task in tasks:
         _check(task, request, registry)
-    device = _device(request.device)
+    device = pick_device(request.device)
     seeds = range(request.seeds) if isinstance(request.seeds, int) else request.seeds
     cells = []
     for spec in request.backbones:
@@ -181,21 +177,6 @@ def _does(engine: str, task: Task, registry: Registry) -> bool:
     return job(registry.get("engine", engine)) == job(registry.get("engine", task.engines[0]))
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ResourceError(
-            f"device {name!r} cannot be used",
-            cause=str(error).splitlines()[0],
-            fix="--device auto, or see: evalsuite doctor",
-        ) from error
-    return device
-
-
 def _cell(
     loaded: Loaded, task: Task, protocol: Protocol, seed: int, device: torch.device, request: Request,
     registry: Registry, progress: Progress,
@@ -211,7 +192,7 @@ def _cell(
         variant,
     )
     work = request.out / "work" / path.parent.parent.name / path.parent.name / path.stem
-    root, data = request.data_root or _environment_root(), request.data
+    root, data = request.data_root or data_root(), request.data
     if request.demo:
         with progress.doing(f"drawing the demo world of {task.name}"):
             root = demo_root(task, registry)
@@ -248,14 +229,8 @@ def _variant(task: Task, protocol: Protocol, request: Request) -> tuple[str, ...
     return (*parts, "demo") if request.demo else tuple(parts)
 
 
-def _environment_root() -> Path | None:
-    root = os.environ.get("EVALSUITE_DATA")
-    return Path(root) if root else None
-
-
 def demo_root(task: Task, registry: Registry) -> Path:
     """The generated world of a task's data set, written to disk on first use."""
-    cache = Path(os.environ.get("EVALSUITE_CACHE") or Path.home() / ".cache" / "evalsuite")
     world = task.world or task.name
     if world not in registry.names("dataset"):
         raise UsageError(
@@ -263,8 +238,7 @@ def demo_root(task: Task, registry: Registry) -> Path:
             cause="a demo world belongs to a data set; this task takes yours",
             fix="leave --demo out and give --data",
         )
-    root = cache / "demo"
-    return source(registry, world).demo(root, DEMO_SEED)
+    return source(registry, world).demo(cache_root() / "demo", DEMO_SEED)
 
 
 def _settle(cell: Cell, request: Request, progress: Progress) -> Result:
@@ -324,8 +298,7 @@ def _made(cell: Cell, request: Request, progress: Progress) -> Result:
     began = time.monotonic()
     with room_for(cell.setup.work):
         cell.setup.work.mkdir(parents=True, exist_ok=True)
-    if cell.setup.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(cell.setup.device)
+    reset_peak_memory(cell.setup.device)
     reserve = _reserve()
     try:
         result = _evaluated(cell, request, progress, began)
@@ -575,7 +548,7 @@ def _common(cell: Cell, request: Request, flops: int | None, engine_version: str
         "engine_version": engine_version,
         "seed": cell.setup.seed, "limited": cell.setup.limit, "demo": cell.setup.demo, "trusted": report.trusted,
         "partial": report.matched < NEEDED, "environment": _environment(cell.setup),
-        "peak_memory_mb": _peak(cell.setup),
+        "peak_memory_mb": peak_memory(cell.setup.device),
         "command": _writable_text(request.command), "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
 
@@ -587,29 +560,6 @@ def _protocol_record(protocol: Protocol) -> ProtocolRecord:
     )  # fmt: skip
 
 
-def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Installed versions of the packages a score may depend on."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def _environment(setup: Setup) -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else None
-    return {
-        "python": platform.python_version(), "platform": platform.platform(), "packages": versions(),
-        "device": str(setup.device), "gpu": gpu, "devices": setup.devices, "precision": setup.precision,
-        "threads": torch.get_num_threads(), "workers": setup.workers,
-    }  # fmt: skip
-
-
-def _peak(setup: Setup) -> dict[str, float]:
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
-    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
-    if setup.device.type == "cuda":
-        peak["device"] = torch.cuda.max_memory_allocated(setup.device) / 2**20
-    return peak
+    settings = {"devices": setup.devices, "precision": setup.precision, "workers": setup.workers}
+    return {**describe(setup.device), **settings}

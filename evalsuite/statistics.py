@@ -12,6 +12,7 @@ from scipy import stats
 from evalsuite.errors import UsageError
 
 __all__ = [
+    "REPLICATES",
     "bootstrap_mean",
     "bootstrap_test",
     "holm",
@@ -30,6 +31,8 @@ __all__ = [
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int32]
+
+REPLICATES = 1000  # bootstrap replicates of every score
 
 # Weights held at once by what does not need them all: 16 MB.
 _BLOCK = 4_000_000
@@ -70,7 +73,7 @@ def weight_blocks(
 
 
 def bootstrap_mean(
-    samples: npt.ArrayLike, replicates: int = 1000, seed: int = 0, groups: npt.ArrayLike | None = None
+    samples: npt.ArrayLike, replicates: int = REPLICATES, seed: int = 0, groups: npt.ArrayLike | None = None
 ) -> Floats:
     """Means of resampled ``samples``, (replicates,) for (n,) and (replicates, m) for m quantities (n, m).
 
@@ -161,7 +164,7 @@ def iqm(scores: npt.ArrayLike) -> float:
 
 
 def stratified_bootstrap(
-    scores: npt.ArrayLike, statistic: Callable[[Floats], float] = iqm, replicates: int = 1000, seed: int = 0
+    scores: npt.ArrayLike, statistic: Callable[[Floats], float] = iqm, replicates: int = REPLICATES, seed: int = 0
 ) -> Floats:
     """Replicates (R,) of a ``statistic`` of ``scores`` (runs, tasks), runs being drawn anew for each task by itself.
 

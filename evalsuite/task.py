@@ -19,6 +19,7 @@ import torch
 from evalsuite.backbone import Backbone
 from evalsuite.data.digests import data_session
 from evalsuite.errors import BackboneError, DataError, PluginError
+from evalsuite.features import Cache
 from evalsuite.hooks import unknown
 from evalsuite.seeding import manual_seed
 from evalsuite.settings import typed
@@ -129,6 +130,7 @@ class Setup:
     ``limit`` caps the number of images of every split. ``strict``: where images cannot be read or rows have no label,
     refuse the data rather than leave those out and count them. ``channels_last`` (the layout of convolutions) and
     ``pin_memory`` (of batches, in page-locked memory) are what a GPU wants (None: there).
+    ``cache`` keeps encoded features between runs.
     """
 
     protocol: Protocol
@@ -151,6 +153,7 @@ class Setup:
     patient: bool = False
     channels_last: bool | None = None
     pin_memory: bool | None = None
+    cache: Cache = field(default_factory=Cache)
 
     def __post_init__(self) -> None:
         gpu = self.device.type == "cuda"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
@@ -23,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from evalsuite import Backbone, DataError, Features, PluginError, Registry, ResourceError, UsageError, load_backbone
 from evalsuite.data.digests import data_session
+from evalsuite.environment import versions
 from evalsuite.errors import Refusal
 from evalsuite.files import forget_partials, set_aside, writable, write_text
 from evalsuite.locks import RANKS, locked, refuse_held
@@ -720,7 +720,7 @@ def _finish(state: State, plan: Plan, journal: Journal, fabric: Fabric, progress
             "data_fingerprint": state.data.fingerprint,
             "collapse": collapse,
             "unreadable": len(unreadable),
-            "versions": _versions(),
+            "versions": versions(PACKAGES),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         run.backbone.save(path, provenance)
@@ -739,13 +739,3 @@ def _of_all(rows: set[int]) -> set[int]:
     found: list[set[int]] = [set()] * world_size()
     dist.all_gather_object(found, rows)
     return set().union(*found)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # run from a checkout that was not installed
-            found[package] = "not installed"
-    return found

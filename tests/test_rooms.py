@@ -21,6 +21,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 INSTALL = "python -m pip install -c constraints.txt -e '.[all,dev]'"
 
 TOLD = {  # anyone may use them
+    "evalsuite.environment",
     "evalsuite.errors",
     "evalsuite.files",
     "evalsuite.lazy",
@@ -62,6 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evalsuite.lazy": set(),
     **{room: {"evalsuite.lazy"} for room in RENAMED},
     "evalsuite.errors": set(),
+    "evalsuite.environment": {"evalsuite.errors"},
     "evalsuite.files": {"evalsuite.errors"},
     "evalsuite.progress": {"evalsuite.errors"},
     "evalsuite.locks": {"evalsuite.errors", "evalsuite.files", "evalsuite.progress"},
@@ -126,6 +128,7 @@ NUMERIC = {
     "torchvision",
 }
 OUTSIDE: dict[str, set[str]] = {
+    "evalsuite.environment": {"torch"},
     "evalsuite.errors": set(),
     "evalsuite.files": set(),
     "evalsuite.locks": {"filelock"},
@@ -157,7 +160,7 @@ APART = ("evalsuite.engines", "evalsuite.tasks", "evalsuite.backbones", "pretrai
 # Submodules that belong to the public face, names of their __all__ included.
 PUBLIC = {
     "evalsuite": {
-        *("checkpoints", "data", "docs", "errors", "features", "files"),
+        *("checkpoints", "data", "docs", "environment", "errors", "features", "files"),
         *("lazy", "locks", "metrics", "options", "pictures", "preflight"),
         *("probes", "probing", "progress", "protocols", "pyramid", "resize"),
         *("seeding", "settings", "signals", "statistics", "testing", "training"),

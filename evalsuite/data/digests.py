@@ -23,8 +23,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from evalsuite.environment import cache_root
 from evalsuite.errors import ResourceError
-from evalsuite.features import default_root
 from evalsuite.files import atomic, forget_partials, open_regular
 from evalsuite.progress import Progress
 
@@ -260,7 +260,7 @@ class _Memory(NamedTuple):
     @classmethod
     def of(cls, root: Path) -> _Memory:
         key = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
-        return cls(key, default_root().parent / "digests" / f"{key}.npz")
+        return cls(key, cache_root() / "digests" / f"{key}.npz")
 
     def recall(self, progress: Progress) -> _Known:
         """What is remembered; nothing, with a line, where the file is damaged."""

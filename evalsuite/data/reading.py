@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from evalsuite.data.digests import Digests, joined, marks
 from evalsuite.data.images import DECODING
+from evalsuite.environment import cache_root
 from evalsuite.errors import ImageError
-from evalsuite.features import default_root
 from evalsuite.files import forget_partials, write_text
 from evalsuite.progress import Progress
 
@@ -180,4 +180,4 @@ def in_both(train: Contents, test: Contents) -> Copies | None:
 
 
 def _memory(kind: str, key: str) -> Path:
-    return default_root().parent / kind / f"{key}.json"
+    return cache_root() / kind / f"{key}.json"

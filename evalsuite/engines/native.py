@@ -36,7 +36,7 @@ from evalsuite.engines._segmentation import (
     training_sample,
     windows,
 )
-from evalsuite.features import Cache, Preprocess
+from evalsuite.features import Preprocess
 from evalsuite.protocols import SegmentationProtocol, Segmented
 from evalsuite.pyramid import Levels
 from evalsuite.resize import resize
@@ -535,7 +535,7 @@ def _encode(
 ) -> tuple[_Features, int]:  # fmt: skip
     """The maps of a split, and how many images went through the network for them."""
     names = {stride: f"map{stride}/full" for stride in shapes}
-    found = Cache().features(
+    found = setup.cache.features(
         body, _Images(data), list(names.values()), preprocess=Preprocess(size, "squash"), device=setup.device,
         precision=setup.precision, dtype=protocol.encode_dtype, batch_size=_BATCH, workers=setup.encode_workers,
         channels_last=setup.channels_last, pin_memory=setup.pin_memory, progress=setup.progress,

@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from evalsuite.backbone import Backbone, source_digest
+from evalsuite.environment import cache_root
 from evalsuite.errors import BackboneError, DataError, ResourceError, UsageError
 from evalsuite.features.encoder import AUTOCAST, FIRST_BATCH, Encoder, ImageSet, images_in_order
 from evalsuite.features.outputs import Output
@@ -101,8 +102,8 @@ class _Job:
 
 
 def default_root() -> Path:
-    """``EVALSUITE_CACHE/features``, or ``~/.cache/evalsuite/features``."""
-    return Path(os.environ.get("EVALSUITE_CACHE") or Path.home() / ".cache" / "evalsuite").expanduser() / "features"
+    """``features`` in :func:`evalsuite.environment.cache_root`."""
+    return cache_root() / "features"
 
 
 class Cache:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from evalsuite.errors import UsageError
-from evalsuite.statistics import weight_blocks
+from evalsuite.statistics import REPLICATES, weight_blocks
 
 __all__ = [
     "IGNORE",
@@ -131,7 +131,7 @@ def scores(counts: npt.ArrayLike, classes: Sequence[str], absent: Absent = "skip
 
 
 def bootstrap_scores(
-    counts: npt.ArrayLike, replicates: int = 1000, seed: int = 0, groups: npt.ArrayLike | None = None
+    counts: npt.ArrayLike, replicates: int = REPLICATES, seed: int = 0, groups: npt.ArrayLike | None = None
 ) -> dict[str, Floats]:
     """Bootstrap replicates (R,) over images of mIoU, mAcc and aAcc, from counts (N, C, 3).
 

@@ -16,7 +16,7 @@ from evalsuite import probes
 from evalsuite.backbone import Backbone
 from evalsuite.data.classification import ClassificationSet
 from evalsuite.errors import DataError, UsageError
-from evalsuite.features import SMALL, Cache, Encoded, Output, Preprocess
+from evalsuite.features import SMALL, Encoded, Output, Preprocess
 from evalsuite.task import Protocol, Setup
 
 __all__ = [
@@ -127,7 +127,7 @@ class ImageProtocol(Protocol, ABC):
         self, backbone: Backbone, data: ClassificationSet, setup: Setup, preprocess: Preprocess | None = None
     ) -> Encoded:
         """The outputs of every image, from the cache or into it; ``preprocess`` is by default that of ``data``."""
-        return Cache().features(
+        return setup.cache.features(
             backbone, data, self.outputs, preprocess=preprocess or self.preprocess(backbone, data),
             device=setup.device, precision=setup.precision, workers=setup.encode_workers,
             channels_last=setup.channels_last, pin_memory=setup.pin_memory, progress=setup.progress,

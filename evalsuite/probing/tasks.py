@@ -31,13 +31,12 @@ from evalsuite.metrics.ranking import (
     top_k_hits,
 )
 from evalsuite.probing.protocols import FewShotProtocol, Fitted, Floats, ImageProtocol, Scale
-from evalsuite.statistics import over_seeds, weight_blocks
+from evalsuite.statistics import REPLICATES, over_seeds, weight_blocks
 from evalsuite.task import Metric, Outcome, Protocol, Setup, Task
 
 __all__ = ["AUROC", "ECE", "NO_LABEL", "Multilabel", "Named", "OneClass", "Probing", "on_readable", "refuse_known"]
 
 
-REPLICATES = 1000
 FEW_TEST = 5  # test images of a class, below which its accuracy says next to nothing
 TOP5 = Metric("top5", undefined="there are no more than five classes")
 ECE = Metric("ece", higher_is_better=False, undefined="the scores of this protocol are no probabilities")

@@ -24,11 +24,11 @@ from evalsuite.metrics.detection import (
 )
 from evalsuite.pictures import detections_sheet
 from evalsuite.protocols import Detected, DetectionProtocol
+from evalsuite.statistics import REPLICATES
 from evalsuite.task import Metric, Outcome, Protocol, Setup, Task
 
 __all__ = ["Coco", "Detect", "Voc"]
 
-REPLICATES = 1000
 SMALL: dict[str, Any] = {
     "model": "fpn", "iterations": 150, "batch_size": 4, "optimizer": "adamw", "lr": 0.0006, "weight_decay": 0.05,
     "milestones": (120,), "warmup_iterations": 20,

@@ -26,7 +26,7 @@ from evalsuite.backbone import Backbone, BackboneSpec, Features
 from evalsuite.features.poolings import Encoder
 from evalsuite.metrics.objects import adjusted_rand, foreground_adjusted_rand, owners
 from evalsuite.pictures import columns_sheet, painted
-from evalsuite.statistics import bootstrap_mean, weight_blocks
+from evalsuite.statistics import REPLICATES, bootstrap_mean, weight_blocks
 from evalsuite.task import Metric, Outcome, Protocol, Setup, Task
 from evalsuite.training import Fit, fit, launched, mix_seed
 from evalsuite.worlds import COLOURS, SCALES, SHAPES, VERSION, Rules, World, rules
@@ -39,7 +39,6 @@ Ints = npt.NDArray[np.int64]
 
 WORLD = "random-objects"
 SIZE = 64
-REPLICATES = 1000
 ROWS = 6  # images of the picture
 KINDS = (len(COLOURS), len(SHAPES), len(SCALES))
 NAMES = ("colour", "shape", "scale")

@@ -27,7 +27,7 @@ from evalsuite.features.poolings import Encoder
 from evalsuite.files import atomic
 from evalsuite.protocols import AgentProtocol, Arena, Played, ProxyProtocol, Reading
 from evalsuite.states import going_on_from, read_state
-from evalsuite.statistics import iqm, over_seeds, stratified_bootstrap, weight_blocks
+from evalsuite.statistics import REPLICATES, iqm, over_seeds, stratified_bootstrap, weight_blocks
 from evalsuite.task import Metric, Outcome, Protocol, Setup, Task, evaluate
 from evalsuite.training import Fit, fit, launched, mix_seed
 from evalsuite.worlds import VERSION, ObjectsVector, Rules, rules, world
@@ -42,7 +42,6 @@ __all__ = [
     "Suite",
 ]
 
-REPLICATES = 1000
 Floats = npt.NDArray[Any]
 
 COLOURS = ("ocr-color1", "ocr-color2", "ocr-color3")

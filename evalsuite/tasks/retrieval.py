@@ -18,16 +18,15 @@ from evalsuite.data.chexpert import Chexpert8x200
 from evalsuite.data.classification import ClassificationSet
 from evalsuite.data.digests import fingerprint
 from evalsuite.errors import BackboneError
-from evalsuite.features import Cache, Encoded, Output, Preprocess
+from evalsuite.features import Encoded, Output, Preprocess
 from evalsuite.metrics.retrieval import Retrieved, retrieve
 from evalsuite.probing import on_readable, refuse_known
-from evalsuite.statistics import weight_blocks
+from evalsuite.statistics import REPLICATES, weight_blocks
 from evalsuite.task import Metric, Outcome, Protocol, Setup, Task
 
 __all__ = ["ChexpertRetrieval", "RetrievalProtocol"]
 
 KS = (5, 10, 50, 100)
-REPLICATES = 1000
 _TEXTS = 64  # sentences read at once
 
 Floats = npt.NDArray[np.float64]
@@ -186,7 +185,7 @@ def _recipe(protocol: Protocol) -> RetrievalProtocol:
 def _encode(backbone: Backbone, data: ClassificationSet, setup: Setup) -> Encoded:
     recipe = _recipe(setup.protocol)
     height, width = backbone.spec.image_size
-    return Cache().features(
+    return setup.cache.features(
         backbone, data, (recipe.output,), device=setup.device, precision=setup.precision, workers=setup.encode_workers,
         preprocess=Preprocess((height, width), recipe.rule, recipe.ratio, recipe.interpolation),
         channels_last=setup.channels_last, pin_memory=setup.pin_memory, progress=setup.progress,

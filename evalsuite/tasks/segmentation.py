@@ -18,11 +18,11 @@ from evalsuite.data.segmentation import SegmentationSet, SegmentationSource, che
 from evalsuite.metrics.segmentation import SEGMENTATION_METRICS, bootstrap_scores, scores
 from evalsuite.pictures import iou_chart, segmentation_sheet
 from evalsuite.protocols import SegmentationProtocol, Segmented
+from evalsuite.statistics import REPLICATES
 from evalsuite.task import Metric, Outcome, Protocol, Setup, Task
 
 __all__ = ["Ade20k", "CamVid", "Cityscapes", "Segment", "VocSegmentation"]
 
-REPLICATES = 1000
 # The fully convolutional network of MoCo (He et al. 2020, appendix A.5). How maps are resampled is not told there;
 # crops of 513 and 769 pixels are whole strides and one, which is how aligned corners want them.
 MOCO: dict[str, Any] = {
