@@ -218,7 +218,19 @@ def heads_of(backbone: Backbone) -> frozenset[str]:
     ]
     if not outputs:
         return frozenset()
-    leaves = {k: v for k, v in parameters.items() if v.requires_grad}
-    gradients = torch.autograd.grad([o.sum() for o in outputs], list(leaves.values()), allow_unused=True)
-    unused = [k for k, g in zip(leaves, gradients, strict=True) if g is None]
-    return frozenset(k.removeprefix("net.") for k in unused)
+    used = _leaves(outputs)
+    return frozenset(k.removeprefix("net.") for k, v in parameters.items() if v.requires_grad and v not in used)
+
+
+def _leaves(outputs: Iterable[Tensor]) -> set[Tensor]:
+    """The tensors that outputs are computed from, by the graph that a backward pass would go through."""
+    nodes = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    seen, leaves = set(nodes), set()
+    while nodes:
+        node = nodes.pop()
+        if hasattr(node, "variable"):  # it accumulates the gradient of a leaf
+            leaves.add(node.variable)
+        following = {each for each, _ in node.next_functions if each is not None} - seen
+        seen |= following
+        nodes += following
+    return leaves
