@@ -27,6 +27,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from evalsuite.errors import BackboneError, Refusal
@@ -523,7 +524,7 @@ def outline(arch: str, registry: Registry, said: Mapping[str, Any], options: Map
     builder, name = _builder(arch, registry)
     sayable(builder, name, said)
     try:
-        with torch.device("meta"), offline():
+        with shapes_only(), offline():
             made = builder(*([name] if name else []), **{**said, **options})
     except Exception as error:  # of a stranger's options a library raises anything
         told = " ".join(str(error).split())
@@ -533,6 +534,26 @@ def outline(arch: str, registry: Registry, said: Mapping[str, Any], options: Map
     if not isinstance(made, Backbone):
         raise OptionError(f"its builder returned {type(made).__name__}, which is no Backbone")
     return made.net
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Networks that are built within the block have tensors on the meta device, and no initial weights are drawn for
+    them: on that device drawing takes most of the time, and gives nothing."""
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
+class _Undrawn(TorchFunctionMode):
+    """Passes over what fills a tensor on the meta device in place."""
+
+    FILLS = frozenset({"add_", "clamp_", "copy_", "erfinv_", "fill_", "mul_", "normal_", "uniform_", "zero_"})
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        fills = getattr(func, "__name__", "") in self.FILLS and isinstance(args[0] if args else None, Tensor)
+        return args[0] if fills and args[0].is_meta else func(*args, **(kwargs or {}))
 
 
 def _tensors(net: nn.Module) -> Iterator[Tensor]:

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
 import torchvision
 from torch import Tensor
 
+from evalsuite.backbone import shapes_only
 from evalsuite.checkpoints import vits
 from evalsuite.checkpoints.cifar import small_resnet
 from evalsuite.checkpoints.reading import State
@@ -615,7 +615,7 @@ def _distance(shapes: Mapping[str, tuple[int, ...]], signature: Mapping[str, tup
 def _signatures(family: str) -> dict[str, dict[str, tuple[int, ...]]]:
     """Names and shapes under ``features`` of torchvision's classifiers of a family."""
     found = {}
-    with torch.device("meta"):
+    with shapes_only():
         for name in torchvision.models.list_models(torchvision.models):
             if name.startswith(family):
                 net = torchvision.models.get_model(name, weights=None)

@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import evalsuite.backbones
-from evalsuite.backbone import HEADER, Backbone, BackboneSpec, Features, build, identity_of, read_header
+from evalsuite.backbone import (
+    HEADER,
+    Backbone,
+    BackboneSpec,
+    Features,
+    build,
+    identity_of,
+    outline,
+    read_header,
+    shapes_only,
+)
 from evalsuite.errors import BackboneError, UsageError
 from evalsuite.hooks import Registry
 
@@ -387,3 +397,17 @@ def test_a_dilated_network_keeps_its_dilation_on_disk(registry, tmp_path):
     pixels = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(again(pixels).maps[16], dilated(pixels).maps[16])
+
+
+@pytest.mark.parametrize("arch", ["timm:test_vit", "timm:test_convnext", "torchvision:resnet18", "small:resnet10"])
+def test_an_outline_has_the_shapes_of_the_network_and_no_numbers(arch, registry):
+    net, drawn = outline(arch, registry, {}, {}), build(arch, registry).net
+    assert {k: v.shape for k, v in net.state_dict().items()} == {k: v.shape for k, v in drawn.state_dict().items()}
+    assert all(tensor.is_meta for tensor in net.state_dict().values())
+
+
+def test_what_has_room_is_filled_where_only_shapes_are_built():
+    with shapes_only():
+        here = torch.zeros(2, device="cpu").add_(3)
+        nn.init.constant_(here, 4.0)
+    assert here.tolist() == [4.0, 4.0]
