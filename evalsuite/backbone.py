@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import safetensors
 import safetensors.torch
@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from evalsuite.hooks import Registry
 
 __all__ = [
-    "IMAGENET_MEAN", "IMAGENET_STD", "Backbone", "BackboneSpec", "Features", "build", "identity_of", "input_fault",
-    "outline", "parse_header", "published", "read_header", "rebuild", "refuse_arch", "restore",
+    "IMAGENET_MEAN", "IMAGENET_STD", "KINDS", "PIXELS", "Backbone", "BackboneSpec", "Features", "Tower", "build",
+    "identity_of", "input_fault", "outline", "parse_header", "published", "read_header", "rebuild", "refuse_arch",
+    "restore",
 ]  # fmt: skip
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -53,7 +54,7 @@ SPARE = 1 << 24  # numbers that a network may have besides a tenth more than its
 
 @dataclass(frozen=True)
 class Features:
-    """What a backbone says of a batch of images.
+    """What a backbone says of a batch of images, or of whatever else it takes.
 
     ``pooled`` is one vector an image (B,D); ``maps`` is feature maps by stride, {stride: (B,C,H,W)}; ``tokens``
     is a set of vectors an image (B,N,D), patches or slots, without class or register tokens. ``masks`` (B,N,h,w) say,
@@ -75,8 +76,9 @@ class BackboneSpec:
 
     ``arch`` is ``scheme:name``; ``options`` go to its builder. ``image_size`` is (height, width) in pixels of the
     published recipe; other sizes work where the network allows. ``mean`` and ``std`` are per RGB channel for pixels
-    in [0,1]. ``dim`` is the width of ``pooled``; ``strides`` maps each stride to its number of channels.
-    Raises ValueError for numbers by which no image can be normalised, and sizes above 4,096 pixels.
+    in [0,1]. ``dim`` is the width of ``pooled``; ``strides`` maps each stride to its number of channels. ``takes`` is
+    what the network is shown, one of :data:`KINDS`, and ``gives`` what of :class:`Features` it answers.
+    Raises ValueError for numbers by which no image can be normalised, sizes above 4,096 pixels, and an unknown kind.
     """
 
     arch: str
@@ -87,8 +89,14 @@ class BackboneSpec:
     image_size: tuple[int, int] = (224, 224)
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    takes: str = "image"
 
     def __post_init__(self) -> None:
+        if "state" in self.gives:  # how it was said before there was ``takes``
+            object.__setattr__(self, "takes", "state")
+            object.__setattr__(self, "gives", frozenset(self.gives - {"state"}))
+        if self.takes not in KINDS:
+            raise ValueError(f"a backbone takes one of {', '.join(sorted(KINDS))}, not {self.takes!r}")
         for name in ("mean", "std", "image_size"):
             if fault := input_fault(name, getattr(self, name)):
                 raise ValueError(fault)
@@ -116,25 +124,34 @@ def input_fault(name: str, value: Any) -> str:
     return ""
 
 
+# What a backbone can be shown: images (B,3,H,W) and clips (B,T,3,H,W) of pixels in [0,1], sound, a list of B texts,
+# states of a world.
+Kind = Literal["image", "clip", "sound", "text", "state"]
+KINDS: frozenset[str] = frozenset(get_args(Kind))
+PIXELS = frozenset({"image", "clip"})
+
 LARGEST = 1e6  # of a mean or a deviation; its inverse is the smallest deviation
 SIDE = 4096  # pixels
 
 Look = Callable[[nn.Module, Tensor], Features]
 Split = Callable[[nn.Module], tuple[nn.Module, nn.Module]]
 Dilate = Callable[[int], "Backbone"]
-Read = Callable[[nn.Module, Sequence[str]], Tensor]
+Tower = Callable[[nn.Module, Any], Features | Tensor]
 
 
 class Backbone(nn.Module):
     """A network with its spec: ``backbone(pixels)`` takes RGB in [0,1] (B,3,H,W) and returns :class:`Features`.
 
-    Normalisation happens inside. ``net`` is the unmodified module, so its state dict keeps the published names;
-    ``look(net, normalised)`` reads Features off it (default: the module returns Features itself). ``split(net)``,
-    where the architecture allows it, gives the network up to its last stage and that stage, for detectors that run
-    the last stage on regions (Faster R-CNN C4). ``dilate(output_stride)``, where it allows that, builds the same
-    architecture with dilation in place of its last strides. ``read(net, texts)``, where the network has a text tower
-    too, gives (B,E) vectors of texts in the space of ``Features.joint``. ``heads`` are the names of parameters that no
-    feature depends on, for a network whose gradients do not tell them (None: they tell).
+    Where ``spec.takes`` is another kind, it takes that. Pixels are normalised inside. ``net`` is the unmodified module,
+    so its state dict keeps the published names; ``look(net, normalised)`` reads Features off it (default: the module
+    returns Features itself). ``split(net)``, where the architecture allows it, gives the network up to its last stage
+    and that stage, for detectors that run the last stage on regions (Faster R-CNN C4). ``dilate(output_stride)``, where
+    it allows that, builds the same architecture with dilation in place of its last strides. ``towers`` are what the
+    network does with inputs of other kinds, {kind: function of (net, batch)}: each gives Features, or (B,E) vectors in
+    the space of ``Features.joint``. A generator's decoder is a tower of a kind of its own, such as ``"latent"``.
+    ``read`` is the older name of the tower of texts. ``heads`` are the names of parameters on which nothing depends
+    that the backbone or one of its towers gives, for a network whose gradients do not tell them (None: they tell, see
+    :func:`evalsuite.checkpoints.matching.heads_of`).
     """
 
     mean: Tensor
@@ -147,14 +164,16 @@ class Backbone(nn.Module):
         look: Look | None = None,
         split: Split | None = None,
         dilate: Dilate | None = None,
-        read: Read | None = None,
+        read: Tower | None = None,
         heads: frozenset[str] | None = None,
+        towers: Mapping[str, Tower] | None = None,
     ) -> None:
         super().__init__()
         self.net = net
         self.spec = spec
         self.heads = heads
-        self._look, self._split, self._dilate, self._read = look, split, dilate, read
+        self.towers = {**({"text": read} if read is not None else {}), **(towers or {})}
+        self._look, self._split, self._dilate = look, split, dilate
         self._drawn: tuple[str, str] | None = None  # the digest of fresh weights, and their identity
         self._normaliser(spec)
 
@@ -163,14 +182,14 @@ class Backbone(nn.Module):
         for name, values in (("mean", spec.mean), ("std", spec.std)):
             self.register_buffer(name, torch.tensor(values, device=device).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, pixels: Tensor) -> Features:
-        return self.look(self.normalise(pixels))
+    def forward(self, pixels: Any) -> Features:
+        return self.look(self.normalise(pixels) if self.spec.takes in PIXELS else pixels)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixels in [0,1] to what the network was trained on."""
         return (pixels - self.mean.to(pixels.dtype)) / self.std.to(pixels.dtype)
 
-    def look(self, normalised: Tensor) -> Features:
+    def look(self, normalised: Any) -> Features:
         """The features of images that are normalised already (detectors pad with zeros after normalising)."""
         if self._look is not None:
             return self._look(self.net, normalised)
@@ -180,23 +199,49 @@ class Backbone(nn.Module):
 
     @property
     def gives(self) -> frozenset[str]:
-        """What of :class:`Features` there is, ``"stages"`` where the network can be cut by :meth:`split`, and
-        ``"text"`` where it reads texts (:meth:`encode_text`)."""
-        extra = {"stages"} if self._split is not None else set()
-        return self.spec.gives | extra | ({"text"} if self._read is not None else set())
+        """What of :class:`Features` there is, and ``"stages"`` where the network can be cut by :meth:`split`."""
+        return self.spec.gives | ({"stages"} if self._split is not None else set())
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """The kinds of input that it can be shown: ``spec.takes``, and those of its towers."""
+        return frozenset({self.spec.takes, *self.towers})
+
+    def encode(self, kind: str, batch: Any) -> Features:
+        """The features of B inputs of a kind: a tensor (B, ...), of texts a sequence.
+
+        Raises :class:`BackboneError` for a kind that it does not take.
+        """
+        if kind == self.spec.takes:
+            features: Features = self(batch)
+            return features
+        self.check_takes(kind)
+        answer = self.towers[kind](self.net, batch)
+        return answer if isinstance(answer, Features) else Features(joint=answer)
+
+    def check_takes(self, kind: str) -> None:
+        """Raise :class:`BackboneError` for a kind of input that it does not take."""
+        if kind not in self.takes:
+            raise BackboneError(
+                f"{self.spec.arch} does not take {kind}",
+                cause=f"it takes {', '.join(sorted(self.takes))}",
+                fix=f"choose a backbone that takes {kind}, or a task or protocol that shows something else",
+            )
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """(B,E) vectors of texts, to be compared with ``joint`` of images by their cosine.
+        """(B,E) vectors of texts: in the space of ``joint`` of images, where they are, to be compared by their cosine.
 
-        Raises :class:`BackboneError` where the network has no text tower.
+        Raises :class:`BackboneError` where the network takes no text, or gives no vector of one.
         """
-        if self._read is None:
+        features = self.encode("text", texts)
+        vectors = features.joint if features.joint is not None else features.pooled
+        if vectors is None:
             raise BackboneError(
-                f"{self.spec.arch} does not read text",
-                cause="it is a network of images alone",
-                fix="choose a backbone that gives text, or a protocol that asks by image",
+                f"{self.spec.arch} gives no vector of a text",
+                cause="neither joint nor pooled is there",
+                fix="correct its tower of texts",
             )
-        return self._read(self.net, texts)
+        return vectors
 
     def split(self) -> tuple[nn.Module, nn.Module]:
         """The network up to its last stage, and that stage: ``tail(trunk(normalised))`` is the coarsest map.
@@ -278,7 +323,7 @@ class Backbone(nn.Module):
         As torch's own counter sees them: convolutions, matrix products and attention. None for a backbone that is
         shown something else than images.
         """
-        if "state" in self.spec.gives:
+        if self.spec.takes != "image":
             return None
         device = self.mean.device
         counter = FlopCounterMode(display=False)
@@ -359,6 +404,7 @@ class _Spec(BaseModel):
     image_size: Annotated[list[Side], Field(min_length=2, max_length=2)]
     mean: list[float]
     std: list[float]
+    takes: Kind = "image"
 
 
 class _Header(BaseModel):

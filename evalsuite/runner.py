@@ -404,7 +404,7 @@ def _is_lighter(protocol: Protocol, cell: Cell) -> bool:
     refused = cell.setup.protocol
     if type(protocol) is not type(refused) or getattr(protocol, "encode", None) is not None:
         return False
-    if not cell.task.requires(protocol) <= cell.loaded.backbone.gives:
+    if not cell.task.fits(cell.loaded.backbone, protocol):
         return False
     if isinstance(protocol, Training) and isinstance(refused, Training):
         return _work(protocol) < _work(refused)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from evalsuite.backbone import Backbone
+from evalsuite.backbone import KINDS, Backbone
 from evalsuite.data.digests import data_session
 from evalsuite.errors import BackboneError, DataError, PluginError
 from evalsuite.features import Cache
@@ -196,7 +196,9 @@ class Outcome:
 class Task(ABC):
     """An evaluator. Subclasses set the class attributes and say how to run; instances hold nothing.
 
-    ``protocols[0]`` is the default. ``needs`` is what of :class:`evalsuite.Features` it reads. ``engines`` are the
+    ``protocols[0]`` is the default. ``needs`` is what of :class:`evalsuite.Features` it reads. ``shows`` are kinds of
+    input (:data:`evalsuite.backbone.KINDS`), one of which a backbone must take; a kind among ``needs`` it must take as
+    well, for example ``text`` beside images. ``engines`` are the
     names of the engines it can use, the default first (empty: none). A ``generic`` task takes anybody's data; ``world``
     is the layout whose demo world it runs on (None: that of the data set of the task's own name).
     """
@@ -206,6 +208,7 @@ class Task(ABC):
     metrics: ClassVar[tuple[Metric, ...]]
     primary: ClassVar[str]
     needs: ClassVar[frozenset[str]]
+    shows: ClassVar[frozenset[str]] = frozenset({"image"})
     protocols: ClassVar[tuple[Protocol, ...]]
     engines: ClassVar[tuple[str, ...]] = ()
     generic: ClassVar[bool] = False
@@ -232,8 +235,22 @@ class Task(ABC):
         raise unknown(f"protocol of task {self.name!r}", name, [p.id for p in self.protocols])
 
     def requires(self, protocol: Protocol) -> frozenset[str]:
-        """What a backbone must give for this protocol; ``needs``, unless a protocol takes more."""
+        """What a backbone must give or take for this protocol; ``needs``, unless a protocol takes more."""
         return self.needs
+
+    def lacking(
+        self, protocol: Protocol, gives: frozenset[str], takes: frozenset[str]
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What this protocol needs of a backbone that does not give it, and the kinds of input it does not take."""
+        required = self.requires(protocol)
+        kinds = sorted((required & KINDS) - takes)
+        if not self.shows & takes:
+            kinds.append(" or ".join(sorted(self.shows)))
+        return tuple(sorted(required - KINDS - gives)), tuple(dict.fromkeys(kinds))
+
+    def fits(self, backbone: Backbone, protocol: Protocol) -> bool:
+        """Whether the backbone gives and takes what the protocol requires."""
+        return not any(self.lacking(protocol, backbone.gives, backbone.takes))
 
     def promises(self, protocol: Protocol) -> tuple[Metric, ...]:
         """The metrics of this protocol; ``metrics``, unless a protocol measures others. The leading one is in them."""
@@ -251,18 +268,23 @@ class Task(ABC):
         return None
 
     def refuse(self, backbone: Backbone, protocol: Protocol) -> None:
-        """Raise :class:`BackboneError` if the backbone does not give what the protocol requires."""
-        lacking = sorted(self.requires(protocol) - backbone.gives)
-        if lacking:
-            able = [p.id for p in self.protocols if self.requires(p) <= backbone.gives]
-            fix = f"--protocol {' or '.join(able)}" if able else "choose a task that needs only that"
-            if protocol.id in able:  # as it is published it could be run
-                fix = f"leave out {' and '.join(f'--set {name}=...' for name in protocol.modified)}"
-            raise BackboneError(
-                f"{self.name} by {protocol.id} needs {' and '.join(lacking)}, which {backbone.spec.arch} does not give",
-                cause=f"it gives {', '.join(sorted(backbone.gives))}",
-                fix=fix,
-            )
+        """Raise :class:`BackboneError` if the backbone does not give or take what the protocol requires."""
+        if self.fits(backbone, protocol):
+            return
+        able = [p.id for p in self.protocols if self.fits(backbone, p)]
+        fix = f"--protocol {' or '.join(able)}" if able else "choose a task that needs only that"
+        if protocol.id in able:  # as it is published it could be run
+            fix = f"leave out {' and '.join(f'--set {name}=...' for name in protocol.modified)}"
+        lacks = zip(self.lacking(protocol, backbone.gives, backbone.takes), ("give", "take"), strict=True)
+        who, parts, causes = backbone.spec.arch, [], []
+        for names, verb in lacks:
+            if names:
+                parts.append(f"{' and '.join(names)}, which {who} does not {verb}")
+                causes.append(f"it {verb}s {', '.join(sorted(getattr(backbone, f'{verb}s')))}")
+                who = "it"
+        raise BackboneError(
+            f"{self.name} by {protocol.id} needs {', and '.join(parts)}", cause=", and ".join(causes), fix=fix
+        )
 
 
 def evaluate(task: Task, backbone: Backbone, setup: Setup) -> Outcome:

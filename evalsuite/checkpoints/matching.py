@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from evalsuite.backbone import Backbone, Features
@@ -182,42 +182,86 @@ def prefixes(backbone: Backbone, heads: frozenset[str], names: Iterable[str]) ->
     return sorted(votes, key=lambda p: (-votes[p], p))[:8]
 
 
-def look_meta(backbone: Backbone, batch: int = 1) -> tuple[Features, dict[str, Tensor]]:
+class _Encoding(nn.Module):
+    """``encode`` of a backbone as a forward pass, for ``functional_call``."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, kind: str, batch: Any) -> Features:
+        return self.backbone.encode(kind, batch)
+
+
+def look_meta(backbone: Backbone, batch: int = 1, kind: str | None = None) -> tuple[Features, dict[str, Tensor]]:
     """Features of shape only, computed without data or arithmetic, and the parameters they came from.
 
-    Falls back on a real forward pass for networks that look at values.
+    Of an input of ``kind`` (None: the one of the backbone's spec). Falls back on a real forward pass for networks that
+    look at values. Raises :class:`LookupError` for a kind of which no example is known.
     """
-    height, width = backbone.spec.image_size
+    kind = kind or backbone.spec.takes
     device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
     was_training = backbone.training
     backbone.eval()
     try:
-        for place in (torch.device("meta"), device):
+        for target in (torch.device("meta"), device):
             moved = {
-                k: v.detach().to(place).requires_grad_(v.is_floating_point()) for k, v in backbone.named_parameters()
+                k: v.detach().to(target).requires_grad_(v.is_floating_point()) for k, v in backbone.named_parameters()
             }
-            buffers = {k: v.to(place) for k, v in backbone.named_buffers()}
-            pixels = torch.zeros(batch, 3, height, width, device=place)
+            buffers = {k: v.to(target) for k, v in backbone.named_buffers()}
             try:
-                return functional_call(backbone, {**moved, **buffers}, (pixels,)), moved
+                named = {f"backbone.{name}": tensor for name, tensor in {**moved, **buffers}.items()}
+                example = _example(kind, batch, backbone.spec.image_size, target)
+                return functional_call(_Encoding(backbone), named, (kind, example)), moved
             except (RuntimeError, NotImplementedError):
-                if place == device:
+                if target == device:
                     raise
     finally:
         backbone.train(was_training)
-    raise AssertionError("unreachable: the last place returns or raises")
+    raise AssertionError("unreachable: the last device returns or raises")
+
+
+def _example(kind: str, batch: int, size: tuple[int, int], device: torch.device) -> Any:
+    if kind == "image":
+        return torch.zeros(batch, 3, *size, device=device)
+    if kind == "clip":
+        return torch.zeros(batch, 2, 3, *size, device=device)
+    if kind == "text":
+        return ["a photo"] * batch
+    raise LookupError(f"there is no example of the kind {kind!r}")
 
 
 def heads_of(backbone: Backbone) -> frozenset[str]:
-    """Names in ``backbone.net`` of the parameters that no feature depends on: a classifier, a projection head."""
+    """Names in ``backbone.net`` of the parameters on which no output depends, of the network or of a tower.
+
+    Such are a classifier and a projection head; their values do not matter. What a text tower or a generator's decoder
+    uses is none. Where a tower cannot be tried, for there is no example of its input or no gradient passes through it,
+    all that others do not use may be its own: then there are no heads.
+    """
     if backbone.heads is not None:
         return backbone.heads
-    features, parameters = look_meta(backbone)
-    outputs = [
-        t for t in (features.pooled, features.tokens, *features.maps.values()) if t is not None and t.requires_grad
-    ]
+    unused: frozenset[str] | None = None
+    for kind in (backbone.spec.takes, *backbone.towers):
+        idle = _unused(backbone, kind)
+        if idle is None:
+            return frozenset()
+        unused = idle if unused is None else unused & idle
+    assert unused is not None
+    return unused
+
+
+def _unused(backbone: Backbone, kind: str) -> frozenset[str] | None:
+    """The parameters on which no feature of an input of that kind depends; None where that cannot be told."""
+    try:
+        features, parameters = look_meta(backbone, kind=kind)
+    except Exception:  # of an example that is not what a stranger's tower expects
+        if kind == backbone.spec.takes == "image":
+            raise
+        return None
+    every = (features.pooled, features.tokens, features.masks, features.joint, *features.maps.values())
+    outputs = [tensor for tensor in every if tensor is not None and tensor.requires_grad]
     if not outputs:
-        return frozenset()
+        return None
     used = _leaves(outputs)
     return frozenset(k.removeprefix("net.") for k, v in parameters.items() if v.requires_grad and v not in used)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -72,19 +73,21 @@ def natural_images(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
 
 
 def sanity(backbone: Backbone, registry: Registry | None = None, *, count: int = 32, seed: int = 0) -> SanityReport:
-    """Look at ``count`` images and say whether the features can be of any use.
+    """Look at ``count`` images and say whether the features can be of any use; of another input than images, there are
+    none to look at.
 
     With ``registry`` the weights are also compared with a fresh network of the same architecture. The backbone
     comes back in the mode it was in.
     """
-    gathered = _gather(backbone, natural_images(count, backbone.spec.image_size, seed))
+    seen = backbone.spec.takes == "image"
+    gathered = _gather(backbone, natural_images(count, backbone.spec.image_size, seed)) if seen else {}
     faults: list[str] = []
     warnings: list[str] = []
     numbers: dict[str, float] = {}
     broken = [name for name, values in gathered.items() if not torch.isfinite(values).all()]
     if broken:
         faults.append(f"NaN or infinite values in {', '.join(broken)}")
-    else:
+    elif gathered:
         _spread(next(iter(gathered.values())), faults, numbers)
         _dead(gathered, faults, warnings, numbers)
     if registry is not None:
@@ -221,7 +224,8 @@ def describe(loaded: Loaded, registry: Registry, *, check: bool = True) -> dict[
     that features depend on; ``heads`` those of classifiers. ``sanity`` is None where ``check`` is off.
     """
     backbone = loaded.backbone
-    with FlopCounterMode(display=False) as counter:
+    features = Features()
+    with FlopCounterMode(display=False) as counter, contextlib.suppress(LookupError):  # no example of such an input
         features, _ = look_meta(backbone)
     heads = heads_of(backbone)
     counts = {k: p.numel() for k, p in weights(backbone).items()}

@@ -1,10 +1,11 @@
 """Encode a data set once: features on disk, found again by the content of everything that made them.
 
 An entry is a folder named by its key, the sha256 of the weights' identity, the backbone's spec and source code, the
-preprocessing, the data's fingerprint, its split and ids, the output (which layer, how pooled), the precision and
-the format. Nothing is ever found by a name. In it:
+kind of input and its preprocessing, the data's fingerprint, its split and ids, the output (which layer, how pooled),
+the precision and the format. Nothing is ever found by a name. In it:
 
-``features.npy``     (N, D) numbers, allocated whole before the first batch, mapped into memory by readers
+``features.npy``     (N, D) numbers, or (N, ...) of an output that is kept whole, allocated before the first batch,
+                     mapped into memory by readers
 ``shard-00012``      says that rows 12*SHARD and on are on disk, and their sha256; there while encoding goes on
 ``manifest.json``    the key, the shape and the hash of every shard; written last: an entry with it is complete
 ``used``             its time of modification is the time of last use
@@ -37,7 +38,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evalsuite.backbone import Backbone, source_digest
+from evalsuite.backbone import PIXELS, Backbone, source_digest
 from evalsuite.environment import cache_root
 from evalsuite.errors import BackboneError, DataError, ResourceError, UsageError
 from evalsuite.features.encoder import AUTOCAST, FIRST_BATCH, Encoder, ImageSet, images_in_order
@@ -50,7 +51,7 @@ from evalsuite.signals import signals
 __all__ = ["SHARD", "Cache", "Encoded", "Entry", "default_root"]
 
 
-FORMAT = 1
+FORMAT = 2
 SHARD = 4096  # rows; part of the format
 _DTYPES = {"float32": np.float32, "float16": np.float16}
 _MANIFEST, _FEATURES, _USED = "manifest.json", "features.npy", "used"
@@ -62,7 +63,8 @@ Floats = npt.NDArray[Any]
 class Encoded:
     """Features of a split. ``arrays`` are read-only maps of files, {output: (N, D)}; rows are in the order of ``ids``.
 
-    ``encoded`` counts the images that went through the network just now (0: all came from the cache).
+    An output that is kept whole is (N, ...): ``tokens/whole`` (N, tokens, D), ``map16/whole`` (N, C, H, W).
+    ``encoded`` counts the rows that went through the network just now (0: all came from the cache).
     """
 
     arrays: Mapping[str, Floats]
@@ -73,15 +75,22 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry: its digest, what it holds, its size in bytes, when it was last used (seconds since the epoch)."""
+    """One entry: its digest, what it holds, its size in bytes, when it was last used (seconds since the epoch).
+
+    ``shape`` is that of a row, and ``width`` how many numbers it has.
+    """
 
     digest: str
     key: Mapping[str, Any]
     rows: int
-    width: int
+    shape: tuple[int, ...]
     size: int
     used: float
     complete: bool
+
+    @property
+    def width(self) -> int:
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,8 @@ class _Job:
 
     backbone: Backbone
     data: ImageSet
-    preprocess: Preprocess
+    kind: str
+    preprocess: Preprocess | None
     device: torch.device
     precision: str
     dtype: np.dtype[Any]
@@ -133,8 +143,10 @@ class Cache:
         pin_memory: bool | None = None,
         progress: Progress | None = None,
     ) -> Encoded:
-        """The outputs ``what`` of every image, in one pass through the network over those that are not here yet.
+        """The outputs ``what`` of every row, in one pass through the network over those that are not here yet.
 
+        What the rows are, ``data`` say by an attribute ``kind`` (none: images); texts, and other kinds than images and
+        clips, go to the backbone as they are (:meth:`Backbone.encode`).
         ``preprocess`` is by default :meth:`Preprocess.of` the backbone; the rule ``auto`` is decided on ``data``.
         ``precision`` is ``32-true``, ``bf16-mixed`` or ``16-mixed`` (the network's arithmetic); ``dtype`` is what is
         stored, float32 or float16. ``batch_size="auto"`` starts at 1024 on a GPU and 64 on a CPU; any batch that
@@ -146,25 +158,29 @@ class Cache:
         ResNet-18 by 0.3 %, and accuracies on 1,000 images by 0.001 to 0.003 where their standard error is 0.012 to
         0.014 (``python -m benchmarks precision``).
 
-        Raises :class:`UsageError` for an unknown output or precision, :class:`BackboneError` for an output that the
-        backbone does not give or a feature that is not finite, :class:`DataError` for an empty split and damaged
-        entries, and :class:`ResourceError` where memory, disk or file locks do not suffice.
+        Raises :class:`UsageError` for an unknown output or precision, :class:`BackboneError` for a kind that the
+        backbone does not take, an output that it does not give or a feature that is not finite, :class:`DataError` for
+        an empty split and damaged entries, and :class:`ResourceError` where memory, disk or file locks do not suffice.
         """
         outputs = [Output.parse(name) for name in dict.fromkeys(what)]
         _check_options(precision, dtype, batch_size)
+        kind = getattr(data, "kind", "image")
+        backbone.check_takes(kind)
         for output in outputs:
             output.check(backbone)
         if not len(data.ids):
             raise DataError(
                 f"split {data.split!r} is empty",
-                cause="it lists no images",
+                cause=f"it lists no rows of the kind {kind}",
                 fix="check the data and the limit",
             )
         device = torch.device(device)
-        shown = preprocess or Preprocess.of(backbone.spec)
-        shown = shown.resolved(lambda index: data[index].shape, len(data.ids))
+        shown = None
+        if kind in PIXELS:
+            shown = preprocess or Preprocess.of(backbone.spec)
+            shown = shown.resolved(lambda index: data[index].shape, len(data.ids))
         job = _Job(
-            backbone, data, shown, device, precision, np.dtype(_DTYPES[dtype]),
+            backbone, data, kind, shown, device, precision, np.dtype(_DTYPES[dtype]),
             FIRST_BATCH.get(device.type, 64) if batch_size == "auto" else batch_size, workers,
             device.type == "cuda" if channels_last is None else channels_last,
             device.type == "cuda" if pin_memory is None else pin_memory, progress or Progress(quiet=True),
@@ -235,7 +251,8 @@ class Cache:
             "weights": backbone.identity,
             "spec": backbone.spec.to_json(),
             "code": _code(backbone),
-            "preprocess": dataclasses.asdict(job.preprocess),
+            "kind": job.kind,
+            "preprocess": None if job.preprocess is None else dataclasses.asdict(job.preprocess),
             "data": job.data.fingerprint,
             "split": job.data.split,
             "ids": ids.hexdigest(),
@@ -325,7 +342,9 @@ class _Writer:
             raise _not_finite(self.output, block, self.dtype)
         with _disk(self.folder):
             if self.array is None:
-                self.array = self._allocate(rows.shape[1])
+                self.array = self._allocate(rows.shape[1:])
+            if self.array.shape[1:] != rows.shape[1:]:
+                raise _other_shape(self.output, rows.shape, (len(rows), *self.array.shape[1:]))
             self.array[start : start + len(rows)] = rows
             self.digest.update(rows.tobytes())
             self.put_rows += len(rows)
@@ -344,7 +363,7 @@ class _Writer:
                 "format": FORMAT,
                 "key": self.key,
                 "rows": self.rows,
-                "width": int(self.array.shape[1]),
+                "shape": [int(side) for side in self.array.shape[1:]],
                 "dtype": self.dtype.name,
                 "shard": SHARD,
                 "sha256": [self.hashes[i] for i in range(len(self.hashes))],
@@ -374,17 +393,17 @@ class _Writer:
     def _map(self) -> np.memmap[Any, Any]:
         return np.lib.format.open_memmap(self.folder / _FEATURES, mode="r+")
 
-    def _allocate(self, width: int) -> np.memmap[Any, Any]:
+    def _allocate(self, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
         """The whole file at once: a full disk is found out now and not after hours; and there it is whole or not."""
         with atomic(self.folder / _FEATURES) as partial:
-            np.lib.format.open_memmap(partial, mode="w+", dtype=self.dtype, shape=(self.rows, width)).flush()
+            np.lib.format.open_memmap(partial, mode="w+", dtype=self.dtype, shape=(self.rows, *shape)).flush()
             with partial.open("rb+") as file:
                 os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
         return self._map()
 
 
 def _forward(job: _Job, outputs: Sequence[Output], shards: Sequence[int]) -> Iterator[tuple[int, int, list[Tensor]]]:
-    """(shard, first row, one (b, D) tensor an output) batch after batch over the shards, on the CPU."""
+    """(shard, first row, one (b, ...) tensor an output) batch after batch over the shards, on the CPU."""
     rows = len(job.data.ids)
     batches = [
         range(start, min(start + job.batch_size, shard * SHARD + _shard_rows(shard, rows)))
@@ -394,11 +413,15 @@ def _forward(job: _Job, outputs: Sequence[Output], shards: Sequence[int]) -> Ite
     loader = images_in_order(job.data, job.preprocess, batches, job.workers, pin=job.pin_memory)
     encoder = Encoder(
         job.backbone, outputs, job.preprocess, job.device, job.precision, job.batch_size, job.channels_last,
-        job.progress,
+        job.progress, kind=job.kind,
     )  # fmt: skip
     with encoder:
-        for batch, pixels in zip(batches, loader, strict=True):
-            yield batch.start // SHARD, batch.start, [tensor.cpu() for tensor in encoder(pixels)]
+        for batch, inputs in zip(batches, loader, strict=True):
+            tensors = [tensor.cpu() for tensor in encoder(inputs)]
+            for output, tensor in zip(outputs, tensors, strict=True):
+                if len(tensor) != len(batch):
+                    raise _other_shape(output, tuple(tensor.shape), (len(batch), *tensor.shape[1:]))
+            yield batch.start // SHARD, batch.start, tensors
 
 
 def _shard_rows(shard: int, rows: int) -> int:
@@ -417,6 +440,14 @@ def _check_options(precision: str, dtype: str, batch_size: int | Literal["auto"]
         raise UsageError(f"batch size {batch_size}", cause="a batch holds at least one image", fix="leave it at auto")
 
 
+def _other_shape(output: Output, shape: tuple[int, ...], expected: tuple[int, ...]) -> BackboneError:
+    return BackboneError(
+        f"{output.name!r} is {shape} for {expected[0]} rows",
+        cause=f"{expected} was expected: one entry a row, and all rows of one shape",
+        fix="pool it (/avg or /max), show all rows at one size, or name another layer",
+    )
+
+
 def _not_finite(output: Output, block: Tensor, dtype: np.dtype[Any]) -> BackboneError:
     if torch.isfinite(block).all():
         return BackboneError(
@@ -424,9 +455,10 @@ def _not_finite(output: Output, block: Tensor, dtype: np.dtype[Any]) -> Backbone
             cause=f"their largest magnitude is {float(block.abs().max()):.3g}",
             fix="store them as float32",
         )
+    bad = int((~torch.isfinite(block)).flatten(1).any(1).sum())
     return BackboneError(
         f"features of {output.name!r} are not finite",
-        cause=f"{int((~torch.isfinite(block)).any(1).sum())} of {len(block)} images of a batch gave NaN or infinity",
+        cause=f"{bad} of {len(block)} rows of a batch gave NaN or infinity",
         fix="check the weights and the normalisation; with 16-bit precision, try 32-true",
     )
 
@@ -442,7 +474,7 @@ def _code(backbone: Backbone) -> str:
     yesterday's features.
     """
     names = {type(module).__module__ for module in backbone.modules()}
-    for function in (backbone._look, backbone.forward):
+    for function in (backbone._look, backbone.forward, *backbone.towers.values()):
         names.add(getattr(function, "__module__", None) or type(function).__module__)
     return source_digest(name for name in names if name.partition(".")[0] != "torch")
 
@@ -456,7 +488,7 @@ def _open(folder: Path, rows: int) -> Floats:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         array: Floats = np.load(folder / _FEATURES, mmap_mode="r", allow_pickle=False)
-        if array.shape != (rows, manifest["width"]) or array.dtype.name != manifest["dtype"]:
+        if array.shape != (rows, *manifest["shape"]) or array.dtype.name != manifest["dtype"]:
             raise ValueError(f"it holds {array.shape} {array.dtype.name}")
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
@@ -476,9 +508,14 @@ def _entry(folder: Path) -> Entry:
     size = sum(path.stat().st_blocks * 512 for path in folder.iterdir())
     used = folder / _USED
     return Entry(
-        folder.name, manifest.get("key", {}), manifest.get("rows", 0), manifest.get("width", 0), size,
+        folder.name, manifest.get("key", {}), manifest.get("rows", 0), _row_shape(manifest), size,
         (used if used.exists() else folder).stat().st_mtime, bool(manifest),
     )  # fmt: skip
+
+
+def _row_shape(manifest: Mapping[str, Any]) -> tuple[int, ...]:
+    """Of one row; entries of the first format have vectors alone."""
+    return tuple(manifest.get("shape", (manifest.get("width", 0),)))
 
 
 def _fault(folder: Path) -> str | None:

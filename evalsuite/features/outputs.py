@@ -14,15 +14,20 @@ from evalsuite.errors import BackboneError, UsageError
 
 __all__ = ["Output", "Taps"]
 
+# a vector | tokens, how pooled | a map or a layer, how pooled, the grid, or how kept
+NAMES = r"(pooled|joint)|(tokens)/(avg|max|whole)|(map[1-9]\d*|layer:[\w.]+)(?:/(?:(avg|max)([1-9]\d*)?|(full|whole)))?"
+
 
 @dataclass(frozen=True)
 class Output:
-    """One (B, D) tensor read off a forward pass, named ``source`` or ``source/pool`` or ``source/pool+grid``.
+    """One tensor read off a forward pass, named ``source`` or ``source/pool`` or ``source/pool+grid``.
 
     ``pooled`` is the backbone's own vector, ``joint`` the one in a space shared with text. ``map16`` is its map of
     stride 16 and ``layer:NAME`` the output of that submodule of the network, both pooled over space; ``tokens`` are
-    pooled over the set. ``pool`` is ``avg`` (the default) or ``max``; ``max6`` pools a map adaptively to 6 x 6 and
-    flattens it, channel first. ``full`` is all of a map, flattened likewise.
+    pooled over the set. ``pool`` is ``avg`` or ``max``; ``max6`` pools a map adaptively to 6 x 6 and flattens it,
+    channel first; ``full`` is all of a map, flattened likewise. A map or a layer without a pool is averaged; tokens
+    without one are refused, for their mean is not they. All these are vectors (B, D). ``whole`` keeps the shape: tokens
+    (B, N, D), a map (B, C, H, W), a layer what it gives.
     """
 
     name: str
@@ -33,17 +38,22 @@ class Output:
     @classmethod
     def parse(cls, name: str) -> Output:
         """Read a name. Raises :class:`UsageError` for one that says nothing."""
-        found = re.fullmatch(r"(pooled|joint|tokens|map[1-9]\d*|layer:[\w.]+)(?:/(avg|max|full)([1-9]\d*)?)?", name)
-        plain = found is not None and found[1] in ("pooled", "joint") and found[2] is not None
-        whole = found is not None and found[2] == "full" and (found[1] == "tokens" or found[3] is not None)
-        if found is None or plain or whole or (found[1] == "tokens" and found[3]):
+        if name == "tokens":
+            raise UsageError(
+                "'tokens' does not say whether they are pooled",
+                cause="their mean is one vector an image, and they are many",
+                fix="tokens/avg or tokens/max for a vector, tokens/whole for all of them",
+            )
+        match = re.fullmatch(NAMES, name)
+        if match is None:
             raise UsageError(
                 f"{name!r} names no output of a backbone",
-                cause="outputs are pooled, joint, tokens, map16 or layer:NAME, the last three with /avg, /max or a "
-                "grid, maps and layers with /full",
-                fix="for example pooled, tokens/max, map32/avg2, map16/full or layer:layer3/max6",
+                cause="outputs are pooled, joint, tokens, map16 or layer:NAME, the last three with /avg, /max or "
+                "/whole, maps and layers with a grid or /full",
+                fix="for example pooled, tokens/max, tokens/whole, map32/avg2, map16/full or layer:layer3/max6",
             )
-        return cls(name, found[1], found[2] or "avg", int(found[3] or 1))
+        vector, tokens, token_pool, spatial, pool, grid, kept = match.groups()
+        return cls(name, vector or tokens or spatial, token_pool or pool or kept or "avg", int(grid or 1))
 
     def check(self, backbone: Backbone) -> None:
         """Raise :class:`BackboneError` where the backbone does not give the source."""
@@ -62,35 +72,45 @@ class Output:
             )
 
     @property
+    def vector(self) -> bool:
+        """Whether it is one vector an image; what is read ``whole`` is not."""
+        return self.pool != "whole"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What a backbone must give for it: ``pooled``, ``joint``, ``maps`` or ``tokens``; of a layer nothing."""
+        if self.source.startswith("layer:"):
+            return frozenset()
+        return frozenset({"maps" if self.source.startswith("map") else self.source})
+
+    @property
     def module(self) -> str:
         """The submodule of a ``layer:`` source."""
         return self.source.removeprefix("layer:")
 
     def read(self, features: Features, layers: Mapping[str, Tensor]) -> Tensor:
-        """The (B, D) tensor, in float32."""
+        """The tensor, in float32."""
         return self._pool(self.whole(features, layers))
 
     def whole(self, features: Features, layers: Mapping[str, Tensor]) -> Tensor:
         """What is pooled: (B, D), (B, N, D) or (B, C, H, W), in float32."""
-        if self.source == "pooled":
-            found = features.pooled
-        elif self.source == "joint":
-            found = features.joint
-        elif self.source == "tokens":
-            found = features.tokens
+        if self.source.startswith("layer:"):
+            values = layers.get(self.source)
         elif self.source.startswith("map"):
-            found = features.maps.get(int(self.source[3:]))
+            values = features.maps.get(int(self.source[3:]))
         else:
-            found = layers.get(self.source)
-        if found is None or found.ndim not in (2, 3, 4):
+            values = getattr(features, self.source)
+        if values is None or values.ndim not in (2, 3, 4):
             raise BackboneError(
                 f"the backbone gave no output {self.name!r}",
                 cause="it is None, or no tensor of 2, 3 or 4 dimensions",
                 fix="correct what the backbone's spec says that it gives",
             )
-        return found.float()
+        return values.float()
 
     def _pool(self, values: Tensor) -> Tensor:
+        if self.pool == "whole":
+            return values
         if self.pool == "full":
             return values.flatten(1)
         if values.ndim == 4:
@@ -102,10 +122,14 @@ class Output:
 
 
 class Taps:
-    """Reads outputs off a backbone's forward pass; hooks sit on the layers asked for while the block lasts."""
+    """Reads outputs off the forward pass of a backbone, or of its tower for inputs of ``kind``; hooks sit on the layers
+    asked for while the block lasts."""
 
-    def __init__(self, backbone: Backbone, outputs: Sequence[Output], whole: bool = False) -> None:
+    def __init__(
+        self, backbone: Backbone, outputs: Sequence[Output], whole: bool = False, kind: str | None = None
+    ) -> None:
         self.backbone, self.outputs, self.whole = backbone, outputs, whole
+        self.kind = backbone.spec.takes if kind is None else kind
         self.layers: dict[str, Tensor] = {}
 
     def __enter__(self) -> Taps:
@@ -118,10 +142,10 @@ class Taps:
         for hook in self.hooks:
             hook.remove()
 
-    def __call__(self, pixels: Tensor) -> list[Tensor]:
-        """Pixels (B, 3, H, W) in [0,1] to one (B, D) tensor an output, or what it is pooled from, where ``whole``."""
+    def __call__(self, batch: Any) -> list[Tensor]:
+        """Input (B, ...), pixels in [0,1], to one tensor an output, or what it is pooled from, where ``whole``."""
         try:
-            features = self.backbone(pixels)
+            features = self.backbone.encode(self.kind, batch)
             return [(o.whole if self.whole else o.read)(features, self.layers) for o in self.outputs]
         finally:
             self.layers.clear()

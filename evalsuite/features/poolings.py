@@ -65,7 +65,7 @@ class Encoder:
 
     ``reads``: ``"tokens"`` or ``"pooled"`` of the backbone's features; ``"auto"``: tokens where it gives them.
     ``pooling``: a name of :func:`pooling`; ``"auto"``: ``transformer`` of tokens, ``mlp`` of one vector. ``size`` is
-    the side in pixels of what the backbone sees (None: its own image size). A backbone that gives ``"state"`` is shown
+    the side in pixels of what the backbone sees (None: its own image size). A backbone that takes ``"state"`` is shown
     the state of the worlds, not their images. ``precision`` is that of the network on images, as of
     :meth:`evalsuite.features.Cache.features`; a state is coordinates, and read in float32. ``calls`` and ``encoded``
     count what was done; ``tokens`` and ``width`` are known after the first call.
@@ -88,7 +88,7 @@ class Encoder:
         # weights anew at every call, which for the few images of a step is half of the time.
         self.backbone = deepcopy(backbone).to(memory_format=torch.channels_last)
         self.device, self.layers = device, layers
-        self.observation: Literal["state", "image"] = "state" if "state" in backbone.gives else "image"
+        self.observation: Literal["state", "image"] = "state" if backbone.spec.takes == "state" else "image"
         self.precision = precision if self.observation == "image" else "32-true"
         self.reads = reads if reads != "auto" else "tokens" if "tokens" in backbone.gives else "pooled"
         if self.reads not in backbone.gives:

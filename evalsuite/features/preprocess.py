@@ -52,11 +52,12 @@ class Preprocess:
     def resolved(self, shape: Callable[[int], tuple[int, ...]], count: int, small: int = SMALL) -> Preprocess:
         """What ``auto`` is for a set of ``count`` images, the same for all of them; any other rule is itself.
 
-        ``shape(index)`` gives (height, width, ...) of an image, or raises :class:`DataError` where it does not decode;
-        at most 64 evenly spaced ones are looked at. Where the input's shorter side is at most ``small`` pixels, or that
-        of the median image, or where all images have the network's size, images are shown without a margin: ``crop``
-        with a ratio of 1. Networks for small images are trained on whole ones, a small image is all object, and one
-        of the right size was made so. Else ``crop`` with ``ratio``, as networks for photographs are evaluated.
+        ``shape(index)`` gives (..., height, width, channels) of an image, or (height, width), or raises
+        :class:`DataError` where it does not decode; at most 64 evenly spaced ones are looked at. Where the input's
+        shorter side is at most ``small`` pixels, or that of the median image, or where all images have the network's
+        size, images are shown without a margin: ``crop`` with a ratio of 1. Networks for small images are trained on
+        whole ones, a small image is all object, and one of the right size was made so. Else ``crop`` with ``ratio``, as
+        networks for photographs are evaluated.
         """
         if self.rule != "auto":
             return self
@@ -67,11 +68,14 @@ class Preprocess:
         return dataclasses.replace(self, rule="crop", ratio=1.0 if whole else self.ratio)
 
     def __call__(self, image: npt.NDArray[np.uint8]) -> Tensor:
-        """(H, W, 3) uint8 to (3, *size) uint8. Raises :class:`DataError` for an image that does not fit."""
+        """(..., H, W, C) uint8, an image or frames, to (..., C, *size) uint8.
+
+        Raises :class:`DataError` for one that does not fit.
+        """
         return self.sized(planes(image))
 
     def sized(self, pixels: Tensor) -> Tensor:
-        """The same for (3, H, W) uint8, on its device."""
+        """The same for (..., H, W) uint8, on its device: the last two axes are height and width."""
         height, width = self.size
         if self.rule == "auto":
             raise UsageError(
@@ -85,24 +89,24 @@ class Preprocess:
             return cast(Tensor, image_ops.center_crop(self.covering(pixels), [height, width]))
         if self.rule == "pad":
             inner = self._scale(pixels, self.size, min)
-            top, left = (height - inner.shape[1]) // 2, (width - inner.shape[2]) // 2
-            bottom, right = height - inner.shape[1] - top, width - inner.shape[2] - left
-            return cast(Tensor, image_ops.pad(inner, [left, top, right, bottom]))
-        if tuple(pixels.shape[1:]) != self.size:
+            top, left = (height - inner.shape[-2]) // 2, (width - inner.shape[-1]) // 2
+            bottom, right = height - inner.shape[-2] - top, width - inner.shape[-1] - left
+            return torch.nn.functional.pad(inner, [left, right, top, bottom])
+        if tuple(pixels.shape[-2:]) != self.size:
             raise DataError(
-                f"an image has {pixels.shape[2]}x{pixels.shape[1]} pixels, not {width}x{height}",
+                f"an image has {pixels.shape[-1]}x{pixels.shape[-2]} pixels, not {width}x{height}",
                 cause="the preprocessing takes images as they are",
                 fix="choose a rule that resizes: crop, squash or pad",
             )
         return pixels
 
     def covering(self, pixels: Tensor) -> Tensor:
-        """(3, H, W) uint8 resized as for ``crop``, and not cut yet."""
+        """(..., H, W) uint8 resized as for ``crop``, and not cut yet."""
         return self._scale(pixels, (round(self.size[0] / self.ratio), round(self.size[1] / self.ratio)), max)
 
     def _scale(self, pixels: Tensor, target: tuple[int, int], choose: Callable[[float, float], float]) -> Tensor:
         """Resize by one factor: of the two that make a side fit, the larger (cover) or the smaller."""
-        height, width = pixels.shape[1:]
+        height, width = pixels.shape[-2:]
         # The side that decides is exact; the other is cut to whole pixels, as torchvision does.
         if choose(target[0] / height, target[1] / width) == target[0] / height:
             return self._resize(pixels, target[0], max(1, target[0] * width // height))
@@ -115,12 +119,14 @@ class Preprocess:
 def _sizes(shape: Callable[[int], tuple[int, ...]], count: int, most: int = 64) -> list[tuple[int, int]]:
     """(height, width) of at most so many evenly spaced images, those left out that do not decode."""
     sizes = []
-    for index in sorted({place * (count - 1) // max(1, most - 1) for place in range(most)}):
+    for index in sorted({step * (count - 1) // max(1, most - 1) for step in range(most)}):
         with contextlib.suppress(DataError):
-            height, width = shape(index)[:2]
+            sides = shape(index)
+            height, width = sides if len(sides) == 2 else sides[-3:-1]
             sizes.append((height, width))
     return sizes
 
 
 def planes(image: npt.NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    """(..., H, W, C) to (..., C, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, -3)

@@ -56,9 +56,7 @@ class Rows:
 
     def __init__(self, base: Array, index: Ints | None = None, norm: Callable[[Tensor], Tensor] | None = None) -> None:
         if base.ndim != 2:
-            raise UsageError(
-                f"features of shape {base.shape}", cause="features are (samples, width)", fix="pool or flatten them"
-            )
+            raise _no_vectors("features", base)
         self.base, self.index, self.norm = base, index, norm
 
     def __len__(self) -> int:
@@ -113,6 +111,7 @@ class Train:
     classes: int | None = None
 
     def __post_init__(self) -> None:
+        _check_vectors(self.features)
         sizes = {name: len(array) for name, array in self.features.items()} | {"labels": len(self.labels)}
         if self.groups is not None:
             sizes["groups"] = len(self.groups)
@@ -136,6 +135,7 @@ class Test:
     __test__ = False  # nothing for pytest to collect
 
     def __init__(self, features: Mapping[str, Array], labels: Array) -> None:
+        _check_vectors(features)
         self.features = dict(features)
         self._reveal = _seal(np.asarray(labels))
 
@@ -203,6 +203,20 @@ FEW = 100  # validation samples, of which one right or wrong moves an accuracy b
 
 
 # --- inside -----------------------------------------------------------------------------------------------------
+
+
+def _check_vectors(features: Mapping[str, Array]) -> None:
+    for name, array in features.items():
+        if array.ndim != 2:
+            raise _no_vectors(repr(name), array)
+
+
+def _no_vectors(name: str, array: Array) -> UsageError:
+    return UsageError(
+        f"{name} of shape {array.shape}: probes take vectors",
+        cause="features of a probe are (samples, width)",
+        fix="pool or flatten them: outputs such as tokens/avg or map16/avg, not tokens/whole",
+    )
 
 
 def _seal(labels: Array) -> Callable[[Array], Array]:

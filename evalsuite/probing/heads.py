@@ -34,7 +34,7 @@ from evalsuite.errors import BackboneError, DataError, UsageError
 from evalsuite.features import Encoder, Output, Preprocess, Taps, images_in_order
 from evalsuite.preflight import Demand
 from evalsuite.probes import Choice, choose, hold_out, tied_for_best
-from evalsuite.probing.protocols import Criterion, Fitted, Floats, ImageProtocol
+from evalsuite.probing.protocols import Criterion, Fitted, Floats, ImageProtocol, vectors_only
 from evalsuite.resize import resize
 from evalsuite.seeding import seeded
 from evalsuite.signals import ignore_signals
@@ -159,8 +159,8 @@ class HeadProtocol(ImageProtocol):
     @property
     def needs(self) -> frozenset[str]:
         """What a backbone must give. ``layers`` are not in it, for ``outputs`` stand in for them."""
-        sources = [name.partition("/")[0] for name in self.outputs]
-        return frozenset("maps" if s.startswith("map") else s for s in sources if not s.startswith("layer:"))
+        every = [{"maps"} if name.partition("/")[0] == "maps" else Output.parse(name).needs for name in self.outputs]
+        return frozenset[str]().union(*every)
 
     def input_size(self, backbone: Backbone) -> tuple[int, int]:
         return (self.size, self.size) if self.size else super().input_size(backbone)
@@ -188,6 +188,7 @@ class HeadProtocol(ImageProtocol):
         if named and all(output.module in modules for output in named):
             return tuple(named)
         found = tuple(Output.parse(n) for name in self.outputs for n in self._spelled(name, backbone))
+        vectors_only(self.id, found)
         for output in found:
             output.check(backbone)
         return found

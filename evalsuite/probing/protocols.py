@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Literal, NamedTuple
@@ -29,6 +29,7 @@ __all__ = [
     "Scale",
     "Shot",
     "recipes",
+    "vectors_only",
 ]
 
 Floats = npt.NDArray[Any]
@@ -108,10 +109,7 @@ class ImageProtocol(Protocol, ABC):
     @property
     def needs(self) -> frozenset[str]:
         """What a backbone must give: ``pooled``, ``maps`` or ``tokens``."""
-        sources = [Output.parse(name).source for name in self.outputs]
-        return frozenset(
-            "maps" if name.startswith("map") else name for name in sources if not name.startswith("layer:")
-        )
+        return frozenset[str]().union(*(Output.parse(name).needs for name in self.outputs))
 
     def input_size(self, backbone: Backbone) -> tuple[int, int]:
         """(height, width) in pixels of what this backbone is shown."""
@@ -164,6 +162,7 @@ class ProbeProtocol(ImageProtocol):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        vectors_only(self.id, map(Output.parse, self.outputs))
         _ = self.selection  # refuses numbers by which nothing can be chosen
 
     def head(self) -> probes.Probe:
@@ -214,6 +213,17 @@ class ProbeProtocol(ImageProtocol):
             },
             timings={"encode": encoded - began, "fit": monotonic() - encoded},
         )  # fmt: skip
+
+
+def vectors_only(protocol: str, outputs: Iterable[Output]) -> None:
+    """Raise :class:`UsageError` for an output that is kept whole, of which a head on vectors can make nothing."""
+    for output in outputs:
+        if not output.vector:
+            raise UsageError(
+                f"protocol {protocol!r} fits heads on vectors, and {output.name!r} is none",
+                cause="what is read whole keeps its shape, for a protocol whose head takes all tokens or all of a map",
+                fix=f"pool it: {output.source}/avg or {output.source}/max",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -201,7 +201,7 @@ class ObjectReaching(_Objects):
 
     def refuse(self, backbone: Backbone, protocol: Protocol) -> None:
         super().refuse(backbone, protocol)
-        _try_simulator(pictures="state" not in backbone.gives)
+        _try_simulator(pictures=backbone.spec.takes != "state")
 
 
 @cache

@@ -74,9 +74,7 @@ class ChexpertRetrieval(Task):
 
     def requires(self, protocol: Protocol) -> frozenset[str]:
         recipe = _recipe(protocol)
-        given = Output.parse(recipe.output).source
-        sources = {"maps" if given.startswith("map") else given} if not given.startswith("layer:") else set()
-        return frozenset(sources | ({"text"} if recipe.query == "text" else set()))
+        return Output.parse(recipe.output).needs | ({"text"} if recipe.query == "text" else set())
 
     def fingerprint(self, setup: Setup) -> str:
         candidates, queries, (findings, sentences) = self._read(setup)

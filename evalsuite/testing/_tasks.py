@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from evalsuite.backbone import Backbone
+from evalsuite.backbone import KINDS, Backbone
 from evalsuite.errors import DataError, UsageError
 from evalsuite.hooks import Registry, load
 from evalsuite.progress import Progress
@@ -25,7 +25,7 @@ from evalsuite.testing._worlds import GIVES, OracleBackbone, RandomBackbone
 
 __all__ = ["cheapest", "check_task", "runnable"]
 
-NAMED = GIVES | {"joint", "text", "state", "stages"}  # what a backbone can give
+NAMED = GIVES | {"joint", "stages"} | KINDS  # what a backbone can give or take
 MARGIN = 1e-6  # by how much an oracle must be better than the blind
 
 
@@ -75,7 +75,8 @@ def cheapest(task: Task) -> str:
 def runnable(task: Task, protocol: str) -> bool:
     """Whether the task's own oracle, or else those of the kit, give all that it needs by that protocol."""
     oracle = task.oracle()
-    return task.requires(task.protocol(protocol)) <= (GIVES if oracle is None else oracle.gives)
+    given = (GIVES, frozenset({"image"})) if oracle is None else (oracle.gives, oracle.takes)
+    return not any(task.lacking(task.protocol(protocol), *given))
 
 
 @contextmanager
@@ -156,7 +157,7 @@ class _Runs:
         faults, task = self.faults, self.task
         seeing = oracle() if oracle else task.oracle() or self._kit(OracleBackbone)
         if not faults.unless(
-            self.requires <= seeing.gives,
+            task.fits(seeing, self.recipe),
             f"it needs {', '.join(sorted(self.requires))}: give the check an oracle that gives that",
         ):
             return
@@ -170,7 +171,7 @@ class _Runs:
             for name in sorted(n for n, v in outcome.scores.items() if v != again.scores[n]):
                 odd = f"{name} is {outcome.scores[name]}, and {again.scores[name]} when it is run again"
                 faults.unless(False, f"{odd}: draw from setup.rng alone")
-            if self.requires <= GIVES:
+            if not any(task.lacking(self.recipe, GIVES, frozenset({"image"}))):
                 blind = self.run(self._kit(RandomBackbone))
                 self._check_better(outcome, blind)
 

@@ -22,6 +22,6 @@ class GroundTruth(Backbone):
 def ground_truth() -> Backbone:
     """``objects:state``."""
     spec = BackboneSpec(
-        arch="objects:state", dim=5, strides={}, gives=frozenset({"state", "tokens"}), image_size=(64, 64)
+        arch="objects:state", dim=5, strides={}, gives=frozenset({"tokens"}), image_size=(64, 64), takes="state"
     )
     return GroundTruth(nn.Identity(), spec)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,12 +23,16 @@ from evalsuite.backbone import (
     Backbone,
     BackboneSpec,
     Features,
+    Tower,
     build,
     identity_of,
     outline,
+    parse_header,
     read_header,
     shapes_only,
 )
+from evalsuite.checkpoints import load_backbone, sanity
+from evalsuite.checkpoints.matching import heads_of
 from evalsuite.errors import BackboneError, UsageError
 from evalsuite.hooks import Registry
 
@@ -411,3 +418,149 @@ def test_what_has_room_is_filled_where_only_shapes_are_built():
         here = torch.zeros(2, device="cpu").add_(3)
         nn.init.constant_(here, 4.0)
     assert here.tolist() == [4.0, 4.0]
+
+
+# --- what a backbone takes, and its towers
+
+
+class Painter(nn.Module):
+    """An encoder, a decoder that no feature depends on, a classifier, and words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(48, 6), nn.Linear(6, 48)
+        self.classifier, self.words = nn.Linear(6, 3), nn.Embedding(26, 6)
+
+    def forward(self, pixels: Tensor) -> Features:
+        return Features(pooled=self.encoder(pixels.flatten(1)))
+
+
+def words(net: Painter, texts: list[str]) -> Tensor:
+    return torch.stack([net.words(torch.tensor([ord(c) % 26 for c in text])).mean(0) for text in texts])
+
+
+def draw(net: Painter, latent: Tensor) -> Features:
+    return Features(maps={1: net.decoder(latent).unflatten(1, (3, 4, 4))})
+
+
+def painter(towers: str = "") -> Backbone:
+    known: dict[str, Tower] = {"text": words, "latent": draw}
+    spec = BackboneSpec(f"painter:{towers}" if towers else "painter", 6, {}, frozenset({"pooled"}), image_size=(4, 4))
+    return Backbone(Painter(), spec, towers={kind: known[kind] for kind in towers.split("-") if kind})
+
+
+@pytest.fixture
+def painters(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    module = types.ModuleType("painters_of_the_test")
+    module.painter = painter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    shelf = Registry()
+    for entry in registry.entries():
+        getattr(shelf, entry.shelf)(entry.name, entry.target, entry.summary)
+    shelf.backbone("painter", f"{module.__name__}:painter")
+    return shelf
+
+
+def parts(backbone: Backbone) -> set[str]:
+    """The parts of the network whose weights are not all zero."""
+    return {name.partition(".")[0] for name, value in backbone.net.state_dict().items() if value.any()}
+
+
+ALL = {"encoder", "decoder", "classifier", "words"}
+
+
+@pytest.mark.parametrize(
+    ("towers", "heads", "kept"),
+    [
+        ("", {"decoder", "classifier", "words"}, {"encoder"}),
+        ("text", {"decoder", "classifier"}, {"encoder", "words"}),
+        ("latent", set(), ALL),  # nothing says what a latent is: all may be its own
+        ("text-latent", set(), ALL),
+    ],
+)
+def test_weights_that_a_tower_uses_are_no_heads(
+    painters: Registry, tmp_path: Path, towers: str, heads: set[str], kept: set[str]
+) -> None:
+    name = f"painter:{towers}" if towers else "painter"
+    assert {k.partition(".")[0] for k in heads_of(painter(towers))} == heads
+    drawn = load_backbone(f"random:{name}", painters).backbone
+    assert parts(drawn) == kept
+    trained = painter(towers)  # a generator is trained and saved: its decoder is there when it is read again
+    trained.save(tmp_path / "a.safetensors")
+    again = load_backbone(tmp_path / "a.safetensors", painters).backbone
+    assert again.identity == trained.identity
+    torch.save(trained.net.state_dict(), tmp_path / "foreign.pth")
+    foreign = load_backbone(tmp_path / "foreign.pth", painters, arch=name).backbone
+    assert parts(foreign) == kept
+    if towers == "latent":
+        latent = torch.rand(2, 6)
+        assert torch.equal(foreign.encode("latent", latent).maps[1], trained.encode("latent", latent).maps[1])
+        assert foreign.encode("latent", latent).maps[1].shape == (2, 3, 4, 4)
+
+
+def test_a_tower_that_passes_no_gradient_keeps_all_weights() -> None:
+    @torch.inference_mode()
+    def sealed(net: Painter, texts: list[str]) -> Tensor:
+        return words(net, texts)
+
+    spec = BackboneSpec("painter", 6, {}, frozenset({"pooled"}), image_size=(4, 4))
+    assert heads_of(Backbone(Painter(), spec, read=sealed)) == frozenset()
+
+
+def test_a_joint_vector_is_a_feature() -> None:
+    class Joined(Painter):
+        def forward(self, pixels: Tensor) -> Features:
+            return Features(joint=self.decoder(self.encoder(pixels.flatten(1))))
+
+    spec = BackboneSpec("painter", 6, {}, frozenset({"joint"}), image_size=(4, 4))
+    assert {k.partition(".")[0] for k in heads_of(Backbone(Joined(), spec))} == {"classifier", "words"}
+
+
+def test_inputs_go_to_the_tower_of_their_kind() -> None:
+    backbone = painter("text")
+    assert backbone.takes == {"image", "text"}
+    assert backbone.gives == {"pooled"}
+    pixels = torch.rand(2, 3, 4, 4)
+    one, other = backbone.encode("image", pixels).pooled, backbone(pixels).pooled
+    assert one is not None
+    assert other is not None
+    assert torch.equal(one, other)
+    assert torch.equal(backbone.encode_text(["a", "bc"]), words(backbone.net, ["a", "bc"]))
+    with pytest.raises(BackboneError, match="painter:text does not take sound") as told:
+        backbone.encode("sound", torch.zeros(1, 8))
+    assert told.value.cause == "it takes image, text"
+
+
+class Reader(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(256, 4)
+
+    def forward(self, texts: list[str]) -> Features:
+        return Features(pooled=torch.stack([self.table(torch.tensor(list(t.encode()))).mean(0) for t in texts]))
+
+
+def test_a_backbone_of_texts_alone(tmp_path: Path) -> None:
+    backbone = Backbone(Reader(), BackboneSpec("reader", 4, {}, frozenset({"pooled"}), takes="text"))
+    assert backbone.encode_text(["one", "two"]).shape == (2, 4)  # nothing is normalised
+    assert backbone.flops() is None
+    assert heads_of(backbone) == frozenset()
+    assert sanity(backbone).ok
+    backbone.save(tmp_path / "a.safetensors")
+    header = read_header(tmp_path / "a.safetensors")
+    assert header is not None
+    assert header["spec"]["takes"] == "text"
+    with pytest.raises(BackboneError, match="does not take image"):
+        backbone.encode("image", torch.zeros(1, 3, 8, 8))
+
+
+def test_a_header_without_takes_is_of_images_and_no_other_word_is_read() -> None:
+    spec: dict[str, Any] = {"arch": "a:b", "options": {}, "image_size": [8, 8], "mean": [0, 0, 0], "std": [1, 1, 1]}
+    assert parse_header(json.dumps({"format": 1, "spec": spec}), "f")["spec"].get("takes", "image") == "image"
+    assert parse_header(json.dumps({"format": 1, "spec": spec | {"takes": "clip"}}), "f")["spec"]["takes"] == "clip"
+    with pytest.raises(BackboneError, match="takes"):
+        parse_header(json.dumps({"format": 1, "spec": spec | {"takes": "smell"}}), "f")
+    with pytest.raises(ValueError, match="takes one of clip, image, sound, state, text, not 'smell'"):
+        BackboneSpec("a:b", 1, {}, frozenset(), takes="smell")
+    old = BackboneSpec("a:b", 1, {}, frozenset({"state", "tokens"}))  # as it was said before there was ``takes``
+    assert (old.takes, old.gives) == ("state", {"tokens"})

@@ -98,7 +98,7 @@ def small_shards(monkeypatch):
 
 def test_all_outputs_come_from_one_pass_and_later_from_none(tmp_path, small_shards):
     backbone, images, cache = make(), Images(), Cache(tmp_path)
-    what = ("pooled", "tokens", "tokens/max", "map2", "map4/max2", "layer:first", "layer:second/avg2")
+    what = ("pooled", "tokens/avg", "tokens/max", "map2", "map4/max2", "layer:first", "layer:second/avg2")
     backbone.train()
     encoded = cache.features(backbone, images, what, preprocess=PLAIN, batch_size=3)
     assert backbone.net.seen == encoded.encoded == images.reads == 10
@@ -111,7 +111,7 @@ def test_all_outputs_come_from_one_pass_and_later_from_none(tmp_path, small_shar
         features, first = backbone.look(x), backbone.net.first(x)
     expected = {
         "pooled": features.pooled,
-        "tokens": features.tokens.mean(1),
+        "tokens/avg": features.tokens.mean(1),
         "tokens/max": features.tokens.amax(1),
         "map2": features.maps[2].mean((2, 3)),
         "map4/max2": features.maps[4].flatten(1),
@@ -455,8 +455,8 @@ def test_names_that_say_nothing_are_refused(tmp_path):
     for name in ("map8", "layer:third"):
         with pytest.raises(BackboneError, match="has no output"):
             cache.features(make(), Images(), (name,), preprocess=PLAIN)
-    with pytest.raises(BackboneError, match="has no output 'tokens'"):
-        cache.features(make(gives=frozenset({"pooled"})), Images(), ("tokens",), preprocess=PLAIN)
+    with pytest.raises(BackboneError, match="has no output 'tokens/avg'"):
+        cache.features(make(gives=frozenset({"pooled"})), Images(), ("tokens/avg",), preprocess=PLAIN)
     for options in ({"precision": "8"}, {"dtype": "float8"}, {"batch_size": 0}):
         with pytest.raises(UsageError):
             cache.features(make(), Images(), preprocess=PLAIN, **options)
@@ -609,3 +609,153 @@ def test_an_encoder_gives_what_is_pooled_from_and_goes_on_after_running_out_of_m
     assert layer.shape == (5, 4, 4, 4)
     assert len(told) == 1
     assert "going on with 2" in told[0]
+
+
+# --- outputs that keep their shape, other kinds of input, many rows at once
+
+
+def test_tokens_maps_and_layers_are_kept_whole(tmp_path, small_shards):
+    backbone, what = make(), ("tokens/whole", "map2/whole", "layer:second/whole")
+    encoded = Cache(tmp_path).features(backbone, Images(), what, preprocess=PLAIN, batch_size=3)
+    with torch.no_grad():
+        features = backbone.eval()(pixels(Images()))
+    assert [encoded.arrays[name].shape for name in what] == [(10, 4, 6), (10, 4, 4, 4), (10, 6, 2, 2)]
+    np.testing.assert_allclose(encoded.arrays["tokens/whole"], features.tokens.numpy(), atol=1e-5)
+    np.testing.assert_allclose(encoded.arrays["map2/whole"], features.maps[2].numpy(), atol=1e-5)
+    assert Cache(tmp_path).verify() == {}
+    assert sorted(entry.shape for entry in Cache(tmp_path).ls()) == [(4, 4, 4), (4, 6), (6, 2, 2)]
+    again = Cache(tmp_path).features(backbone, Images(), what, preprocess=PLAIN)
+    assert (again.encoded, again.arrays["tokens/whole"].shape) == (0, (10, 4, 6))
+
+
+def test_a_killed_encoding_of_whole_tokens_goes_on(tmp_path, small_shards):
+    @dataclasses.dataclass
+    class Broken(Images):
+        def __getitem__(self, index):
+            if index == 7:
+                raise DataError("im7 is broken", cause="it is", fix="mend it")
+            return super().__getitem__(index)
+
+    backbone = make()
+    with pytest.raises(DataError, match="im7"):
+        Cache(tmp_path).features(backbone, Broken(), ("tokens/whole",), preprocess=PLAIN, batch_size=2)
+    encoded = Cache(tmp_path).features(backbone, Images(), ("tokens/whole",), preprocess=PLAIN, batch_size=2)
+    assert (encoded.encoded, encoded.arrays["tokens/whole"].shape) == (6, (10, 4, 6))
+
+
+def test_bare_tokens_are_refused_with_what_to_say():
+    with pytest.raises(UsageError, match="does not say whether they are pooled") as told:
+        Output.parse("tokens")
+    assert "tokens/avg" in told.value.fix
+    assert "tokens/whole" in told.value.fix
+    for name in ("tokens/full", "tokens/whole2", "map4/whole2", "pooled/whole", "joint/avg", "map4/full2", "whole"):
+        with pytest.raises(UsageError, match="names no output"):
+            Output.parse(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "pool", "grid", "needs"),
+    [
+        ("pooled", "pooled", "avg", 1, {"pooled"}), ("tokens/whole", "tokens", "whole", 1, {"tokens"}),
+        ("map16", "map16", "avg", 1, {"maps"}), ("map16/avg12", "map16", "avg", 12, {"maps"}),
+        ("map4/whole", "map4", "whole", 1, {"maps"}), ("layer:a.b/max6", "layer:a.b", "max", 6, set()),
+        ("layer:a/full", "layer:a", "full", 1, set()), ("joint", "joint", "avg", 1, {"joint"}),
+    ],
+)  # fmt: skip
+def test_what_a_name_says(name, source, pool, grid, needs):
+    output = Output.parse(name)
+    assert (output.source, output.pool, output.grid, output.needs) == (source, pool, grid, needs)
+    assert output.vector is not name.endswith("/whole")
+
+
+class Windows(nn.Module):
+    """A layer that gives two rows an image, as attention in windows does."""
+
+    def __init__(self):
+        super().__init__()
+        self.cut = nn.Identity()
+
+    def forward(self, x):
+        return Features(pooled=self.cut(x.flatten(1).reshape(2 * len(x), -1)).reshape(len(x), -1))
+
+
+def test_rows_of_another_number_or_shape_are_refused_by_name(tmp_path):
+    spec = BackboneSpec("test:windows", 192, {}, frozenset({"pooled"}), image_size=(8, 8))
+    with pytest.raises(BackboneError, match=r"'layer:cut' is \(6, 96\) for 3 rows"):
+        Cache(tmp_path).features(Backbone(Windows(), spec), Images(3), ("layer:cut",), preprocess=PLAIN)
+
+
+@pytest.mark.parametrize("rule", ["crop", "squash", "pad"])
+@pytest.mark.parametrize("resize", ["workers", "device"])
+def test_a_stack_of_frames_is_sized_as_each_of_them(rule, resize):
+    preprocess = Preprocess((8, 6), rule, resize=resize)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 13, 17, 3), dtype=np.uint8)
+    sized = preprocess(frames)
+    assert sized.shape == (3, 3, 8, 6)
+    assert torch.equal(sized, torch.stack([preprocess(frame) for frame in frames]))
+    assert torch.equal(preprocess(frames[0, ..., :1]), sized[0, :1])  # a map of one channel
+    assert preprocess.sized(torch.zeros(13, 17, dtype=torch.uint8)).shape == (8, 6)
+
+
+def test_frames_that_do_not_fit_are_refused_by_their_size():
+    with pytest.raises(DataError, match="17x13 pixels, not 6x8"):
+        Preprocess((8, 6), "none")(np.zeros((2, 13, 17, 3), np.uint8))
+    auto = Preprocess((224, 224), "auto")
+    assert auto.resolved(lambda _: (8, 300, 400, 3), 2).ratio == auto.ratio  # eight frames are not eight pixels
+    assert auto.resolved(lambda _: (300, 64), 2).ratio == 1.0
+
+
+@dataclasses.dataclass
+class Clips(Images):
+    """Clips of two frames."""
+
+    kind: str = "clip"
+
+    def __getitem__(self, index):
+        return np.stack([super(Clips, self).__getitem__(index + i) for i in (0, 1)])
+
+
+class Frames(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Conv2d(3, 4, 3)
+
+    def forward(self, clips):
+        return Features(pooled=self.net(clips.flatten(0, 1)).mean((2, 3)).unflatten(0, clips.shape[:2]).flatten(1))
+
+
+@pytest.mark.parametrize("resize", ["workers", "device"])
+def test_clips_go_through_the_same_cache(tmp_path, resize):
+    spec = BackboneSpec("test:frames", 8, {}, frozenset({"pooled"}), image_size=(8, 8), takes="clip")
+    backbone, clips = Backbone(Frames(), spec), Clips(5)
+    shown = dataclasses.replace(PLAIN, resize=resize)
+    encoded = Cache(tmp_path).features(backbone, clips, preprocess=shown, batch_size=2, channels_last=True)
+    seen = torch.stack([torch.from_numpy(clips[i]) for i in range(5)]).movedim(-1, -3).float() / 255
+    with torch.no_grad():
+        np.testing.assert_allclose(encoded.arrays["pooled"], backbone(seen).pooled.numpy(), atol=1e-5)
+    with pytest.raises(BackboneError, match="test:frames does not take image"):
+        Cache(tmp_path).features(backbone, Images(5), preprocess=PLAIN)
+    with pytest.raises(BackboneError, match="test:net does not take clip"):
+        Cache(tmp_path).features(make(), clips, preprocess=PLAIN)
+
+
+@dataclasses.dataclass
+class Decoder(Images):
+    """Gives many rows at once; ``calls`` are what it was asked for."""
+
+    calls: list = dataclasses.field(default_factory=list)
+    short: bool = False
+
+    def __getitems__(self, rows):
+        self.calls.append(list(rows))
+        return [super(Decoder, self).__getitem__(row) for row in rows[self.short :]]
+
+
+def test_the_rows_of_a_batch_are_read_by_one_call(tmp_path):
+    data = Decoder(7)
+    encoded = Cache(tmp_path / "a").features(make(), data, preprocess=PLAIN, batch_size=3)
+    assert data.calls == [[0, 1, 2], [3, 4, 5], [6]]
+    alone = Cache(tmp_path / "b").features(make(), Images(7), preprocess=PLAIN, batch_size=3)
+    assert (encoded.arrays["pooled"] == alone.arrays["pooled"]).all()
+    with pytest.raises(DataError, match="gave 2 rows where 3 were asked for"):
+        Cache(tmp_path / "c").features(make(), Decoder(7, short=True), preprocess=PLAIN, batch_size=3)

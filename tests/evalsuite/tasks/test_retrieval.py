@@ -134,13 +134,14 @@ def test_patients_on_both_sides_are_told_or_left_out(ask, world):
 def test_a_backbone_without_a_text_tower_is_refused_in_words(ask, world):
     with pytest.raises(BackboneError) as told:
         ask("eye", world, "text")
-    assert "needs joint and text, which towers:eye does not give" in told.value.problem
+    assert "needs joint, which towers:eye does not give, and text, which it does not take" in told.value.problem
     assert told.value.fix == "--protocol image"
     with pytest.raises(BackboneError, match="needs joint"):
         ask("eye", world, "image-joint")
-    with pytest.raises(BackboneError, match="does not read text"):
+    with pytest.raises(BackboneError, match="does not take text"):
         towers("eye").encode_text(["a nodule"])
-    assert towers("oracle").gives == {"pooled", "joint", "text"}
+    assert towers("oracle").gives == {"pooled", "joint"}
+    assert towers("oracle").takes == {"image", "text"}
     assert Output.parse("joint").read(Features(joint=torch.eye(3)), {}).shape == (3, 3)
     result = ask("mute", world, "text")
     assert (result.status, result.error_code) == ("failed", 4)
