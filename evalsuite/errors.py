@@ -32,8 +32,17 @@ def printable(text: object, keep: str = "") -> str:
     )
 
 
+LONGEST = 1200  # characters of a line of a refusal: a file's own words in it may be endless
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[: LONGEST - 300]} [{len(text) - LONGEST:,} characters left out] {text[-300:]}"
+
+
 class Refusal(Exception):
-    """Something the suite will not do, told in three lines.
+    """Something the suite will not do, told in three lines; the middle of a very long one is left out there.
 
     ``code`` is the exit code of the process that ends with it (docs/troubleshooting.md lists them).
     """
@@ -46,7 +55,7 @@ class Refusal(Exception):
 
     def __str__(self) -> str:
         return "\n".join(
-            f"{word}: {printable(part)}"
+            f"{word}: {_shortened(printable(part))}"
             for word, part in (("error", self.problem), ("cause", self.cause), ("fix", self.fix))
         )
 

@@ -55,11 +55,11 @@ def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 class Narrow(TorchDispatchMode):
     """Notes what is computed in half precision of that which must not be: losses, softmax, norms, boxes."""
 
-    WIDE = (
+    WIDE = frozenset({
         "_softmax", "_log_softmax", "logsumexp", "nll_loss_forward", "nll_loss2d_forward", "mse_loss", "huber_loss",
         "smooth_l1_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "kl_div", "log", "exp",
-        "linalg_vector_norm", "cosine_similarity", "var", "std", "topk", "nms",
-    )  # fmt: skip
+        "linalg_vector_norm", "cosine_similarity", "var", "std", "topk", "nms", "roi_align",
+    })  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,11 +67,11 @@ class Narrow(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.partition("::")[2]
-        # of regions only where they lie, and not the map that they are drawn from
-        seen = args[1:] if name == "roi_align" else args
-        half = [x for x in tree_leaves(seen) if isinstance(x, torch.Tensor) and x.dtype == torch.bfloat16]
-        if half and name in (*self.WIDE, "roi_align"):
-            self.found.add(name)
+        if name in self.WIDE:
+            # of regions only where they lie, and not the map that they are drawn from
+            seen = args[1:] if name == "roi_align" else args
+            if any(isinstance(x, torch.Tensor) and x.dtype == torch.bfloat16 for x in tree_leaves(seen)):
+                self.found.add(name)
         return func(*args, **(kwargs or {}))
 
 
