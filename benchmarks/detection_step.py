@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
@@ -20,7 +19,7 @@ from evalsuite.hooks import load
 from evalsuite.progress import Progress
 from evalsuite.protocols import DetectionProtocol
 from evalsuite.tasks.detection import Detect
-from evalsuite.training import Fit, fit
+from evalsuite.training import Fit, fit, launched
 
 STEPS, WARM, ROUNDS = 6, 2, 3
 
@@ -49,10 +48,10 @@ class _Timed(nn.Module):
 def _ours(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> list[float]:
     timed = _Timed(model)
     plan = Fit(
-        model=timed, optimizer=optimizer, rate=lambda step: 1.0, iterations=STEPS + WARM + 1, sample=sample, length=16,
-        batch_size=2, seed=0, key="benchmark", state=folder / "state.pt", saves=1e9,
+        model=timed, optimizer=optimizer, lr_factor=lambda step: 1.0, iterations=STEPS + WARM + 1, sample=sample,
+        length=16, batch_size=2, seed=0, key="benchmark", state=folder / "state.pt", saves=1e9,
     )  # fmt: skip
-    fit(plan, Fabric(accelerator="cpu", devices=1), Progress(quiet=True))
+    fit(plan, launched(torch.device("cpu")), Progress(quiet=True))
     return [b - a for a, b in zip(timed.began[WARM:], timed.began[WARM + 1 :], strict=False)]
 
 

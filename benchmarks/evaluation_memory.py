@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 
 from benchmarks._memory import forget_peak, peak_mb
 from evalsuite.backbone import build
@@ -21,6 +20,7 @@ from evalsuite.progress import Progress
 from evalsuite.protocols import DetectionProtocol
 from evalsuite.task import Setup
 from evalsuite.tasks.detection import Coco
+from evalsuite.training import launched
 
 SIZES = (100, 200, 400)
 
@@ -38,7 +38,7 @@ def _evaluate(data: DetectionSet, registry: Registry, folder: Path) -> None:
     backbone = build("timm:test_resnet", registry)
     model = build_model(backbone, protocol, len(data.classes), seed=0)
     setup = Setup(protocol=protocol, work=folder, registry=registry, progress=Progress(quiet=True))
-    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric = launched(torch.device("cpu"))
     made = detector(model, protocol, data, data).on(data, data)
     found = infer_all(model, made, len(data.records), setup, fabric, "detect")
     Coco().score(data, found, protocol)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from evalsuite.backbone import build
@@ -28,7 +27,7 @@ from evalsuite.progress import Meter, Progress
 from evalsuite.protocols import SegmentationProtocol
 from evalsuite.task import Setup
 from evalsuite.tasks.segmentation import CamVid
-from evalsuite.training import Fit, fit
+from evalsuite.training import Fit, fit, launched
 
 STEPS, WARM, ROUNDS = 6, 2, 3
 SIZE, CLASSES = (224, 320), 11
@@ -77,11 +76,11 @@ class _Called(nn.Module):
 
 def _by_us(model: nn.Module, protocol: SegmentationProtocol, setup: Setup) -> None:
     plan = Fit(
-        model=model, optimizer=optimizer_of(model, protocol), rate=protocol.rate, iterations=protocol.iterations,
-        sample=sample, length=16, batch_size=protocol.batch_size, seed=0, key="benchmark",
-        state=setup.work / "state.pt", saves=setup.save_every, clip_gradient=protocol.clip_gradient,
+        model=model, optimizer=optimizer_of(model, protocol), lr_factor=protocol.lr_factor,
+        iterations=protocol.iterations, sample=sample, length=16, batch_size=protocol.batch_size, seed=0,
+        key="benchmark", state=setup.work / "state.pt", saves=setup.save_every, clip_gradient=protocol.clip_gradient,
     )  # fmt: skip
-    fit(plan, Fabric(accelerator="cpu", devices=1), setup.progress)
+    fit(plan, launched(torch.device("cpu")), setup.progress)
 
 
 def _by_mmengine(model: nn.Module, protocol: SegmentationProtocol, setup: Setup) -> None:

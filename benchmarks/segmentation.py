@@ -14,7 +14,6 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from evalsuite.backbone import build
@@ -26,7 +25,7 @@ from evalsuite.progress import Progress
 from evalsuite.protocols import SegmentationProtocol
 from evalsuite.task import Setup
 from evalsuite.tasks.segmentation import CamVid
-from evalsuite.training import Fit, fit
+from evalsuite.training import Fit, fit, launched
 
 STEPS, WARM, ROUNDS = 6, 2, 3
 SIZE, CLASSES, BATCH = (160, 224), 11, 4
@@ -56,10 +55,10 @@ class _Timed(nn.Module):
 def _ours(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> list[float]:
     timed = _Timed(model)
     plan = Fit(
-        model=timed, optimizer=optimizer, rate=lambda step: 1.0, iterations=STEPS + WARM + 1, sample=sample, length=16,
-        batch_size=BATCH, seed=0, key="benchmark", state=folder / "state.pt", saves=1e9,
+        model=timed, optimizer=optimizer, lr_factor=lambda step: 1.0, iterations=STEPS + WARM + 1, sample=sample,
+        length=16, batch_size=BATCH, seed=0, key="benchmark", state=folder / "state.pt", saves=1e9,
     )  # fmt: skip
-    fit(plan, Fabric(accelerator="cpu", devices=1), Progress(quiet=True))
+    fit(plan, launched(torch.device("cpu")), Progress(quiet=True))
     return [b - a for a, b in zip(timed.began[WARM:], timed.began[WARM + 1 :], strict=False)]
 
 

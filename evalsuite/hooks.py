@@ -31,6 +31,7 @@ __all__ = [
     "hookimpl",
     "hookspec",
     "load",
+    "unknown",
 ]
 
 NAME = "evalsuite"
@@ -183,14 +184,16 @@ class Registry:
             raise unknown("shelf", shelf, SHELVES)
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """The refusal of a name nobody registered, with the nearest known one."""
-    names = sorted(known)
+def unknown(kind: str, name: str, known: Iterable[str], owner: str = "") -> UsageError:
+    """The refusal of a name that nobody registered, or that ``owner`` does not have, with the nearest known one."""
+    names = list(known) if owner else sorted(known)  # an owner's in the order in which it declares them
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    listed = f"see: evalsuite list {kind if kind in SHELVES else ''}".rstrip()
+    other = f"choose one of them, or leave the {kind} out" if owner else listed
     return UsageError(
-        f"no {kind} named {name!r}",
+        f"{owner} has no {kind} {name!r}" if owner else f"no {kind} named {name!r}",
         cause=f"known: {', '.join(names) or 'none'}",
-        fix=f"did you mean {near[0]!r}?" if near else f"see: evalsuite list {kind if kind in SHELVES else ''}".rstrip(),
+        fix=f"did you mean {near[0]!r}?" if near else other,
     )
 
 

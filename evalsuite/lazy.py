@@ -31,15 +31,18 @@ def lazy(package: str, homes: Mapping[str, Iterable[str]]) -> tuple[Callable[[st
     return __getattr__, __dir__
 
 
-def moved(old: str, *homes: str) -> Callable[[str], object]:
-    """``__getattr__`` of a module whose names are at home in ``homes`` now: they are given, with a warning."""
+def moved(old: str, *homes: str, renamed: Mapping[str, str] | None = None) -> Callable[[str], object]:
+    """``__getattr__`` of a module whose names are at home in ``homes`` now, or go by other names (``renamed``: the old
+    one to the full new one): they are given, with a warning."""
 
     def __getattr__(name: str) -> object:
-        for home in homes if not name.startswith("__") else ():
-            if hasattr(module := importlib.import_module(home), name):
-                message = f"{old}.{name} is {home}.{name} now; the old name goes with the next version"
+        candidates = [] if name.startswith("__") else [f"{home}.{name}" for home in homes]
+        for new in [*candidates, *([renamed[name]] if renamed and name in renamed else [])]:
+            home, _, attribute = new.rpartition(".")
+            if hasattr(module := importlib.import_module(home), attribute):
+                message = f"{old}.{name} is {new} now; the old name goes with the next version"
                 warnings.warn(message, DeprecationWarning, stacklevel=2)
-                return getattr(module, name)
+                return getattr(module, attribute)
         raise AttributeError(f"module {old!r} has no attribute {name!r}")
 
     return __getattr__

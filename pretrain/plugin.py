@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -18,13 +17,14 @@ from torch import Tensor, nn
 
 from evalsuite import Backbone, UsageError
 from evalsuite.files import atomic, forget_partials
+from evalsuite.hooks import unknown
 from evalsuite.settings import typed
 from pretrain.blocks import rank, world_size
 
 if typing.TYPE_CHECKING:
     from pretrain.data import Images
 
-__all__ = ["Method", "Modifier", "Plugin", "Preset", "Run", "Training", "read_options", "unknown"]
+__all__ = ["Method", "Modifier", "Plugin", "Preset", "Run", "Training", "read_options"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +208,7 @@ class Method(Plugin):
     def preset(cls, name: str) -> Preset:
         """The recipe of that name. Raises :class:`UsageError` for an unknown one."""
         if name not in cls.presets:
-            raise unknown(cls.__name__, "preset", name, cls.presets)
+            raise unknown("preset", name, cls.presets, owner=cls.__name__)
         return cls.presets[name]
 
 
@@ -241,7 +241,7 @@ def read_options(
     values, before = dict(preset or {}), kind()
     for key, text in settings.items():
         if key not in known:
-            raise unknown(name, "setting", key, known)
+            raise unknown("setting", key, known, owner=name)
         values[key] = typed(text, hints[key], f"{name}.{key}", values.get(key, getattr(before, key)))
     try:
         return replace(before, **values)
@@ -249,14 +249,3 @@ def read_options(
         raise UsageError(
             f"the settings of {name} do not fit", cause=f"{error}", fix=f"see --set {name}.KEY=VALUE"
         ) from error
-
-
-def unknown(owner: str, kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """The refusal of a name that ``owner`` does not have, with those it has and the nearest of them."""
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return UsageError(
-        f"{owner} has no {kind} {name!r}",
-        cause=f"known: {', '.join(names) or 'none'}",
-        fix=f"did you mean {near[0]!r}?" if near else f"choose one of them, or leave the {kind} out",
-    )

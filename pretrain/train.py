@@ -25,11 +25,12 @@ from evalsuite.data.digests import data_session
 from evalsuite.environment import versions
 from evalsuite.errors import Refusal
 from evalsuite.files import forget_partials, set_aside, writable, write_text
+from evalsuite.hooks import unknown
 from evalsuite.locks import RANKS, locked, refuse_held
 from evalsuite.preflight import Demand, killed_workers
 from evalsuite.progress import Progress
 from evalsuite.signals import ignore_signals
-from evalsuite.training import Fit, Moment, fit, launched, mix_seed
+from evalsuite.training import Fit, StepInfo, fit, launched, mix_seed
 from evalsuite.training.processes import together
 from pretrain.batch import Batch, Draw, Look, Pairs, Sample, collate, join, join_pairs
 from pretrain.blocks import rank, world_size
@@ -37,7 +38,7 @@ from pretrain.data import Corpus, Images, parse, typical_side
 from pretrain.hooks import Recipe
 from pretrain.monitor import Journal, collapsed, health, knn_accuracy, last_collapse, plot
 from pretrain.norms import group_norms
-from pretrain.plugin import Method, Modifier, Plugin, Preset, Run, Training, read_options, unknown
+from pretrain.plugin import Method, Modifier, Plugin, Preset, Run, Training, read_options
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -213,7 +214,7 @@ def _by_part(kinds: Mapping[str, type[Plugin]], settings: Mapping[str, str]) -> 
             )
         if not owners:
             known = sorted({option for options in own.values() for option in options})
-            raise unknown(f"the recipe {'+'.join(kinds)}", "setting", key, known)
+            raise unknown("setting", key, known, owner=f"the recipe {'+'.join(kinds)}")
         if owners[0] not in texts:
             raise UsageError(
                 f"--set {key}={text} names no part of the recipe",
@@ -398,7 +399,7 @@ def _train(
     job = Fit(
         model=state.objective,
         optimizer=optimizer,
-        rate=watch.rate,
+        lr_factor=watch.lr_factor,
         iterations=state.run.steps,
         seed=plan.seed,
         key=state.key,
@@ -643,36 +644,36 @@ class _Watch:
         self.probe, self.optimizer = corpus.probe, optimizer
         self.alarmed = self.warned = False
 
-    def rate(self, step: int) -> float:
+    def lr_factor(self, step: int) -> float:
         self.state.run.step = step
         return self.state.recipe.rate(self.state.run)
 
-    def stepped(self, moment: Moment) -> dict[str, float]:
+    def stepped(self, info: StepInfo) -> dict[str, float]:
         state, run = self.state, self.state.run
         batch, pairs = state.objective.take()
         state.recipe.stepped(run, batch, pairs)
-        numbers = self._numbers(moment) if moment.logged else {}
-        if moment.step == 1 and not moment.logged and state.objective.rows is not None:
+        numbers = self._numbers(info) if info.logged else {}
+        if info.step == 1 and not info.logged and state.objective.rows is not None:
             self.journal.append({"step": 1, **health(state.objective.rows)})  # what a fall is measured against
-        if moment.step % run.epoch_steps == 0:
+        if info.step % run.epoch_steps == 0:
             state.recipe.epoch_ended(run)
-            self._epoch(moment.step)
+            self._epoch(info.step)
         return numbers
 
-    def _numbers(self, moment: Moment) -> dict[str, float]:
+    def _numbers(self, info: StepInfo) -> dict[str, float]:
         run, objective = self.state.run, self.state.objective
-        steps = min(self.plan.log_every, moment.step)
+        steps = min(self.plan.log_every, info.step)
         numbers = {
             "lr": float(self.optimizer.param_groups[0]["lr"]),
-            "images_s": steps * run.batch_size / max(moment.passed, 1e-9),
-            "wait": moment.waited / max(moment.passed, 1e-9),
+            "images_s": steps * run.batch_size / max(info.passed, 1e-9),
+            "wait": info.waited / max(info.passed, 1e-9),
         }
         if objective.rows is not None:
             numbers |= health(objective.rows)
         objective.unreadable = _of_all(objective.unreadable)
         reason = collapsed([*self.journal.data, numbers])
         if reason and not self.alarmed:
-            self.progress.say(f"warning: step {moment.step}: the features have collapsed: {reason}")
+            self.progress.say(f"warning: step {info.step}: the features have collapsed: {reason}")
         self.alarmed = bool(reason)
         if objective.unreadable and not self.warned:
             self.warned = True

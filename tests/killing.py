@@ -177,7 +177,7 @@ class Trains(Task):
         torch.manual_seed(0)
         model = Line()
         job = Fit(
-            model=model, optimizer=torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), rate=lambda step: 1.0,
+            model=model, optimizer=torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), lr_factor=lambda step: 1.0,
             iterations=3, seed=0, key="k", state=setup.work / "state.pt", sample=drawn, length=8, batch_size=4,
             saves=0.0, logs=1,
         )  # fmt: skip

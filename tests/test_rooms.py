@@ -160,7 +160,7 @@ APART = ("evalsuite.engines", "evalsuite.tasks", "evalsuite.backbones", "pretrai
 # Submodules that belong to the public face, names of their __all__ included.
 PUBLIC = {
     "evalsuite": {
-        *("checkpoints", "data", "docs", "environment", "errors", "features", "files"),
+        *("checkpoints", "data", "docs", "environment", "errors", "features", "files", "hooks"),
         *("lazy", "locks", "metrics", "options", "pictures", "preflight"),
         *("probes", "probing", "progress", "protocols", "pyramid", "resize"),
         *("seeding", "settings", "signals", "statistics", "testing", "training"),

@@ -124,7 +124,7 @@ def _train_and_test(
     if setup.channels_last:
         model = model.to(memory_format=torch.channels_last)
     run = Fit(
-        model=model, optimizer=made.optimizer, rate=protocol.rate, iterations=protocol.iterations,
+        model=model, optimizer=made.optimizer, lr_factor=protocol.lr_factor, iterations=protocol.iterations,
         sample=made.sample, length=made.length, batch_size=protocol.batch_size, seed=setup.seed,
         key=key, state=setup.work / "state.pt", clip_gradient=protocol.clip_gradient, workers=setup.workers,
         saves=setup.save_every, demand=demand_of(protocol, tests, setup),

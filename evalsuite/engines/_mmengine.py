@@ -36,7 +36,7 @@ from evalsuite.signals import Told
 from evalsuite.states import read_state
 from evalsuite.training import mix_seed
 
-__all__ = ["Mixed", "Rate", "Saving", "Training", "Watching", "apart", "saved_run"]
+__all__ = ["LrFactor", "Mixed", "Saving", "Training", "Watching", "apart", "saved_run"]
 
 NAME = "evalsuite"
 LOGS = 20  # steps from one line of the log to the next
@@ -154,15 +154,15 @@ class Training(Runner):  # type: ignore[misc]
         return self.resumed
 
 
-class Rate(LRSchedulerMixin, _ParamScheduler):  # type: ignore[misc]
-    """The learning rate of each step by a formula: ``rate(step)`` is the factor on it."""
+class LrFactor(LRSchedulerMixin, _ParamScheduler):  # type: ignore[misc]
+    """The learning rate of each step by a formula: ``lr_factor(step)`` multiplies it."""
 
-    def __init__(self, optimizer: Any, rate: Callable[[int], float]) -> None:
-        self.rate = rate
+    def __init__(self, optimizer: Any, lr_factor: Callable[[int], float]) -> None:
+        self.lr_factor = lr_factor
         super().__init__(optimizer, by_epoch=False)
 
     def _get_value(self) -> list[float]:
-        return [base * self.rate(self.last_step) for base in self.base_values]
+        return [base * self.lr_factor(self.last_step) for base in self.base_values]
 
     def state_dict(self) -> dict[str, Any]:
         return {name: value for name, value in super().state_dict().items() if name != "rate"}

@@ -17,8 +17,8 @@ from evalsuite.backbone import Backbone
 from evalsuite.data.segmentation import IGNORE, SegmentationSet
 from evalsuite.engines._dense import OnBackbone, Trainable, Trained, demand_of, infer_all, optimizer_of
 from evalsuite.engines._mmengine import (
+    LrFactor,
     Mixed,
-    Rate,
     Saving,
     Training,
     Watching,
@@ -373,7 +373,7 @@ def run_loop(
             train_dataloader=loader,
             train_cfg={"type": "IterBasedTrainLoop", "max_iters": protocol.iterations},
             optim_wrapper=wrapped,
-            param_scheduler=[Rate(wrapped, protocol.rate)],
+            param_scheduler=[LrFactor(wrapped, protocol.lr_factor)],
             randomness={"seed": setup.seed},
             default_hooks={
                 "timer": None, "sampler_seed": None, "logger": None,

@@ -344,7 +344,7 @@ class _Trainer:
         batch = part * protocol.accumulate
         run = Fit(
             model=model, optimizer=_optimizer(model, settings, protocol),
-            rate=lambda step: protocol.rate(step * batch / len(data)),
+            lr_factor=lambda step: protocol.rate(step * batch / len(data)),
             iterations=max(1, math.ceil(round(protocol.epochs * len(data), 6) / batch)), seed=self.setup.seed,
             key=f"{self.identity} {protocol.hash} {data.digest} {self.setup.seed} {fabric.world_size} {settings}",
             state=self.setup.work / f"{name}.pt", what=f"{name} of {protocol.id}", saves=self.setup.save_every,

@@ -112,9 +112,9 @@ class SegmentationProtocol(Training):
         height, width = self.crop if self.encode is None else self.encode
         return height * width
 
-    def rate(self, iteration: int) -> float:
+    def lr_factor(self, iteration: int) -> float:
         """The factor on the learning rate at an iteration counted from 0."""
-        factor = super().rate(iteration)
+        factor = super().lr_factor(iteration)
         if self.schedule == "poly":
             floor = self.lr_min / self.lr
             factor *= (1 - floor) * (1 - iteration / self.iterations) ** self.power + floor

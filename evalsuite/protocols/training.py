@@ -44,7 +44,7 @@ class Training(Protocol):
         """How many pixels a training image has, or is enlarged to, at most; 0 where it is not of images."""
         return 0
 
-    def rate(self, iteration: int) -> float:
+    def lr_factor(self, iteration: int) -> float:
         """The factor on the learning rate at an iteration counted from 0."""
         factor = self.gamma ** sum(iteration >= m for m in self.milestones)
         if iteration < self.warmup_iterations:

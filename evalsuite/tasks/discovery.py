@@ -346,7 +346,7 @@ def _fit_head(head: _Head, seen: _Seen, backbone: Backbone, setup: Setup, protoc
         return seen.vectors[index], seen.kinds[index], seen.places[index], seen.there[index]
 
     run = Fit(
-        model=head, optimizer=torch.optim.Adam(head.parameters(), protocol.lr), rate=partial(_cosine, steps=steps),
+        model=head, optimizer=torch.optim.Adam(head.parameters(), protocol.lr), lr_factor=partial(_cosine, steps=steps),
         iterations=steps, sample=sample, length=count, batch_size=protocol.batch_size, seed=setup.seed,
         key=f"{backbone.identity} {protocol.hash} {count} {setup.seed}", state=setup.work / "state.pt",
         saves=setup.save_every,

@@ -380,7 +380,7 @@ def _fit_head(
     run = Fit(
         model=head,
         optimizer=torch.optim.AdamW(head.parameters(), protocol.lr, weight_decay=protocol.weight_decay),
-        rate=partial(_cosine, steps=steps), iterations=steps, sample=sample, length=len(seen),
+        lr_factor=partial(_cosine, steps=steps), iterations=steps, sample=sample, length=len(seen),
         batch_size=protocol.batch_size, seed=setup.seed,
         key=f"{backbone.identity} {protocol.hash} {len(seen)} {setup.seed}", state=setup.work / "state.pt",
         saves=setup.save_every,

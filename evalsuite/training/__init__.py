@@ -1,10 +1,11 @@
-"""Training: the loop, its optimizers, and processes that end together."""
+"""Training: the loop, its optimizers, the devices it runs on, and the abort of all processes when one fails."""
 
 from __future__ import annotations
 
+from evalsuite.lazy import moved
 from evalsuite.training.fit import (
     Fit,
-    Moment,
+    StepInfo,
     Steps,
     fit,
     full_precision,
@@ -19,7 +20,7 @@ from evalsuite.training.processes import together
 __all__ = [
     "LARS",
     "Fit",
-    "Moment",
+    "StepInfo",
     "Steps",
     "fit",
     "full_precision",
@@ -29,3 +30,5 @@ __all__ = [
     "together",
     "uncast",
 ]
+
+__getattr__ = moved(__name__, renamed={"Moment": "evalsuite.training.StepInfo"})

@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Fit",
-    "Moment",
+    "StepInfo",
     "Steps",
     "fit",
     "full_precision",
@@ -72,7 +72,7 @@ def launched(
         from lightning_fabric.strategies.ddp import DDPStrategy
 
     several, bf16 = devices * nodes > 1, precision == "bf16-mixed"
-    buffers = _buffers_apart() if own_buffers else {}
+    buffers = _unshared_buffers() if own_buffers else {}
     fabric = Fabric(
         accelerator=device.type,
         devices=devices if several or device.index is None else [device.index],
@@ -91,7 +91,7 @@ def _without(module: str) -> Iterator[None]:
     """Within the block ``module`` cannot be imported, unless it has been already."""
     absent = module not in sys.modules
     if absent:
-        sys.modules[module] = None  # type: ignore[assignment]  # how Python is told that there is none
+        sys.modules[module] = None  # type: ignore[assignment]  # Python's way to say that there is none
     try:
         yield
     finally:
@@ -99,10 +99,10 @@ def _without(module: str) -> Iterator[None]:
             del sys.modules[module]
 
 
-def _buffers_apart() -> dict[str, Any]:
-    """What makes DistributedDataParallel leave buffers alone, in the words of this torch."""
-    words = inspect.signature(DistributedDataParallel).parameters
-    return {"forward_sync_buffers" if "forward_sync_buffers" in words else "broadcast_buffers": False}
+def _unshared_buffers() -> dict[str, Any]:
+    """The argument by which DistributedDataParallel leaves each process its own buffers; this torch names it."""
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers": False}
 
 
 def full_precision(tensor: Tensor) -> Tensor:
@@ -167,16 +167,10 @@ class Steps(Dataset[list[Any]]):
         return int(self._order[1][position])
 
 
-class HasLosses(Protocol):
-    """A model whose call on a batch gives named losses, to be summed."""
-
-    def __call__(self, batch: Any) -> Mapping[str, Tensor]: ...
-
-
 @dataclass(frozen=True)
-class Moment:
-    """What the loop tells after a step: how many are made, whether it is one that is logged, and the seconds that
-    were spent waiting for data and in all since the last time it was."""
+class StepInfo:
+    """What ``stepped`` is given after a step: how many are made, whether this one is logged, and the seconds since the
+    last logged one: those spent waiting for data, and all."""
 
     step: int
     logged: bool
@@ -186,7 +180,7 @@ class Moment:
 
 @dataclass(kw_only=True)
 class Fit:
-    """One training run. ``model(batch)`` returns named losses; ``rate(step)`` is the factor on the learning rate (a
+    """One training run. ``model(batch)`` returns named losses; ``lr_factor(step)`` multiplies the learning rate (a
     parameter group with a true ``constant`` keeps its own).
 
     ``key`` names what is trained on what: a state file of another key is set aside. ``saves`` is the number
@@ -203,7 +197,7 @@ class Fit:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    rate: Callable[[int], float]
+    lr_factor: Callable[[int], float]
     iterations: int
     seed: int
     key: str
@@ -220,7 +214,7 @@ class Fit:
     logs: int = 20
     accumulate: int = 1
     batches: Callable[[int], Iterable[Any]] | None = None
-    stepped: Callable[[Moment], Mapping[str, float]] | None = None
+    stepped: Callable[[StepInfo], Mapping[str, float]] | None = None
     resumed: Callable[[int], None] | None = None
     advice: str = "lower the learning rate (--set lr=...) or clip gradients (--set clip_gradient=1.0)"
     demand: Demand | None = None
@@ -251,20 +245,20 @@ def fit(run: Fit, fabric: Fabric, progress: Progress) -> nn.Module:
         afford(run.demand, partial(_small_step, run, model, optimizer, fabric), progress)
     track = progress.track(run.what, run.iterations, start)
     with out_of_memory(run.demand), killed_workers(), ExitStack() as stack:
-        meter, told = stack.enter_context(track), stack.enter_context(signals())
-        clock = _Clock(run, fabric, told)
+        meter, received = stack.enter_context(track), stack.enter_context(signals())
+        clock = _Clock(run, fabric, received)
         batches = stack.enter_context(closing(clock.waiting(iter(_loader(run, fabric, start)))))
         for step in range(start, run.iterations):
             for group, base in zip(optimizer.param_groups, bases, strict=True):
-                group["lr"] = base if group.get("constant") else base * run.rate(step)
+                group["lr"] = base if group.get("constant") else base * run.lr_factor(step)
             losses = _backward(run, model, fabric, batches, step)
             if run.clip_gradient is not None:
                 fabric.clip_gradients(model, optimizer, max_norm=run.clip_gradient, norm_type=run.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            moment = clock.moment(step + 1)
-            extra = run.stepped(moment) if run.stepped is not None else {}
-            if moment.logged:
+            info = clock.step_info(step + 1)
+            extra = run.stepped(info) if run.stepped is not None else {}
+            if info.logged:
                 numbers = _everywhere(losses, fabric)
                 run.log.append({"step": step + 1, **numbers, **extra})
                 shown = {"loss": sum(numbers.values()), "lr": optimizer.param_groups[0]["lr"]}
@@ -273,8 +267,8 @@ def fit(run: Fit, fabric: Fabric, progress: Progress) -> nn.Module:
                 meter.update(step + 1)
             if clock.save_now(step + 1):
                 _save(run, optimizer, step + 1, fabric)
-                if told.signal:
-                    raise SystemExit(128 + told.signal)
+                if received.signal:
+                    raise SystemExit(128 + received.signal)
     _save(run, optimizer, run.iterations, fabric)
     return run.model
 
@@ -319,7 +313,7 @@ def _backward(run: Fit, model: Any, fabric: Fabric, batches: Iterator[Any], step
     if fabric.world_size > 1:  # the gradients of one process are already those of all
         finite = finite.int()
         dist.all_reduce(finite, dist.ReduceOp.MIN)
-    if not finite:  # asked for after the backward pass is under way, so that a GPU need not wait for the answer
+    if not finite:  # read after the backward pass is under way, so that a GPU need not wait for the answer
         raise _not_finite(mean, step, run, fabric)
     return mean
 
@@ -339,8 +333,8 @@ class _Clock:
 
     AGREE = 8  # steps after which processes ask each other whether to save: they must all do so at the same one
 
-    def __init__(self, run: Fit, fabric: Fabric, told: Told) -> None:
-        self.run, self.fabric, self.told = run, fabric, told
+    def __init__(self, run: Fit, fabric: Fabric, received: Told) -> None:
+        self.run, self.fabric, self.received = run, fabric, received
         self.saved = self.logged = time.monotonic()
         self.waited = 0.0
 
@@ -355,24 +349,24 @@ class _Clock:
             self.waited += time.monotonic() - began
             yield batch
 
-    def moment(self, step: int) -> Moment:
+    def step_info(self, step: int) -> StepInfo:
         logged = step % self.run.logs == 0 or step == self.run.iterations
         now = time.monotonic()
-        moment = Moment(step, logged, self.waited, now - self.logged)
+        info = StepInfo(step, logged, self.waited, now - self.logged)
         if logged:
             self.logged, self.waited = now, 0.0
-        return moment
+        return info
 
     def save_now(self, step: int) -> bool:
-        """Whether to save after this step; ``told.signal`` is then the same in all processes."""
+        """Whether to save after this step; ``received.signal`` is then the same in all processes."""
         due = time.monotonic() - self.saved >= self.run.saves
         if self.fabric.world_size > 1:
             if step % self.AGREE and step < self.run.iterations:
                 return False
-            wish = torch.tensor([self.told.signal, int(due)], device=self.fabric.device)
+            wish = torch.tensor([self.received.signal, int(due)], device=self.fabric.device)
             dist.all_reduce(wish, dist.ReduceOp.MAX)
-            self.told.signal, due = int(wish[0]), bool(wish[1])
-        if not (due or self.told.signal):
+            self.received.signal, due = int(wish[0]), bool(wish[1])
+        if not (due or self.received.signal):
             return False
         self.saved = time.monotonic()
         return True
@@ -394,10 +388,10 @@ def _not_finite(losses: Mapping[str, Tensor], step: int, run: Fit, fabric: Fabri
 
 
 def _save(run: Fit, optimizer: Any, step: int, fabric: Fabric) -> None:
-    apart = _apart(run.model, fabric)
+    own_buffers = _own_buffers(run.model, fabric)
     if fabric.is_global_zero:
         content = {
-            "key": run.key, "step": step, "model": run.model.state_dict(), "apart": apart,
+            "key": run.key, "step": step, "model": run.model.state_dict(), "apart": own_buffers,
             "optimizer": optimizer.state_dict(), "log": list(run.log),
         }  # fmt: skip
         # through a file of ours: where the disk is full, torch's own writer does not say why it fails
@@ -406,7 +400,7 @@ def _save(run: Fit, optimizer: Any, step: int, fabric: Fabric) -> None:
     fabric.barrier()
 
 
-def _apart(model: nn.Module, fabric: Fabric) -> list[dict[str, Tensor]]:
+def _own_buffers(model: nn.Module, fabric: Fabric) -> list[dict[str, Tensor]]:
     """For each process, the buffers in which it differs from the first: running statistics, queues of its own."""
     if fabric.world_size == 1:
         return []
@@ -429,8 +423,8 @@ def _resume(run: Fit, optimizer: Any, fabric: Fabric, progress: Progress) -> int
         step, log = int(content["step"]), [dict(entry) for entry in content["log"]]
         if not 0 <= step <= run.iterations:
             raise ValueError(f"step {step} of {run.iterations}")
-        apart = content.get("apart", [])
-        mine = apart[fabric.global_rank] if fabric.global_rank < len(apart) else {}
+        own_buffers = content.get("apart", [])
+        mine = own_buffers[fabric.global_rank] if fabric.global_rank < len(own_buffers) else {}
         run.model.load_state_dict(content["model"] | mine)
         optimizer.load_state_dict(content["optimizer"])
         run.log[:] = log

@@ -1,4 +1,4 @@
-"""Several processes of one run stand and fall together."""
+"""Abort all processes of a run when one fails."""
 
 from __future__ import annotations
 
@@ -21,42 +21,42 @@ if TYPE_CHECKING:
 
 __all__ = ["together"]
 
-POLL = 0.2  # seconds between two looks at whether another process has failed
-GRACE = 5.0  # seconds a process has to leave by itself: one that waits for another in a collective never does
+POLL = 0.2  # seconds between two checks of whether another process has failed
+GRACE = 5.0  # seconds a process has to exit by itself: one that waits for another in a collective never does
 
 
 @contextmanager
 def together(fabric: Fabric) -> Iterator[None]:
-    """Where one of several processes fails within the block, all of them leave it, with its exit code.
+    """Abort all processes when one fails within the block; all exit with its code.
 
-    The one that failed raises its own error. The others, which may wait for it in a collective without end, raise a
-    :class:`TrainingError` that names it, or, where they cannot be woken, end after ``GRACE`` seconds with the same
-    words on standard error. With one process nothing is done. Leaving by a signal (SystemExit) is no failure.
+    The one that failed raises its own error. The others, which may be blocked in a collective, raise a
+    :class:`TrainingError` that names it, or, where they cannot be interrupted, exit after ``GRACE`` seconds with the
+    same message on standard error. With one process nothing is done. Leaving by a signal (SystemExit) is no failure.
     """
     if fabric.world_size == 1:
         yield
         return
-    lookout = _Lookout(fabric)
+    watchdog = _Watchdog(fabric)
     try:
         yield
         fabric.barrier()  # until here another one may fail
     except Exception as error:
         if isinstance(error, Refusal):
-            lookout.tell(error)
+            watchdog.report(error)
             raise
-        told = lookout.tell(error)
-        if told["rank"] == fabric.global_rank:
+        failure = watchdog.report(error)
+        if failure["rank"] == fabric.global_rank:
             raise
-        raise _stopped_by(told) from error
+        raise _stopped_by(failure) from error
     finally:
-        lookout.close()
+        watchdog.close()
 
 
-class _Lookout:
-    """A thread that hears when another process fails, over a store of its own, and ends this one if it must.
+class _Watchdog:
+    """A thread that polls a key-value store for the failure of another process, and ends this one where it must.
 
-    The store lives in the first process, which therefore waits with leaving until all others have heard; these wait
-    until it has left, for some launchers kill what is left when one of their processes ends.
+    The store lives in the first process, which therefore exits only after all others have read the failure; these wait
+    until it has, for some launchers kill the remaining processes when one of theirs ends.
     """
 
     def __init__(self, fabric: Fabric) -> None:
@@ -67,38 +67,38 @@ class _Lookout:
             fabric.broadcast(self.store.port)
         else:
             self.store = _store(fabric.broadcast(0), self.world, False)
-        self.told: dict[str, Any] = {}
-        self.left = threading.Event()
+        self.failure: dict[str, Any] = {}
+        self.exiting = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="together", daemon=True)
         self.thread.start()
 
-    def tell(self, error: Exception) -> dict[str, Any]:
-        """Tell the others; what was told first comes back, and only once nobody depends on this process."""
+    def report(self, error: Exception) -> dict[str, Any]:
+        """Report a failure to the others and return the first one reported, once no other process needs this one."""
         problem = error.problem if isinstance(error, Refusal) else f"{type(error).__name__}: {error}"
         mine = {"rank": self.rank, "problem": problem, "code": error.code if isinstance(error, Refusal) else 1}
         try:
-            first = self.told or json.loads(self.store.compare_set("failed", "", json.dumps(mine)))
+            first = self.failure or json.loads(self.store.compare_set("failed", "", json.dumps(mine)))
         except RuntimeError:  # the store is gone, and the first process with it
-            first = self.told or (self._gone() if self.rank else mine)
-        self.left.set()
-        self._linger()
+            first = self.failure or (self._first_is_gone() if self.rank else mine)
+        self.exiting.set()
+        self._exit_in_order()
         return dict(first)
 
-    def _linger(self) -> None:
-        """Leave in order: the first process once the others have heard, these once it leaves; or late."""
+    def _exit_in_order(self) -> None:
+        """Return in order, or after a time limit: the first process once the others have read, these once it exits."""
         try:
             if self.rank == 0:
-                self._wait([f"heard by {rank}" for rank in range(1, self.world)])
-                self._leave()
+                self._wait([f"read by {rank}" for rank in range(1, self.world)])
+                self._announce_exit()
             else:
-                self.store.set(f"heard by {self.rank}", "")
+                self.store.set(f"read by {self.rank}", "")
                 self._wait(["leaving"])
                 time.sleep(10 * POLL)
         except RuntimeError:  # the first process is gone
             return
 
-    def _leave(self) -> None:
-        """Nobody asks the store any more once it is said that it goes."""
+    def _announce_exit(self) -> None:
+        """The others stop using the store once its process announces its exit."""
         self.store.set("leaving", "")
         time.sleep(2 * POLL)
 
@@ -108,43 +108,43 @@ class _Lookout:
             time.sleep(POLL)
 
     def close(self) -> None:
-        self.left.set()
+        self.exiting.set()
         self.thread.join()
         self.store = None
 
     def _watch(self) -> None:
-        while not self.told:
+        while not self.failure:
             try:
                 if self.store.check(["failed"]):
-                    self.told = json.loads(self.store.get("failed"))
-                    self.store.set(f"heard by {self.rank}", "")
+                    self.failure = json.loads(self.store.get("failed"))
+                    self.store.set(f"read by {self.rank}", "")
             except RuntimeError:
-                self.told = self.told or self._gone()
-            if not self.told and self.left.wait(POLL):
+                self.failure = self.failure or self._first_is_gone()
+            if not self.failure and self.exiting.wait(POLL):
                 return
-        if not self.left.wait(GRACE):
-            error = _stopped_by(self.told)
+        if not self.exiting.wait(GRACE):
+            error = _stopped_by(self.failure)
             print(error, file=sys.stderr, flush=True)
             if self.rank == 0:
-                self._leave()
+                self._announce_exit()
             os._exit(error.code)
 
     @staticmethod
-    def _gone() -> dict[str, Any]:
+    def _first_is_gone() -> dict[str, Any]:
         return {"rank": 0, "problem": "it is gone", "code": 1}
 
 
 def _store(port: int, world: int, host: bool) -> Any:
-    """Keys and values in the process that is their host, at whatever port is free where ``port`` is 0."""
+    """A key-value store, hosted by this process or another; port 0 is any free one."""
     address = os.environ.get("MASTER_ADDR", "127.0.0.1")
     return dist.TCPStore(address, port, world, host, timedelta(seconds=60), wait_for_workers=False)  # type: ignore[attr-defined]
 
 
-def _stopped_by(told: dict[str, Any]) -> TrainingError:
+def _stopped_by(failure: dict[str, Any]) -> TrainingError:
     error = TrainingError(
-        f"process {told['rank']} has failed, and this one stops with it",
-        cause=told["problem"],
+        f"process {failure['rank']} has failed, and this one stops with it",
+        cause=failure["problem"],
         fix="see what that process says; the last good state is kept and the same command goes on from it",
     )
-    error.code = told["code"]
+    error.code = failure["code"]
     return error

@@ -23,6 +23,7 @@ from evalsuite.training import processes
         ("evalsuite.heads", "recipes", published.recipes),
         ("evalsuite.poolings", "pooling", poolings.pooling),
         ("evalsuite.processes", "together", processes.together),
+        ("evalsuite.training", "Moment", training.StepInfo),
     ],
 )
 def test_an_old_name_gives_the_new_one_and_warns(old, name, value):

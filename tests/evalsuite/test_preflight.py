@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
 from evalsuite import preflight
@@ -29,7 +28,7 @@ from evalsuite.preflight import (
     out_of_memory,
 )
 from evalsuite.progress import Progress
-from evalsuite.training import Fit, fit
+from evalsuite.training import Fit, fit, launched
 
 QUIET = Progress(quiet=True)
 MB = 2**20
@@ -215,7 +214,7 @@ def trained(folder: Path, demand: Demand | None, iterations: int = 4) -> dict[st
         iterations=iterations, sample=sample, length=10, batch_size=4, seed=3, key="k", state=folder / "state.pt",
         demand=demand,
     )  # fmt: skip
-    fit(run, Fabric(accelerator="cpu", devices=1), QUIET)
+    fit(run, launched(torch.device("cpu")), QUIET)
     assert len(model.net[1].running_mean) == 4
     return model.state_dict() | {"rng": torch.get_rng_state()}
 

@@ -311,7 +311,7 @@ def test_the_learning_rate_is_detectron2s_schedule(registry: Registry) -> None:
         steps = {step + d for step in edges for d in (-1, 0, 1) if 0 <= step + d < protocol.iterations}
         for step in steps | set(range(0, protocol.iterations, 97)):
             theirs = multiplier(step / protocol.iterations)
-            assert theirs == pytest.approx(protocol.rate(step), rel=1e-6), step
+            assert theirs == pytest.approx(protocol.lr_factor(step), rel=1e-6), step
 
 
 @needs_detectron2

@@ -274,7 +274,9 @@ def test_learning_rates_are_those_of_mmengines_own_schedules(name, loop):
         if protocol.warmup_iterations:
             warm = protocol.warmup_iterations + 1
             schedules.append(LinearLR(theirs, protocol.warmup_factor, end=warm, by_epoch=False))
-        assert rates(ours, [loop.Rate(ours, protocol.rate)]) == pytest.approx(rates(theirs, schedules), rel=1e-6)
+        assert rates(ours, [loop.LrFactor(ours, protocol.lr_factor)]) == pytest.approx(
+            rates(theirs, schedules), rel=1e-6
+        )
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_state(blocks, registry, tmp_path):

@@ -439,7 +439,7 @@ def test_recipes_that_do_not_fit_the_data_are_refused(blocks, registry, tmp_path
 
 def test_the_polynomial_rate_falls_to_its_floor():
     protocol = tiny(schedule="poly", iterations=100, lr=0.01, lr_min=1e-4, warmup_iterations=10, warmup_factor=0.1)
-    rates = [protocol.lr * protocol.rate(i) for i in range(100)]
+    rates = [protocol.lr * protocol.lr_factor(i) for i in range(100)]
     plain = [(0.01 - 1e-4) * (1 - i / 100) ** 0.9 + 1e-4 for i in range(100)]
     assert rates[10:] == pytest.approx(plain[10:])
     assert rates[0] == pytest.approx(0.1 * plain[0])

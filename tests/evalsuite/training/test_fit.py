@@ -42,14 +42,14 @@ def plan(folder: Path, iterations: int = 12, **changes) -> Fit:
     model = Model()
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     values = dict(
-        model=model, optimizer=optimizer, rate=lambda step: 1 / (1 + step), iterations=iterations, sample=sample,
+        model=model, optimizer=optimizer, lr_factor=lambda step: 1 / (1 + step), iterations=iterations, sample=sample,
         length=10, batch_size=4, seed=3, key="k", state=folder / "state.pt",
     )  # fmt: skip
     return Fit(**{**values, **changes})
 
 
 def train(run: Fit) -> dict[str, torch.Tensor]:
-    fit(run, Fabric(accelerator="cpu", devices=1), Progress(quiet=True))
+    fit(run, launched(torch.device("cpu")), Progress(quiet=True))
     return run.model.state_dict()
 
 
@@ -96,7 +96,7 @@ def test_another_seed_is_another_run(tmp_path):
 
 def heard(run: Fit) -> tuple[dict[str, torch.Tensor], str]:
     stream = io.StringIO()
-    fit(run, Fabric(accelerator="cpu", devices=1), Progress(stream=stream))
+    fit(run, launched(torch.device("cpu")), Progress(stream=stream))
     return run.model.state_dict(), stream.getvalue()
 
 
@@ -268,8 +268,8 @@ def test_parts_of_a_step_add_up_to_the_mean_over_all(tmp_path):
 
 def test_a_constant_group_keeps_its_rate(tmp_path):
     rates = []
-    run = bare(tmp_path, rate=lambda step: 1 / (1 + step))
-    run.stepped = lambda moment: rates.append([g["lr"] for g in run.optimizer.param_groups]) or {}
+    run = bare(tmp_path, lr_factor=lambda step: 1 / (1 + step))
+    run.stepped = lambda info: rates.append([g["lr"] for g in run.optimizer.param_groups]) or {}
     train(run)
     assert rates == [pytest.approx([0.05 / (1 + step), 0.05]) for step in range(4)]
 
@@ -282,7 +282,7 @@ def test_gradients_are_clipped_by_the_norm_of_an_order(tmp_path, order):
         run = bare(tmp_path / str(clip), clip_gradient=clip, clip_norm=order)
         before = torch.cat([p.detach().clone().flatten() for p in run.model.parameters()])
         run.iterations, run.optimizer = 1, torch.optim.SGD(run.model.parameters(), 1.0)
-        run.rate = lambda step: 1.0
+        run.lr_factor = lambda step: 1.0
         train(run)
         steps[clip] = before - torch.cat([p.detach().flatten() for p in run.model.parameters()])
     assert float(torch.linalg.vector_norm(steps[0.01], order)) == pytest.approx(0.01, rel=1e-3)
@@ -353,10 +353,10 @@ def test_modules_of_others_answer_in_full_precision(capfd):
 
 
 def test_who_hears_of_a_step_adds_to_the_log_and_knows_where_a_run_goes_on(tmp_path):
-    def stepped(moment) -> dict[str, float]:
-        told.append((moment.step, moment.logged))
-        assert 0 <= moment.waited <= moment.passed
-        return {"double": 2 * moment.step}
+    def stepped(info) -> dict[str, float]:
+        told.append((info.step, info.logged))
+        assert 0 <= info.waited <= info.passed
+        return {"double": 2 * info.step}
 
     told, begun = [], []
     first = plan(tmp_path, iterations=5, logs=2, stepped=stepped, resumed=begun.append)
