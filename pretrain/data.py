@@ -33,6 +33,7 @@ __all__ = [
     "demo",
     "parse",
     "read_npz",
+    "readable",
     "shown",
     "typical_side",
 ]
@@ -158,21 +159,45 @@ def typical_side(data: Images, look_at: int = 32) -> int | None:
     return int(np.median(sides)) if sides else None
 
 
-class _Seen(Dataset[Tensor]):
-    def __init__(self, data: Images, look: Look) -> None:
-        self.data, self.look = data, look
+class _Seen(Dataset[tuple[int, Tensor]]):
+    def __init__(self, data: Images, look: Look, strict: bool) -> None:
+        self.data, self.look, self.strict = data, look, strict
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, row: int) -> Tensor:
-        return self.look(self.data[row], torch.Generator().manual_seed(row)).data
+    def __getitem__(self, row: int) -> tuple[int, Tensor] | None:  # type: ignore[override]  # None: not to be shown
+        try:
+            return row, self.look(self.data[row], torch.Generator().manual_seed(row)).data
+        except DataError:
+            if self.strict:
+                raise
+            return None
+
+
+def _batched(found: Sequence[tuple[int, Tensor] | None]) -> tuple[list[int], Tensor | None]:
+    kept = [each for each in found if each is not None]
+    return [row for row, _ in kept], torch.stack([pixels for _, pixels in kept]) if kept else None
 
 
 def shown(data: Images, look: Look, device: torch.device, workers: int = 0) -> Iterator[Tensor]:
     """All images in order, each looked at once, as batches (B,3,H,W) in [0,1] on a device."""
-    for pixels in DataLoader(_Seen(data, look), batch_size=256, num_workers=workers):
-        yield pixels.to(device).float() / 255
+    for _, pixels in _batches(data, look, device, workers, strict=True):
+        yield pixels
+
+
+def readable(data: Images, look: Look, device: torch.device, workers: int = 0) -> Iterator[tuple[list[int], Tensor]]:
+    """:func:`shown` of the images that can be read, with the rows that they are of."""
+    return _batches(data, look, device, workers, strict=False)
+
+
+def _batches(
+    data: Images, look: Look, device: torch.device, workers: int, strict: bool
+) -> Iterator[tuple[list[int], Tensor]]:
+    loader = DataLoader(_Seen(data, look, strict), batch_size=256, num_workers=workers, collate_fn=_batched)
+    for rows, pixels in loader:
+        if pixels is not None:
+            yield rows, pixels.to(device).float() / 255
 
 
 @dataclass(frozen=True)
@@ -213,7 +238,9 @@ def parse(text: str, registry: Registry | None = None) -> Corpus:
 def demo(images: int = 512, *, size: int = 32, seed: int = 0) -> Corpus:
     """Generated images of eight classes (:class:`evalsuite.data.generated.Demo`), and half as many again to ask k-NN
     about."""
-    return Corpus.of(Demo(images, size, seed).learning(Path()))
+    found = Demo(images, size, seed)
+    train, test = (Arrays(found.drawn(split), found.labels(split)) for split in ("train", "test"))
+    return Corpus(train, (train, test))
 
 
 def read_npz(path: Path) -> Arrays:

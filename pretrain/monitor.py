@@ -7,7 +7,7 @@ import json
 from collections import UserList
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,14 +17,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from evalsuite import Backbone
+from evalsuite import Backbone, DataError
 from evalsuite.features import Preprocess
 from evalsuite.files import atomic, room_for, set_aside, write_text
 from evalsuite.probes import NearestNeighbours, Part, Rows, Site, accuracy
 from evalsuite.progress import Progress
 from pretrain.batch import Look
 from pretrain.blocks import gather, world_size
-from pretrain.data import Images, shown
+from pretrain.data import Images, readable
 from pretrain.views import Centre
 
 __all__ = ["Journal", "collapsed", "health", "knn_accuracy", "last_collapse", "plot"]
@@ -105,19 +105,39 @@ def _signs(log: Sequence[Mapping[str, float]]) -> Iterator[tuple[Mapping[str, fl
             yield entry, ""
 
 
+class _Pooled(NamedTuple):
+    """Features (M,D) of the images of a set that can be read, and their labels (M,)."""
+
+    features: np.ndarray[Any, Any]
+    labels: np.ndarray[Any, Any]
+
+
 @torch.no_grad()
-def _pooled(backbone: Backbone, data: Images, look: Look, device: torch.device, workers: int) -> np.ndarray[Any, Any]:
-    found = [backbone(pixels).pooled for pixels in shown(data, look, device, workers)]
-    return torch.cat([f.float().cpu() for f in found if f is not None]).numpy()
+def _pooled(backbone: Backbone, data: Images, look: Look, device: torch.device, workers: int) -> _Pooled:
+    rows: list[int] = []
+    features: list[Tensor] = []
+    for some, pixels in readable(data, look, device, workers):
+        pooled = backbone(pixels).pooled
+        if pooled is not None:
+            rows += some
+            features.append(pooled.float().cpu())
+    if not rows:
+        raise DataError(
+            "no held-out image can be read",
+            cause=f"there are {len(data)}",
+            fix="restore them, or leave out --knn-every",
+        )
+    return _Pooled(torch.cat(features).numpy(), data.labels[rows])
 
 
 def knn_accuracy(
     backbone: Backbone, bank: Images, queries: Images, size: int, *, k: int = 20, workers: int = 0
 ) -> float:
     """Top-1 accuracy of weighted k-NN on frozen pooled features, the evaluators' own (temperature 0.07), of images as
-    they are shown there by default (:meth:`evalsuite.features.Preprocess.resolved`, decided on the bank).
+    they are shown there by default (:meth:`evalsuite.features.Preprocess.resolved`, decided on the bank). Images that
+    cannot be read are left out.
 
-    The backbone is asked in eval mode and left as it was.
+    The backbone is asked in eval mode and left as it was. Raises :class:`evalsuite.DataError` where none can be read.
     """
     device = next(backbone.parameters()).device
     shape = Preprocess((size, size), "auto").resolved(lambda i: bank[i]["image"].shape[1:], len(bank))
@@ -125,13 +145,13 @@ def knn_accuracy(
     training = backbone.training
     backbone.eval()
     try:
-        rows = [_pooled(backbone, data, look, device, workers) for data in (bank, queries)]
+        known, asked = (_pooled(backbone, data, look, device, workers) for data in (bank, queries))
     finally:
         backbone.train(training)
-    setting = {"k": min(k, len(bank)), "temperature": 0.07}
-    part = Part(Rows(rows[0]), bank.labels, None, int(bank.labels.max()) + 1)
-    (fitted,) = NearestNeighbours().fit(part, Rows(rows[1]), [setting], Site(device))
-    return accuracy(fitted.scores, queries.labels)
+    setting = {"k": min(k, len(known.labels)), "temperature": 0.07}
+    part = Part(Rows(known.features), known.labels, None, int(bank.labels.max()) + 1)
+    (fitted,) = NearestNeighbours().fit(part, Rows(asked.features), [setting], Site(device))
+    return accuracy(fitted.scores, asked.labels)
 
 
 class Journal(UserList[dict[str, float]]):

@@ -369,7 +369,7 @@ def train(recipe: Recipe, backbone: Backbone, corpus: Corpus, plan: Plan, progre
     :class:`evalsuite.TrainingError` when the loss is not finite: the last good state stays. Where one of several
     processes fails, all stop, with its exit code.
     """
-    if plan.knn_every and corpus.probe is None:
+    if plan.knn_every and not _watched(recipe, corpus):
         raise UsageError(
             "there is nothing to ask k-NN about",
             cause="the data have no labels",
@@ -628,6 +628,11 @@ def _claim(plan: Plan, description: Mapping[str, Any], fabric: Fabric, progress:
             progress.say(f"warning: {note} is not whole; it is set aside as {aside}, and the state tells whose it is")
         write_text(note, json.dumps(description, indent=1))
     fabric.barrier()
+
+
+def _watched(recipe: Recipe, corpus: Corpus) -> bool:
+    """Whether anything can be measured on held-out images: k-NN needs labels, a method's own measures do not."""
+    return corpus.probe is not None and (all(part.labelled for part in corpus.probe) or recipe.offers("measures"))
 
 
 def _workers(plan: Plan) -> int:

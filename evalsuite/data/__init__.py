@@ -198,7 +198,7 @@ class Source(ABC, Generic[Data]):
             raise UsageError(f"{task} needs data", cause="it is a task for data of your own", fix=fix)
         layout, path = parse(data, registry)
         if not isinstance(layout, cls):
-            use = "for evalsuite pretrain" if layout.generated else "a layout of another task"
+            use = "a layout of another task" if layout.serves or not layout.generated else "for evalsuite pretrain"
             tasks = f"; or --task {' or '.join(layout.serves)}" if layout.serves else ""
             raise UsageError(f"--data {data} {lacks}", cause=f"{layout.name} is {use}", fix=f"{fix}{tasks}")
         return layout, path
@@ -390,7 +390,15 @@ def _elsewhere(error: DataError, layout: Source[Any], scheme: str, path: Path) -
     fitting = [place for place in below if _holds(layout, place)]
     fitting = [place for place in fitting if not any(other in place.parents for other in fitting)]
     if not fitting:
-        return error
+        missing = layout.missing(path)
+        if (error.problem, error.cause) != (missing.problem, missing.cause):
+            return error
+        tree = (layout.own_tree or layout.tree).split()
+        return DataError(
+            f"{path} is not in the layout {scheme}",
+            cause=f"{path} does not hold its tree",
+            fix=f"give the folder that holds {', '.join(tree)}",
+        )
     return DataError(
         error.problem,
         cause=f"the layout is in {', '.join(str(place.relative_to(path)) for place in fitting[:5])}",

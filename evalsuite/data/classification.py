@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from evalsuite.data import YOURS, Report, Source, split_role, split_roles
 from evalsuite.data.demo import write_classes, write_marks
 from evalsuite.data.digests import Digests, State, content_of, digests, joined, marks, state
+from evalsuite.data.draws import evenly, split_by_hash
 from evalsuite.data.images import (
     DECODING,
     SUFFIXES,
@@ -73,8 +74,6 @@ __all__ = [
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
 Names = NDArray[np.str_]
-
-TEST_SHARE = 5  # one unit in so many is tested on, where the data have no split of their own
 
 
 class Pixels(Protocol):
@@ -238,10 +237,9 @@ class ClassificationSet:
         return _SetRows(self, labels)
 
     def limit(self, count: int | None) -> ClassificationSet:
-        """At most ``count`` rows, evenly spaced: data are often sorted by class."""
-        if count is None or len(self) <= count:
-            return self
-        return self.take(np.linspace(0, len(self) - 1, count).round().astype(np.int64))
+        """At most ``count`` rows (None: all), as :func:`evalsuite.data.draws.evenly`."""
+        rows = evenly(len(self), count)
+        return self if rows is None else self.take(rows)
 
 
 class _SetRows(ImageRows):
@@ -949,31 +947,6 @@ def _read_labels(path: Path, key: str, count: int) -> Ints:
 
 
 # --- inside -----------------------------------------------------------------------------------------------------
-
-
-def split_by_hash(ids: Names, labels: Ints, groups: Names | None = None) -> Names:
-    """``train`` or ``test`` for every row: of each class one unit in five is tested on, those with the lowest hashes of
-    their ids; of two units one, of a single one none.
-
-    Units are rows, or groups, which count with the class that most of their rows have; a row of several labels counts
-    with the rarest of those it has. A unit that is added or removed moves at most one other, and that of its own class
-    (but where it changes which of two labels is the rarer).
-    """
-    from evalsuite.statistics import strata  # scipy: only data without splits pay for it
-
-    units, member = np.unique(ids if groups is None else groups, return_inverse=True)
-    pairs, rows = np.unique(np.stack([member, strata(labels)], axis=1), axis=0, return_counts=True)
-    pairs = pairs[np.lexsort((pairs[:, 1], -rows, pairs[:, 0]))]  # of each unit its most frequent class first
-    kind = pairs[np.unique(pairs[:, 0], return_index=True)[1], 1]
-    order = np.argsort([hashlib.sha256(unit.encode()).hexdigest() for unit in units.tolist()])
-    order = order[np.argsort(kind[order], kind="stable")]  # class after class, in each by hash
-    sizes = np.bincount(kind)
-    wanted = np.where(sizes > 1, np.maximum(1, (sizes + TEST_SHARE // 2) // TEST_SHARE), 0)
-    place = np.arange(len(units)) - (np.cumsum(sizes) - sizes)[kind[order]]
-    chosen = order[place < wanted[kind[order]]]
-    if not len(chosen) and len(units) > 1:  # every class is a single unit
-        chosen = order[:1]
-    return _names(np.where(np.isin(member, chosen), "test", "train").tolist())
 
 
 def _names(values: Sequence[str]) -> Names:

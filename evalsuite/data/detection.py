@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from evalsuite.data import Report, Source, as_fault
 from evalsuite.data.digests import Digests, joined, of_paths
-from evalsuite.data.images import digest, duplicates, hashed, read_rgb, turn_note
+from evalsuite.data.draws import drawn, evenly
+from evalsuite.data.images import digest, duplicates, read_rgb, turn_note
 from evalsuite.data.learning import FileRows, rows_of_files
 from evalsuite.data.reading import left_out
 from evalsuite.errors import DataError, ImageError
@@ -144,17 +145,18 @@ class DetectionSet:
         return tuple(told)
 
     def limit(self, count: int | None) -> DetectionSet:
-        """The first ``count`` records (None: all), with a fingerprint of its own."""
-        if count is None or count >= len(self.records):
+        """At most ``count`` records (None: all), as :func:`evalsuite.data.draws.evenly`, with a fingerprint of its
+        own."""
+        rows = evenly(len(self), count)
+        if rows is None:
             return self
         mark = joined([self.annotations, f"limit {count}"])
-        return dataclasses.replace(self, records=self.records[:count], annotations=mark)
+        return dataclasses.replace(self, records=tuple(self.records[row] for row in rows), annotations=mark)
 
     def drawn(self, split: str) -> DetectionSet:
         """``train`` or ``test`` of data without splits: one image in five is tested on, by the hash of its name."""
         names = [record.path.name for record in self.records]
-        tested = hashed(names)
-        kept = tuple(r for r, test in zip(self.records, tested, strict=True) if test == (split == "test"))
+        kept = tuple(drawn(self.records, names, split))
         return dataclasses.replace(self, name=split, records=kept, annotations=joined([self.annotations, split]))
 
     def decode(self, record: Record) -> torch.Tensor:

@@ -32,6 +32,7 @@ from PIL import ExifTags, Image, ImageFile
 
 from evalsuite.data import Report
 from evalsuite.data.dicom import DICOM, decode_dicom, shows_dicom
+from evalsuite.data.draws import hashed
 from evalsuite.errors import DataError, ImageError
 from evalsuite.files import open_regular, read_regular, refuse_special, special
 
@@ -520,13 +521,6 @@ def not_utf8(data: bytes) -> Encoding | None:
     else:
         cause = f"it is {kind}, not UTF-8"
     return Encoding(cause, f"save it as UTF-8, or: iconv -f {kind} -t UTF-8 FILE > NEW")
-
-
-def hashed(names: Sequence[str]) -> list[bool]:
-    """Which names are to be tested on: one in five and one at least, those whose hashes come first."""
-    order = sorted(range(len(names)), key=lambda i: (hashlib.sha256(names[i].encode()).digest(), i))
-    tested = set(order[: -(-len(names) // 5)])
-    return [i in tested for i in range(len(names))]
 
 
 def _no_list(file: Path, reason: str) -> DataError:

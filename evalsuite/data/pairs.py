@@ -10,7 +10,8 @@ import numpy as np
 
 from evalsuite.data import YOURS, split_role, split_roles
 from evalsuite.data.classes import FORMAT, Table, as_colour, class_table
-from evalsuite.data.images import DRAWN, SUFFIXES, clutter, hashed, images_by_name, list_images, read_labels, subfolder
+from evalsuite.data.draws import drawn
+from evalsuite.data.images import DRAWN, SUFFIXES, clutter, images_by_name, list_images, read_labels, subfolder
 from evalsuite.data.segmentation import (
     IGNORE,
     Coding,
@@ -78,8 +79,7 @@ class Pairs(SegmentationSource):
             raise self.no_split(path, split)
         pairs = pair_up(*_files(*folders), faults)
         if own is None:
-            tested = hashed([pair.image_id for pair in pairs])
-            pairs = [pair for pair, test in zip(pairs, tested, strict=True) if test == (split == "test")]
+            pairs = drawn(pairs, [pair.image_id for pair in pairs], split)
         if self.images_only:
             return assemble(pairs, Coding({}), ["any"], voc_palette(1), name=self.name, split=split, faults=faults)
         table = class_table(path) or self._numbered(path)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from evalsuite.data import Report, Source, as_fault
 from evalsuite.data.digests import Digests, joined, of_paths
+from evalsuite.data.draws import evenly
 from evalsuite.data.images import (
     SUFFIXES,
     Labels,
@@ -280,13 +281,13 @@ class SegmentationSet:
         return self.reader(record.mask, record.size)
 
     def limit(self, count: int | None) -> SegmentationSet:
-        """At most ``count`` records (None: all), evenly spaced, for they are often sorted by scene; with a
-        fingerprint of its own."""
-        if count is None or count >= len(self.records):
+        """At most ``count`` records (None: all), as :func:`evalsuite.data.draws.evenly`, with a fingerprint of its
+        own."""
+        rows = evenly(len(self), count)
+        if rows is None:
             return self
-        kept = np.linspace(0, len(self) - 1, count).round().astype(int).tolist()
         mark = joined([self.annotations, f"limit {count}"])
-        return dataclasses.replace(self, records=tuple(self.records[i] for i in kept), annotations=mark)
+        return dataclasses.replace(self, records=tuple(self.records[row] for row in rows), annotations=mark)
 
 
 def find(folder: Path, ending: str = "", suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:

@@ -24,10 +24,10 @@ import numpy as np
 from evalsuite.data import Report, as_fault, split_role, split_roles
 from evalsuite.data.detection import Boxes, DetectionSet, DetectionSource, Image, assemble, survey, union
 from evalsuite.data.digests import joined
+from evalsuite.data.draws import drawn
 from evalsuite.data.images import (
     DRAWN,
     clutter,
-    hashed,
     images_by_name,
     listed_name,
     not_utf8,
@@ -286,10 +286,7 @@ class _Year:
                     for split in _SPLITS
                     if split in roles.values()
                 }
-        tested = hashed(pool)
-        halves = {
-            split: [n for n, test in zip(pool, tested, strict=True) if test == (split == "test")] for split in DRAWN
-        }
+        halves = {split: drawn(pool, pool, split) for split in DRAWN}
         return halves if all(halves.values()) else {}
 
     def names(self, split: str) -> list[str]:

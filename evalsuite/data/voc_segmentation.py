@@ -16,7 +16,8 @@ from scipy.io import loadmat
 
 from evalsuite.data import split_role
 from evalsuite.data.classes import Coded, coded
-from evalsuite.data.images import DRAWN, clutter, hashed, images_by_name, listed_name, read_list, size, unfitting
+from evalsuite.data.draws import drawn
+from evalsuite.data.images import DRAWN, clutter, images_by_name, listed_name, read_list, size, unfitting
 from evalsuite.data.segmentation import (
     IGNORE,
     Bytes,
@@ -98,11 +99,11 @@ class VocSegmentation(SegmentationSource):
         if split not in self.splits(path):
             raise self.no_split(path, split)
         photos = {name: paths[0] for name, paths in images_by_name(path / "JPEGImages").items()}
-        drawn = not any(_lists(path, name) for name in _NAMED)
-        lines = [line for file in (_lone(path) if drawn else _lists(path, split)) for line in read_list(file)]
+        unlisted = not any(_lists(path, name) for name in _NAMED)
+        lines = [line for file in (_lone(path) if unlisted else _lists(path, split)) for line in read_list(file)]
         names = list(dict.fromkeys(listed_name(line, photos) for line in lines))
-        if drawn:
-            names = [n for n, test in zip(names, hashed(names), strict=True) if test == (split == "test")]
+        if unlisted:
+            names = drawn(names, names, split)
         folders = [(path / "SegmentationClass", ".png")]
         if split == _AUGMENTED:
             folders.append((path / "SegmentationClassAug", ".png"))

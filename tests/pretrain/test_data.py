@@ -226,7 +226,7 @@ def test_cifar_in_folders(tmp_path):
 
 
 def test_a_folder_without_cifar_is_refused(tmp_path):
-    with pytest.raises(DataError, match="data set 'cifar10' was not found") as refusal:
+    with pytest.raises(DataError, match="is not in the layout cifar10") as refusal:
         parse(f"cifar10:{tmp_path}")
     assert "data_batch_1" in refusal.value.fix
 
@@ -284,7 +284,7 @@ def test_stl10_without_the_unlabelled_images_or_broken(tmp_path):
     with pytest.raises(DataError, match=r"train_X\.bin cannot be read"):
         parse(f"stl10:{tmp_path}")
     (tmp_path / "train_X.bin").unlink()
-    with pytest.raises(DataError, match="data set 'stl10' was not found"):
+    with pytest.raises(DataError, match="is not in the layout stl10"):
         parse(f"stl10:{tmp_path}")
 
 

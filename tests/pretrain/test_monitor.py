@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from evalsuite import Backbone, BackboneSpec, Features
+from evalsuite import Backbone, BackboneSpec, DataError, Features
 from evalsuite.progress import Progress
-from pretrain import Arrays
+from pretrain import Arrays, Files
 from pretrain.monitor import Journal, collapsed, health, knn_accuracy, last_collapse, plot
 from pretrain.testing import tiny_backbone, tiny_corpus
 
@@ -91,6 +92,24 @@ def test_knn_of_colours_is_perfect_and_leaves_the_mode_alone():
     assert not backbone.net.saw_training
     wrong = knn_accuracy(backbone, Arrays(shown[:30], labels[:30]), Arrays(shown[30:], (labels[30:] + 1) % 3), 4, k=5)
     assert wrong == 0.0
+
+
+def test_images_that_cannot_be_read_are_left_out_of_knn(tmp_path):
+    bank, queries = tiny_corpus(16).probe
+    names = [f"{row}.png" for row in range(len(queries))]
+    for name, pixels in zip(names, queries.pixels, strict=True):
+        Image.fromarray(pixels).save(tmp_path / name)
+    held_out, whole = Files(tmp_path, names, queries.labels), knn_accuracy(tiny_backbone(), bank, queries, 16)
+    (tmp_path / "3.png").write_bytes(b"no image")
+    (tmp_path / "5.png").unlink()
+    rest = [row for row in range(len(queries)) if row not in (3, 5)]
+    kept = Arrays(queries.pixels[rest], queries.labels[rest])
+    expected = knn_accuracy(tiny_backbone(), bank, kept, 16)
+    assert knn_accuracy(tiny_backbone(), bank, held_out, 16) == expected != whole
+    for name in names:
+        (tmp_path / name).unlink(missing_ok=True)
+    with pytest.raises(DataError, match="no held-out image can be read"):
+        knn_accuracy(tiny_backbone(), bank, held_out, 16)
 
 
 class Witness(torch.nn.Module):

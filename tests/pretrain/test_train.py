@@ -598,6 +598,8 @@ def test_knn_without_labels_is_refused(methods, tmp_path):
     (tmp_path / "data").mkdir()
     with pytest.raises(UsageError, match="nothing to ask k-NN about"):
         train(methods, tmp_path / "run", data=f"folder:{images(tmp_path / 'data', 0)}", knn_every=1)
+    with pytest.raises(UsageError, match="nothing to ask k-NN about"):  # held-out images without labels
+        train(methods, tmp_path / "run", data="worlds:random-objects:32", knn_every=1)
 
 
 # Names
@@ -611,7 +613,7 @@ def test_knn_without_labels_is_refused(methods, tmp_path):
         ({"settings": {"moco.queue": "1"}}, "names no part of the recipe"),
         ({"settings": {"defaults.lr": "1"}}, "simclr does not follow the defaults"),
         ({"preset": "mnist"}, "SimCLR has no preset 'mnist'"),
-        ({"data": "mnist:x"}, "does not name data"),
+        ({"data": "mnist:x"}, "no dataset named"),
     ],
 )
 def test_names_that_do_not_fit_are_refused(methods, tmp_path, changes, why):

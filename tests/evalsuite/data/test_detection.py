@@ -79,12 +79,12 @@ def test_clipped_and_degenerate_are_counted_by_image() -> None:
     assert found.counts()["classes"] == {"a": 1, "b": 1}
 
 
-def test_limit_takes_the_first_and_changes_the_fingerprint() -> None:
+def test_limit_takes_rows_evenly_and_changes_the_fingerprint() -> None:
     whole = made([4, 5, 6])
     assert whole.limit(None) is whole
     assert whole.limit(3) is whole
     part = whole.limit(2)
-    assert [r.image_id for r in part.records] == [4, 5]
+    assert [r.image_id for r in part.records] == [4, 6]
     assert part.fingerprint not in (whole.fingerprint, whole.limit(1).fingerprint)
     assert whole.limit(2).fingerprint == part.fingerprint
 

@@ -145,7 +145,7 @@ def test_pictures_without_classes_are_learnt_from_and_not_judged_by(
     for name in ("folder", "imagenet"):
         with pytest.raises(DataError):
             parse(f"{name}:{tmp_path}", shelf)
-    with pytest.raises(DataError, match="data set 'places' was not found"):  # whose layout says what its images are
+    with pytest.raises(DataError, match="is not in the layout places"):  # whose layout says what its images are
         learnt(f"places:{tmp_path}", shelf)
 
 
@@ -302,3 +302,6 @@ def test_generated_images_are_judged_by_and_worlds_are_refused(registry: Registr
         with pytest.raises(UsageError, match="--data worlds:random-objects:4") as refusal:
             runner.run("random:timm:test_resnet", task, data="worlds:random-objects:4", **{**flags, "protocol": None})
         assert refusal.value.cause == "worlds is for evalsuite pretrain"
+    with pytest.raises(UsageError, match="--data demo:8 has no boxes") as refusal:
+        runner.run("random:timm:test_resnet", "detect", data="demo:8", **{**flags, "protocol": None})
+    assert (refusal.value.cause, refusal.value.fix[-18:]) == ("demo is a layout of another task", "or --task classify")
