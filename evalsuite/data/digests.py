@@ -44,6 +44,7 @@ __all__ = [
 
 _WIDTH = hashlib.sha256().digest_size
 _CHUNK = 256  # files a thread takes at once
+_QUICK = 1e-4  # seconds a file, below which one thread takes all: more would wait for the interpreter lock
 _TICK = 0.02  # seconds within which two writes may leave one time of change: some ticks of the system's clock
 _STATE = 4
 
@@ -114,7 +115,7 @@ def digests(root: Path, names: Sequence[str]) -> Digests:
     session = _session.get() or _Session(Progress(quiet=True), verify=False)
     memory = _Memory.of(root)
     known = memory.recall(session.progress)
-    states = np.concatenate(_in_threads(_states, root, names))
+    states = np.concatenate(_in_threads(_states, os.fspath(root), names))
     found, same = known.of(names, states)
     wanted = (states[:, 0] >= 0) & ~(same & ~session.unverified(memory.key, names))
     chosen = [name for name, one in zip(names, wanted.tolist(), strict=True) if one]
@@ -122,7 +123,7 @@ def digests(root: Path, names: Sequence[str]) -> Digests:
         return found
     _wait_a_tick(states[wanted])
     with session.progress.doing(f"digesting {len(chosen)} of {len(names)} files in {root}"):
-        chunks = _in_threads(_digest_all, root, chosen)
+        chunks = _in_threads(_digest_all, os.fspath(root), chosen)
     fresh, opened = (np.concatenate(each) for each in zip(*chunks, strict=True))
     changed = np.flatnonzero(same[wanted] & (fresh != found[wanted]).any(axis=1)).tolist()
     if changed:
@@ -160,9 +161,8 @@ def marks(found: Digests) -> list[str]:
 
 def joined(parts: Iterable[str], found: Digests | None = None) -> str:
     """One sha256 in hexadecimal of texts and of the digests of files, in their order."""
-    state = hashlib.sha256()
-    for part in parts:
-        state.update(f"{part}\n".encode("utf-8", "surrogateescape"))
+    text = "".join(f"{part}\n" for part in parts)
+    state = hashlib.sha256(text.encode("utf-8", "surrogateescape"))
     state.update(b"" if found is None else found.tobytes())
     return state.hexdigest()
 
@@ -172,22 +172,22 @@ def fingerprint(*parts: str) -> str:
     return f"content:{'-'.join(part[:16] for part in parts)}"
 
 
-def _states(root: Path, names: Sequence[str]) -> Ints:
+def _states(root: str, names: Sequence[str]) -> Ints:
     """(N, 4): size, time of modification, time of change, inode; -1 of what is not there."""
-    found = np.full((len(names), _STATE), -1, np.int64)
-    for row, name in enumerate(names):
+    found: list[State] = []
+    for name in names:
         try:
-            found[row] = _state(os.stat(os.path.join(root, name)))
+            found.append(_state(os.stat(os.path.join(root, name))))
         except (OSError, ValueError):
-            continue
-    return found
+            found.append((-1, -1, -1, -1))
+    return np.array(found, np.int64).reshape(-1, _STATE)
 
 
 def _state(stat: os.stat_result) -> State:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino & 0x7FFF_FFFF_FFFF_FFFF
 
 
-def _digest_all(root: Path, names: Sequence[str]) -> tuple[Digests, Ints]:
+def _digest_all(root: str, names: Sequence[str]) -> tuple[Digests, Ints]:
     """Digests, and the states that the files were in when they were opened; zeros and -1 of what cannot be read."""
     found = np.zeros((len(names), _WIDTH), np.uint8)
     states = np.full((len(names), _STATE), -1, np.int64)
@@ -201,13 +201,15 @@ def _digest_all(root: Path, names: Sequence[str]) -> tuple[Digests, Ints]:
     return found, states
 
 
-def _in_threads(work: Callable[[Path, Sequence[str]], Value], root: Path, names: Sequence[str]) -> list[Value]:
+def _in_threads(work: Callable[[str, Sequence[str]], Value], root: str, names: Sequence[str]) -> list[Value]:
     """``work`` on chunks of the names. Reading and hashing release the interpreter lock."""
-    chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)] or [names]
-    if len(chunks) == 1:
-        return [work(root, names)]
+    began = time.perf_counter()
+    first = work(root, names[:_CHUNK])
+    rest = [names[start : start + _CHUNK] for start in range(_CHUNK, len(names), _CHUNK)]
+    if time.perf_counter() - began < _CHUNK * _QUICK:  # threads would spend more on the interpreter lock than they save
+        return [first, *(work(root, chunk) for chunk in rest)]
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda chunk: work(root, chunk), chunks))
+        return [first, *pool.map(lambda chunk: work(root, chunk), rest)]
 
 
 def _wait_a_tick(states: Ints) -> None:
@@ -220,32 +222,38 @@ def _wait_a_tick(states: Ints) -> None:
 
 
 class _Known(NamedTuple):
-    """What is remembered of a folder: the row of each name, and states (N, 4) and digests (N, 32) by row."""
+    """What is remembered of a folder: names (N,), and their states (N, 4) and digests (N, 32)."""
 
-    rows: dict[str, int]
+    names: list[str]
     states: Ints
     digests: Digests
 
     @classmethod
     def nothing(cls) -> _Known:
-        return cls({}, np.zeros((0, _STATE), np.int64), np.zeros((0, _WIDTH), np.uint8))
+        return cls([], np.zeros((0, _STATE), np.int64), np.zeros((0, _WIDTH), np.uint8))
 
     def of(self, names: Sequence[str], states: Ints) -> tuple[Digests, NDArray[np.bool_]]:
         """Digests (N, 32) of the files that are in the states that are remembered, and which (N,) these are."""
-        rows = np.array([self.rows.get(name, -1) for name in names], np.int64)
+        rows = self._rows_of(names)
         same = (rows >= 0) & (states[:, 0] >= 0)
         same[same] = (self.states[rows[same]] == states[same]).all(axis=1)
         found = np.zeros((len(names), _WIDTH), np.uint8)
         found[same] = self.digests[rows[same]]
         return found, same
 
+    def _rows_of(self, names: Sequence[str]) -> Ints:
+        """The row (N,) of each name, -1 of one that is not known."""
+        if self.names == list(names):  # the same data as the last time, of perhaps a million files
+            return np.arange(len(names))
+        row_of = {name: row for row, name in enumerate(self.names)}
+        return np.array([row_of.get(name, -1) for name in names], np.int64)
+
     def updated(self, names: Sequence[str], states: Ints, digests: Digests) -> _Known:
         """With these in the place of what was known of the same names."""
-        gone = {self.rows[name] for name in names if name in self.rows}
-        kept = [name for name, row in self.rows.items() if row not in gone]
-        rows = [self.rows[name] for name in kept]
+        replaced = set(names)
+        rows = [row for row, name in enumerate(self.names) if name not in replaced]
         return _Known(
-            {name: row for row, name in enumerate([*kept, *names])},
+            [*(self.names[row] for row in rows), *names],
             np.concatenate([self.states[rows], states]),
             np.concatenate([self.digests[rows], digests]),
         )
@@ -276,10 +284,10 @@ class _Memory(NamedTuple):
         except Exception as error:  # a damaged archive raises nearly anything
             progress.say(f"{self.file} is damaged ({error}): it is left out, and files are digested anew")
             return _Known.nothing()
-        return _Known({name: row for row, name in enumerate(names)}, states, digests)
+        return _Known(names, states, digests)
 
     def write(self, known: _Known) -> None:
-        text = np.frombuffer(os.fsencode("\0".join(known.rows)), np.uint8)
+        text = np.frombuffer(os.fsencode("\0".join(known.names)), np.uint8)
         forget_partials(self.file)
         with atomic(self.file) as partial, partial.open("wb") as handle:
             np.savez(handle, names=text, states=known.states, digests=known.digests)
