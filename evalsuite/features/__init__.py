@@ -6,6 +6,8 @@ from evalsuite.features.cache import SHARD, Cache, Encoded, Entry, default_root
 from evalsuite.features.encoder import Encoder, ImageSet, autocast, images_in_order
 from evalsuite.features.outputs import Output, Taps
 from evalsuite.features.preprocess import SMALL, Preprocess
+from evalsuite.features.sequences import Sequences
+from evalsuite.features.texts import Texts
 
 __all__ = [
     "SHARD",
@@ -17,7 +19,9 @@ __all__ = [
     "ImageSet",
     "Output",
     "Preprocess",
+    "Sequences",
     "Taps",
+    "Texts",
     "autocast",
     "default_root",
     "images_in_order",

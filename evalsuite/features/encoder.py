@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -45,7 +43,7 @@ class ImageSet(Protocol):
     def ids(self) -> Sequence[str]: ...
     @property
     def labels(self) -> Any: ...
-    def __getitem__(self, index: int, /) -> npt.NDArray[np.uint8]: ...
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

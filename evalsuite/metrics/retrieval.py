@@ -6,7 +6,7 @@ files on disk cannot matter, and a collapsed backbone, to which all images are t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from evalsuite.errors import UsageError
 
-__all__ = ["Retrieved", "relevance", "retrieve", "score_similarities"]
+__all__ = ["Retrieved", "rank", "relevance", "retrieve", "score_similarities"]
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -41,13 +41,16 @@ class Retrieved:
     relevant: npt.NDArray[np.int64]
     left_out: npt.NDArray[np.int64]
 
+    def table(self) -> dict[str, Floats]:
+        """``precision@k``, ``recall@k``, ``hit@k`` and ``map`` of every query (Q,)."""
+        of_k = {f"{name}@{k}": v for name in ("precision", "recall", "hit") for k, v in getattr(self, name).items()}
+        return of_k | {"map": self.ap}
+
     def means(self) -> dict[str, float]:
-        """``precision@k``, ``recall@k``, ``hit@k`` and ``map``, over the queries on which each is defined."""
-        table = {f"{name}@{k}": v for name in ("precision", "recall", "hit") for k, v in getattr(self, name).items()}
-        table["map"] = self.ap
+        """The means of :meth:`table` over the queries on which each is defined."""
         return {
             name: float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else float("nan")
-            for name, values in table.items()
+            for name, values in self.table().items()
         }
 
 
@@ -110,16 +113,66 @@ def retrieve(
         raise UsageError(
             "groups of one side only", cause="a candidate is left out when its group is the query's", fix="pass both"
         )
-    bank = _unit(candidates, device)
-    points = _unit(queries, device)
     labels = np.asarray(query_labels)
     groups = None if query_groups is None else np.asarray(query_groups)
+
+    def excluded(rows: slice) -> Bools | None:
+        return None if groups is None else groups[rows, None] == np.asarray(candidate_groups)[None]
+
+    return _ranked(
+        queries, candidates, lambda rows: relevance(labels[rows], candidate_labels), excluded, ks, device, chunk
+    )
+
+
+def rank(
+    queries: Tensor | npt.ArrayLike,
+    candidates: Tensor | npt.ArrayLike,
+    relevant: npt.ArrayLike,
+    ks: Sequence[int] = (5, 10, 50),
+    *,
+    excluded: npt.ArrayLike | None = None,
+    device: torch.device | str = "cpu",
+    chunk: int = 256,
+) -> Retrieved:
+    """As :func:`retrieve`, of any relevance (Q, N); ``excluded`` (Q, N) marks what a query may not retrieve.
+
+    Raises :class:`UsageError` where they are not of that shape.
+    """
+    truth, out = np.asarray(relevant, dtype=bool), None if excluded is None else np.asarray(excluded, dtype=bool)
+    shape = (len(queries), len(candidates))  # type: ignore[arg-type]  # what has rows has a length
+    if truth.shape != shape or (out is not None and out.shape != shape):
+        raise UsageError(
+            f"relevance {truth.shape} and excluded {None if out is None else out.shape} for {shape}",
+            cause="both are (queries, candidates)",
+            fix="give a row a query",
+        )
+    return _ranked(
+        queries,
+        candidates,
+        lambda rows: truth[rows],
+        lambda rows: None if out is None else out[rows],
+        ks,
+        device,
+        chunk,
+    )
+
+
+def _ranked(
+    queries: Tensor | npt.ArrayLike,
+    candidates: Tensor | npt.ArrayLike,
+    relevant: Callable[[slice], Bools],
+    excluded: Callable[[slice], Bools | None],
+    ks: Sequence[int],
+    device: torch.device | str,
+    chunk: int,
+) -> Retrieved:
+    """Rank by cosine, ``chunk`` queries at a time; ``relevant`` and ``excluded`` are of the queries of a slice."""
+    bank, points = _unit(candidates, device), _unit(queries, device)
     parts = []
-    for at in range(0, len(points), chunk):
-        rows = slice(at, at + chunk)
-        excluded = None if groups is None else groups[rows, None] == np.asarray(candidate_groups)[None]
-        sims = (points[rows] @ bank.T).cpu().numpy()
-        parts.append(score_similarities(sims, relevance(labels[rows], candidate_labels), ks, excluded))
+    for start in range(0, len(points), chunk):
+        rows = slice(start, start + chunk)
+        similarities = (points[rows] @ bank.T).cpu().numpy()
+        parts.append(score_similarities(similarities, relevant(rows), ks, excluded(rows)))
     return _join(parts, ks)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from evalsuite.errors import UsageError
-from evalsuite.metrics.retrieval import relevance, retrieve, score_similarities
+from evalsuite.metrics.retrieval import rank, relevance, retrieve, score_similarities
 
 
 def draw(seed, queries=5, candidates=12, levels=0):
@@ -142,3 +142,18 @@ def test_nonsense_is_refused():
         score_similarities([[0.1]], [[True, False]])
     with pytest.raises(UsageError):
         score_similarities([[np.nan]], [[True]])
+
+
+def test_any_relevance_is_ranked_as_labels_are():
+    rng = np.random.default_rng(3)
+    queries, bank = rng.normal(size=(7, 5)), rng.normal(size=(20, 5))
+    wanted, shown, groups = rng.integers(0, 3, 7), rng.integers(0, 3, 20), rng.integers(0, 4, 27)
+    by_label = retrieve(
+        queries, bank, wanted, shown, (1, 4), query_groups=groups[:7], candidate_groups=groups[7:], chunk=3
+    )
+    by_matrix = rank(queries, bank, wanted[:, None] == shown, (1, 4), excluded=groups[:7, None] == groups[7:], chunk=3)
+    for name, values in by_label.table().items():
+        np.testing.assert_array_equal(by_matrix.table()[name], values)
+    for relevant, excluded in ((np.ones((7, 19)), None), (np.ones((7, 20)), np.zeros((20, 7)))):
+        with pytest.raises(UsageError, match=r"for \(7, 20\)"):
+            rank(queries, bank, relevant, excluded=excluded)

@@ -16,11 +16,15 @@ from torch import Tensor, nn
 
 from evalsuite.backbone import Backbone, BackboneSpec, Features
 from evalsuite.data.chexpert import RETRIEVED, Chexpert8x200
+from evalsuite.data.classification import Arrays, ClassificationSet
 from evalsuite.errors import BackboneError, DataError
-from evalsuite.features import Output
+from evalsuite.features import Output, Texts
 from evalsuite.hooks import Registry
+from evalsuite.progress import Progress
 from evalsuite.results import Result, read_all
 from evalsuite.runner import run
+from evalsuite.task import Metric, Setup, evaluate
+from evalsuite.tasks.retrieval import Retrieval, RetrievalProtocol, same
 
 
 class Towers(nn.Module):
@@ -117,7 +121,8 @@ def test_what_is_kept_of_queries(ask, world, tmp_path):
     assert result.details["precision@10_by_finding"] == dict.fromkeys(RETRIEVED, pytest.approx(0.8))
     assert ask("oracle", world, "image-joint").details["encoded"] == 80
     again = ask("oracle", world, "text")
-    assert again.details["encoded"] == 0  # the candidates are in the cache
+    assert again.details["encoded"] == 16  # the sentences; the candidates are in the cache
+    assert ask("oracle", world, "text", out=tmp_path / "other").details["encoded"] == 0  # and now all are
     assert again.data["queries"] == 16
 
 
@@ -145,7 +150,7 @@ def test_a_backbone_without_a_text_tower_is_refused_in_words(ask, world):
     assert Output.parse("joint").read(Features(joint=torch.eye(3)), {}).shape == (3, 3)
     result = ask("mute", world, "text")
     assert (result.status, result.error_code) == ("failed", 4)
-    assert "one finite vector a sentence" in result.error
+    assert "features of 'joint' are not finite" in result.error
 
 
 def test_unreadable_candidates_are_counted_or_refused(ask, world, tmp_path):
@@ -168,3 +173,51 @@ def test_a_demo_runs_and_is_marked(ask):
     assert result.error is None
     assert result.demo
     assert not result.ranked
+
+
+# --- the base, of anybody's data
+
+
+class Greys(Retrieval):
+    """Which image has the query's grey, asked by an image among the candidates themselves, or by a text?"""
+
+    name = "greys"
+    ks = (1, 3)
+    metrics = (Metric("precision@1"), Metric("recall@3"), Metric("hit@3"), Metric("map"))
+    protocols = (
+        RetrievalProtocol(id="image", version=1, query="image"),
+        RetrievalProtocol(id="text", version=1, query="text", output="joint"),
+    )
+
+    def sets(self, setup):
+        levels = np.arange(12) % 4
+        images = np.broadcast_to((16 + 32 * levels)[:, None, None, None], (12, 8, 8, 3)).astype(np.uint8)
+        pixels = Arrays(12, lambda: images, "greys")
+        names = np.array([f"im{i}" for i in range(12)])
+        gallery = ClassificationSet("greys", "all", tuple("abcd"), names, levels, pixels, np.arange(12))
+        if setup.protocol.query == "image":
+            return gallery, gallery
+        return gallery, Texts([RETRIEVED[level] for level in range(4)], np.arange(4))
+
+    def relevance(self, queries, candidates):
+        return same(queries.labels, candidates.labels)
+
+    def left_out(self, queries, candidates, protocol):
+        return same(queries.ids, candidates.ids) if protocol.query == "image" else None
+
+
+def test_a_task_of_ones_own_says_where_the_data_are_and_what_is_relevant(registry, tmp_path):
+    def scores(backbone: str, protocol: str) -> dict[str, float | None]:
+        recipe = Greys().protocol(protocol)
+        (tmp_path / "work").mkdir(exist_ok=True)
+        return dict(
+            evaluate(Greys(), towers(backbone), Setup(recipe, tmp_path / "work", registry, Progress(quiet=True))).scores
+        )
+
+    # of twelve images three have each grey; an image does not find itself
+    assert scores("oracle", "image") == pytest.approx({"precision@1": 1, "recall@3": 1, "hit@3": 1, "map": 1})
+    assert scores("oracle", "text") == pytest.approx({"precision@1": 1, "recall@3": 1, "hit@3": 1, "map": 1})
+    # a text that is read as the next grey finds none of its own, and of a grey that no image has, any
+    assert scores("shifted", "text")["precision@1"] == pytest.approx(3 / 12 / 4)
+    assert scores("collapsed", "image")["precision@1"] == pytest.approx(2 / 11)
+    assert scores("collapsed", "text")["precision@1"] == pytest.approx(3 / 12)
