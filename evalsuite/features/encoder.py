@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from evalsuite.backbone import Backbone
@@ -110,7 +110,7 @@ class _Reader(TorchDataset[Any]):
             return list(rows)
         if self.preprocess is not None and self.preprocess.resize == "device":
             return _Packed.of(rows)
-        return torch.stack(list(rows))
+        return default_collate(list(rows))  # in a worker, straight into memory that is shared
 
 
 def _miscounted(data: ImageSet, given: int, asked: int) -> DataError:
