@@ -174,7 +174,8 @@ def _does(engine: str, task: Task, registry: Registry) -> bool:
     """Whether an engine does what the task's own do: it is one of them, or a plugin's of the same kind."""
     if engine in task.engines or not task.engines:
         return engine in task.engines
-    return job(registry.get("engine", engine)) == job(registry.get("engine", task.engines[0]))
+    kinds = {job(registry.get("engine", e), registry.entry("engine", e).owner) for e in (engine, task.engines[0])}
+    return len(kinds) == 1
 
 
 def _cell(

@@ -65,6 +65,7 @@ class Detectron2RCNN:
     """
 
     name = "detectron2"
+    job = "detect"
 
     def version(self) -> str:
         """The library's version, with the commit it was installed from where pip recorded one.

@@ -73,6 +73,7 @@ class Mmseg:
     """
 
     name = "mmseg"
+    job = "segment"
 
     def version(self) -> str:
         return f"mmsegmentation {mmseg.__version__}"

@@ -63,6 +63,7 @@ class Native:
     """
 
     name = "native"
+    job = "segment"
 
     def version(self) -> str:
         return f"torchvision {torchvision.__version__}"

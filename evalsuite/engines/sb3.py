@@ -49,6 +49,7 @@ class StableBaselines3:
     """PPO. The encoder runs in the worlds' wrapper, once an observation; the roll-out buffer holds its features."""
 
     name = "sb3"
+    job = "play"
 
     def version(self) -> str:
         return f"stable-baselines3 {version('stable-baselines3')}"

@@ -48,6 +48,7 @@ class TorchvisionRCNN:
     """
 
     name = "torchvision"
+    job = "detect"
 
     def version(self) -> str:
         return f"torchvision {torchvision.__version__}"

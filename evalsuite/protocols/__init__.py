@@ -5,15 +5,17 @@ from __future__ import annotations
 from evalsuite.protocols.agents import AgentEngine, AgentProtocol, Arena, Played, ProxyProtocol, Reading
 from evalsuite.protocols.detection import Detected, DetectionEngine, DetectionProtocol
 from evalsuite.protocols.segmentation import SegmentationEngine, SegmentationProtocol, Segmented
-from evalsuite.protocols.training import Training, job
+from evalsuite.protocols.training import JOBS, Job, Training, job
 
 __all__ = [
+    "JOBS",
     "AgentEngine",
     "AgentProtocol",
     "Arena",
     "Detected",
     "DetectionEngine",
     "DetectionProtocol",
+    "Job",
     "Played",
     "ProxyProtocol",
     "Reading",

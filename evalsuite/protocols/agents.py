@@ -133,6 +133,7 @@ class AgentEngine(typing.Protocol):
     """Who trains an agent; as :class:`DetectionEngine`."""
 
     name: str
+    job: str
 
     def version(self) -> str: ...
 

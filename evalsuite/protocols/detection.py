@@ -84,10 +84,11 @@ class DetectionEngine(typing.Protocol):
     """Who trains a detector. The same data in and the same detections out, whoever does it.
 
     ``detect`` leaves the backbone as it was and keeps what it needs to resume in ``setup.work``.
-    ``version()`` is what a result records of it.
+    ``job`` is ``"detect"``, its kind, the same in all of its class. ``version()`` is what a result records of it.
     """
 
     name: str
+    job: str
 
     def version(self) -> str: ...
 

@@ -144,6 +144,7 @@ class SegmentationEngine(typing.Protocol):
     """Who trains a segmenter; as :class:`DetectionEngine`."""
 
     name: str
+    job: str
 
     def version(self) -> str: ...
 

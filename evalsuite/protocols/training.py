@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
+from evalsuite.errors import PluginError
 from evalsuite.task import Protocol
 
-__all__ = ["Training", "job"]
+__all__ = ["JOBS", "Job", "Training", "job"]
 
-
-JOBS = ("detect", "segment", "play")
+Job = Literal["detect", "segment", "play"]
+JOBS: tuple[Job, ...] = ("detect", "segment", "play")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,23 @@ class Training(Protocol):
         return factor
 
 
-def job(engine: type) -> str | None:
-    """What an engine of this class is asked for, ``"detect"``, ``"segment"`` or ``"play"``; None: nothing of that."""
-    return next((name for name in JOBS if callable(getattr(engine, name, None))), None)
+def job(engine: type, owner: str = "") -> Job:
+    """The kind of an engine of this class, its ``job``: ``"detect"``, ``"segment"`` or ``"play"``, a method it has.
+
+    One that does not say its job, and has one of these methods, is of that kind, with a :class:`DeprecationWarning`.
+    Raises :class:`PluginError`, which names ``owner``, the plugin it is of, for an engine of no such kind.
+    """
+    able = [name for name in JOBS if callable(getattr(engine, name, None))]
+    stated, name = getattr(engine, "job", None), getattr(engine, "name", engine.__name__)
+    subject = f"engine {name!r} of {f'plugin {owner!r}' if owner else engine.__module__}"
+    if stated is None and len(able) == 1:
+        message = f'{subject} does not say its job; give its class job = "{able[0]}", for the next version refuses it'
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return able[0]
+    if stated not in able:
+        raise PluginError(
+            f"{subject} is of an unknown kind",
+            cause=f"its job is {stated!r}; of the methods {', '.join(JOBS)} it has {', '.join(able) or 'none'}",
+            fix=f"give its class a job, one of {', '.join(JOBS)}, and the method of that name",
+        )
+    return cast(Job, stated)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from evalsuite.backbone import Backbone
 from evalsuite.data import source
 from evalsuite.data.detection import DetectionSet
 from evalsuite.data.segmentation import SegmentationSet
+from evalsuite.errors import PluginError
 from evalsuite.hooks import Registry, load
 from evalsuite.metrics.segmentation import IGNORE, scores
 from evalsuite.progress import Progress
-from evalsuite.protocols import Detected, DetectionProtocol, SegmentationProtocol, Segmented, job
+from evalsuite.protocols import Detected, DetectionProtocol, Job, SegmentationProtocol, Segmented, job
 from evalsuite.task import Protocol, Setup
 from evalsuite.testing._faults import Faults, offline, plain
 from evalsuite.testing._worlds import OracleBackbone, RandomBackbone
@@ -41,11 +43,11 @@ def check_engine(
 ) -> None:
     """Check what every engine owes, of detection (``detect``), segmentation (``segment``) or agents (``play``).
 
-    It says its name and version. On a tiny world, by ``protocol`` or a tiny one of linear heads, it answers for every
-    test image, with numbers that agree; the same seed gives the same answer; it changes nothing of the backbone it is
-    given, and fetches nothing. A segmenter of a backbone that sees is better than that of a blind one. An agent needs
-    minutes to learn anything, so of an engine of agents only what it says is checked. Raises AssertionError with a line
-    for each fault.
+    It says its name, its job and its version. On a tiny world, by ``protocol`` or a tiny one of linear heads, it
+    answers for every test image, with numbers that agree; the same seed gives the same answer; it changes nothing of
+    the backbone it is given, and fetches nothing. A segmenter of a backbone that sees is better than that of a blind
+    one. An agent needs minutes to learn anything, so of an engine of agents only what it says is checked. Raises
+    AssertionError with a line for each fault.
     """
     faults, registry = Faults(), registry or load().registry
     with faults.during("making it"):
@@ -54,14 +56,26 @@ def check_engine(
         with faults.during("asking for its version"):
             version = engine.version()
             faults.unless(isinstance(version, str) and bool(version), f"its version is {version!r}, no text")
-        verb = job(type(engine))
-        if faults.unless(verb is not None, "it can neither detect, nor segment, nor play") and not faults.lines:
+        verb = _job(type(engine), faults)
+        if verb is not None and not faults.lines:
             with tempfile.TemporaryDirectory() as folder, faults.during(f"asked to {verb}, it"), offline():
                 if verb == "segment":
                     _check_segments(engine, protocol or SEGMENTATION, registry, Path(folder), faults)
                 elif verb == "detect":
                     _check_detects(engine, protocol or DETECTION, registry, Path(folder), faults)
     faults.settle()
+
+
+def _job(engine: type, faults: Faults) -> Job | None:
+    """Its kind; None, and a fault, where it does not say one that it can do."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        try:
+            return job(engine)
+        except (PluginError, DeprecationWarning) as error:
+            told = f"{error.problem}: {error.cause}" if isinstance(error, PluginError) else str(error)
+            faults.unless(False, told)
+            return None
 
 
 def _work(folder: Path, protocol: Protocol, registry: Registry) -> Setup:

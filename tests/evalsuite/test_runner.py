@@ -7,6 +7,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import sys
@@ -23,12 +24,12 @@ from PIL import Image
 import evalsuite
 from evalsuite.backbone import build
 from evalsuite.data import source
-from evalsuite.errors import BackboneError, DataError, ImageError, TrainingError, UsageError
+from evalsuite.errors import BackboneError, DataError, ImageError, PluginError, TrainingError, UsageError
 from evalsuite.hooks import Registry
 from evalsuite.metrics.detection import Detections
 from evalsuite.preflight import Fits, TooLarge
 from evalsuite.progress import Progress
-from evalsuite.protocols import Detected
+from evalsuite.protocols import JOBS, Detected, job
 from evalsuite.results import read, read_all
 from evalsuite.runner import run
 from evalsuite.tasks.detection import Voc
@@ -40,6 +41,7 @@ class Oracle:
     """An engine that finds everything: scores must be perfect, whatever the backbone."""
 
     name = "torchvision"
+    job = "detect"
     calls: ClassVar[list[tuple[str, int]]] = []
     failure: BaseException | None = None
 
@@ -286,6 +288,37 @@ def test_a_cell_that_cannot_be_done_here_names_the_protocol_that_can(ask, monkey
     (result,) = ask(protocol="smoke", device="cpu")
     assert result.error.endswith("fix: --yes")
     assert tried == ["smoke"]
+
+
+@pytest.mark.parametrize(
+    ("members", "problem", "cause"),
+    [
+        ({}, "engine 'deep' of plugin 'depths' is of an unknown kind", "its job is None; .* it has none"),
+        ({"job": "estimate"}, "is of an unknown kind", "its job is 'estimate'"),
+        ({"job": "detect"}, "is of an unknown kind", "it has none"),
+        ({"job": "segment", "detect": print}, "is of an unknown kind", "it has detect"),
+        ({"detect": print, "segment": print}, "is of an unknown kind", "it has detect, segment"),
+    ],
+)
+def test_an_engine_of_an_unknown_kind_is_refused_with_its_plugin(ask, oracle, members, problem, cause):
+    sys.modules["oracle_engine"].Deep = type("Deep", (), {"name": "deep", **members})
+    oracle.owner = "depths"
+    oracle.engine("deep", "oracle_engine:Deep")
+    with pytest.raises(PluginError, match=problem) as refusal:
+        ask("coco", engine="deep")
+    assert re.search(cause, refusal.value.cause)
+    assert refusal.value.code == 5
+
+
+def test_an_engine_that_does_not_say_its_job_is_of_its_one_methods_kind(registry):
+    class Old:
+        def segment(self): ...
+
+    with pytest.warns(DeprecationWarning, match='does not say its job; give its class job = "segment"'):
+        assert job(Old) == "segment"
+    Old.job = "segment"
+    assert job(Old) == "segment"
+    assert [job(registry.get("engine", name)) for name in ("torchvision", "native", "sb3")] == list(JOBS)
 
 
 def test_an_unforeseen_error_leaves_its_trace_in_the_cell(ask):
