@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evalsuite import probes
-from evalsuite.probes import COSTS, Logistic, Part, Rows, Selection, Site
+from evalsuite.probes import COSTS, Logistic, Part, Rows, Runtime, Selection
 from evalsuite.statistics import bootstrap_mean, score_interval
 
 __all__ = ["run"]
@@ -55,12 +55,12 @@ def _one(train: int, spread: float, seed: int) -> tuple[list[float], tuple[float
 
     (x, y), (points, marks) = draw(train), draw(FURTHER)
     settings = PROBE.settings(train)
-    fitted = PROBE.fit(Part(Rows(x), y, None, CLASSES), Rows(points), settings, Site())
+    fitted = PROBE.fit(Part(Rows(x), y, None, CLASSES), Rows(points), settings, Runtime())
     hits = [(f.scores.argmax(1) == marks).astype(float) for f in fitted]
     chosen = {}
     for name, below in (("folds", 1000), ("tenth", 0)):
         choice = probes.select(
-            PROBE, probes.Train({"f": x}, y), selection=Selection(folds_below=below), site=Site(seed=seed)
+            PROBE, probes.Train({"f": x}, y), selection=Selection(folds_below=below), runtime=Runtime(seed=seed)
         )
         chosen[name] = settings.index(dict(choice.setting))
     true = [float(h.mean()) for h in hits]

@@ -61,8 +61,7 @@ def _answers(backbone: Backbone, train: ClassificationSet, test: ClassificationS
         )
     found: dict[str, Any] = {"features": asked}
     for name, probe in (("knn", probes.NearestNeighbours((20,), (0.07,))), ("linear", probes.Logistic())):
-        learnt, sealed = probes.Train({"pooled": known}, train.labels), probes.Test({"pooled": asked}, test.labels)
-        scores = probes.evaluate(probe, learnt, sealed).scores
+        scores = probes.evaluate(probe, probes.Train({"pooled": known}, train.labels), {"pooled": asked}).scores
         found[name] = scores.argmax(1), float((scores.argmax(1) == test.labels).mean())
     return found
 

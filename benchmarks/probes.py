@@ -24,7 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 
 from evalsuite.metrics.ranking import top_k_hits
-from evalsuite.probes import Logistic, Part, Rows, Site, neighbours
+from evalsuite.probes import Logistic, Part, Rows, Runtime, neighbours
 from evalsuite.probes import rows as probe_rows
 
 __all__ = ["run"]
@@ -46,7 +46,7 @@ def logistic() -> dict[str, Any]:
     probe = Logistic(COSTS)
 
     def ours() -> list[tuple[float, float]]:
-        found = probe.fit(Part(Rows(x), y, None, CLASSES), Rows(points), probe.settings(SAMPLES), Site())
+        found = probe.fit(Part(Rows(x), y, None, CLASSES), Rows(points), probe.settings(SAMPLES), Runtime())
         return [(f.details["objective"], float(top_k_hits(f.scores, labels).mean())) for f in found]
 
     def theirs() -> list[tuple[float, float]]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from evalsuite import Backbone, DataError
 from evalsuite.features import Preprocess
 from evalsuite.files import atomic, room_for, set_aside, write_text
-from evalsuite.probes import NearestNeighbours, Part, Rows, Site, accuracy
+from evalsuite.probes import NearestNeighbours, Part, Rows, Runtime, accuracy
 from evalsuite.progress import Progress
 from pretrain.batch import Look
 from pretrain.blocks import gather, world_size
@@ -150,7 +150,7 @@ def knn_accuracy(
         backbone.train(training)
     setting = {"k": min(k, len(known.labels)), "temperature": 0.07}
     part = Part(Rows(known.features), known.labels, None, int(bank.labels.max()) + 1)
-    (fitted,) = NearestNeighbours().fit(part, Rows(asked.features), [setting], Site(device))
+    (fitted,) = NearestNeighbours().fit(part, Rows(asked.features), [setting], Runtime(device))
     return accuracy(fitted.scores, asked.labels)
 
 

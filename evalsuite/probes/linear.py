@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from evalsuite.probes.logistic import Basis
-from evalsuite.probes.rows import Fitted, Floats, Part, Rows, Setting, Site
+from evalsuite.probes.rows import Floats, Part, Predictions, Rows, Runtime, Setting
 
 __all__ = ["LinearHeads", "Ridge", "SgdHeads"]
 
@@ -22,28 +22,32 @@ __all__ = ["LinearHeads", "Ridge", "SgdHeads"]
 
 @dataclass(frozen=True)
 class Ridge:
-    """Least squares on targets +1 and -1 with an L2 penalty: the whole grid from one eigendecomposition.
+    """Least squares with an L2 penalty, the whole grid from one eigendecomposition: on targets +1 and -1 of classes, or
+    on numbers.
 
-    Minimises ``sum (x w + b - y)^2 + alpha |w|^2`` per class, b free: scikit-learn's ``RidgeClassifier``.
+    Minimises ``sum (x w + b - y)^2 + alpha |w|^2`` per class or number, b free: scikit-learn's ``RidgeClassifier`` and
+    ``Ridge``.
     """
 
     alphas: tuple[float, ...] = tuple(float(f"1e{e}") for e in range(-4, 7))
     scale: Literal["margins"] = "margins"
+    regression: ClassVar[bool] = True
 
     def settings(self, samples: int) -> list[dict[str, Any]]:
         return [{"alpha": alpha} for alpha in sorted(self.alphas, reverse=True)]
 
-    def fit(self, part: Part, points: Rows, settings: Sequence[Setting], site: Site) -> Iterator[Fitted]:
-        targets = torch.from_numpy(np.nan_to_num(part.targets() * 2 - 1, nan=0.0)).double()
-        basis = Basis.of(part.rows, site.device)
+    def fit(self, part: Part, points: Rows, settings: Sequence[Setting], runtime: Runtime) -> Iterator[Predictions]:
+        signs = part.targets() if part.kind == "regression" else np.nan_to_num(part.targets() * 2 - 1, nan=0.0)
+        targets = torch.from_numpy(signs).double()
+        basis = Basis.of(part.rows, runtime.device)
         mean = targets.mean(0)
-        cross = torch.zeros(basis.rank, part.classes, dtype=torch.float64, device=site.device)
-        for where, rows in part.rows.chunks(site.device):
-            cross += basis.project(rows).double().T @ (targets[where] - mean).to(site.device)
-        projected = [(basis.project(rows)).double() for _, rows in points.chunks(site.device)]
+        cross = torch.zeros(basis.rank, part.classes, dtype=torch.float64, device=runtime.device)
+        for where, rows in part.rows.chunks(runtime.device):
+            cross += basis.project(rows).double().T @ (targets[where] - mean).to(runtime.device)
+        projected = [(basis.project(rows)).double() for _, rows in points.chunks(runtime.device)]
         for setting in settings:
             weights = cross / (basis.eigenvalues + setting["alpha"])[:, None]
-            yield Fitted(torch.cat([(z @ weights).cpu() + mean for z in projected]).float().numpy())
+            yield Predictions(torch.cat([(z @ weights).cpu() + mean for z in projected]).float().numpy())
 
 
 # --- heads trained by SGD ---------------------------------------------------------------------------------------
@@ -71,31 +75,31 @@ class SgdHeads:
         """The factor on the learning rate after ``epoch`` epochs."""
         return 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
 
-    def fit(self, part: Part, points: Rows, settings: Sequence[Setting], site: Site) -> Iterator[Fitted]:
+    def fit(self, part: Part, points: Rows, settings: Sequence[Setting], runtime: Runtime) -> Iterator[Predictions]:
         heads = LinearHeads(
             part.rows.width, part.classes, [s["lr"] for s in settings], [s["weight_decay"] for s in settings],
-            momentum=self.momentum, seed=site.seed, device=site.device,
+            momentum=self.momentum, seed=runtime.seed, device=runtime.device,
         )  # fmt: skip
-        whole, targets = part.rows.resident(site.device), torch.from_numpy(part.targets()).to(site.device)
-        samples, rng = len(part.rows), np.random.default_rng(site.seed)
+        whole, targets = part.rows.resident(runtime.device), torch.from_numpy(part.targets()).to(runtime.device)
+        samples, rng = len(part.rows), np.random.default_rng(runtime.seed)
         starts = range(0, samples, self.batch_size)
-        with site.progress.track("linear heads", self.epochs * len(starts)) as meter:
+        with runtime.progress.track("linear heads", self.epochs * len(starts)) as meter:
             for epoch in range(self.epochs):
                 order = rng.permutation(samples)
                 for i, start in enumerate(starts):
                     batch = np.sort(order[start : start + self.batch_size])
-                    index = torch.from_numpy(batch).to(site.device)
-                    x = part.rows.at(batch, site.device) if whole is None else whole[index]
+                    index = torch.from_numpy(batch).to(runtime.device)
+                    x = part.rows.at(batch, runtime.device) if whole is None else whole[index]
                     rate = self.rate(epoch + i / len(starts))
                     loss = heads.step(x, targets[index], rate, softmax=not part.multilabel)
                     if (epoch * len(starts) + i) % 100 == 0:
                         meter.update(epoch * len(starts) + i, loss=float(loss.min()))
             meter.update(self.epochs * len(starts))
-        yield from (Fitted(scores) for scores in self._scores(heads, points, site))
+        yield from (Predictions(scores) for scores in self._scores(heads, points, runtime))
 
-    def _scores(self, heads: LinearHeads, points: Rows, site: Site) -> Iterator[Floats]:
+    def _scores(self, heads: LinearHeads, points: Rows, runtime: Runtime) -> Iterator[Floats]:
         for head in range(heads.count):  # one at a time: all at once would be G x M x C numbers
-            yield torch.cat([heads.scores(x, head).cpu() for _, x in points.chunks(site.device)]).numpy()
+            yield torch.cat([heads.scores(x, head).cpu() for _, x in points.chunks(runtime.device)]).numpy()
 
 
 class LinearHeads:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evalsuite.errors import DataError
-from evalsuite.probes.rows import CHUNK, Fitted, Part, Rows, Setting, Site, free_memory
+from evalsuite.probes.rows import CHUNK, Part, Predictions, Rows, Runtime, Setting, free_memory
 
 __all__ = ["Basis", "Logistic", "minimise"]
 
@@ -41,12 +41,12 @@ class Logistic:
     def settings(self, samples: int) -> list[dict[str, Any]]:
         return [{"C": cost} for cost in sorted(self.costs)]
 
-    def fit(self, part: Part, points: Rows, settings: Sequence[Setting], site: Site) -> Iterator[Fitted]:
-        problem = _LogisticProblem(part, site.device, getattr(torch, self.dtype))
+    def fit(self, part: Part, points: Rows, settings: Sequence[Setting], runtime: Runtime) -> Iterator[Predictions]:
+        problem = _LogisticProblem(part, runtime.device, getattr(torch, self.dtype))
         costs = torch.tensor([s["C"] for s in settings], dtype=torch.float64)
         together = self.together or max(1, problem.fitting(len(costs)))
         start: Tensor | None = None
-        projected = [problem.basis.project(rows) for _, rows in points.chunks(site.device)]
+        projected = [problem.basis.project(rows) for _, rows in points.chunks(runtime.device)]
         for at in range(0, len(costs), together):
             here = costs[at : at + together]
             solution = problem.solve(here, start, self.tolerance, self.max_evaluations)
@@ -56,7 +56,7 @@ class Logistic:
 
     def _fitted(
         self, problem: _LogisticProblem, solution: Solution, i: int, cost: float, projected: Sequence[Tensor]
-    ) -> Fitted:
+    ) -> Predictions:
         details = {
             "objective": float(solution.value[i]) * cost * problem.samples,
             "gradient": float(solution.gradient_norm[i]),
@@ -66,7 +66,7 @@ class Logistic:
         if not solution.converged[i]:
             told = (f"logistic regression at C={cost:g} stopped at a gradient of {details['gradient']:.2g}",)
         scores = torch.cat([problem.scores(solution.x[i], z).cpu() for z in projected])
-        return Fitted(scores.numpy(), details, told)
+        return Predictions(scores.numpy(), details, told)
 
 
 class Basis:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evalsuite.errors import DataError
-from evalsuite.probes.rows import Fitted, Part, Rows, Setting, Site, unit
+from evalsuite.probes.rows import Part, Predictions, Rows, Runtime, Setting, unit
 
 __all__ = ["NearestNeighbours", "Prototypes", "neighbours"]
 
@@ -40,13 +40,13 @@ class NearestNeighbours:
             )
         return [{"k": k, "temperature": t} for k in ks for t in sorted(self.temperatures, reverse=True)]
 
-    def fit(self, part: Part, points: Rows, settings: Sequence[Setting], site: Site) -> Iterator[Fitted]:
-        similarity, index = neighbours(part.rows, points, max(s["k"] for s in settings), site.device)
+    def fit(self, part: Part, points: Rows, settings: Sequence[Setting], runtime: Runtime) -> Iterator[Predictions]:
+        similarity, index = neighbours(part.rows, points, max(s["k"] for s in settings), runtime.device)
         labels = torch.from_numpy(np.ascontiguousarray(part.labels))
         for setting in settings:
             near, where = similarity[:, : setting["k"]], index[:, : setting["k"]]
             weights = torch.softmax(near / setting["temperature"], dim=1)
-            yield Fitted(self._votes(weights, labels[where], part).numpy())
+            yield Predictions(self._votes(weights, labels[where], part).numpy())
 
     def _votes(self, weights: Tensor, labels: Tensor, part: Part) -> Tensor:
         if not part.multilabel:
@@ -129,12 +129,12 @@ class Prototypes:
     def settings(self, samples: int) -> list[dict[str, Any]]:
         return [{}]
 
-    def fit(self, part: Part, points: Rows, settings: Sequence[Setting], site: Site) -> Iterator[Fitted]:
+    def fit(self, part: Part, points: Rows, settings: Sequence[Setting], runtime: Runtime) -> Iterator[Predictions]:
         targets = torch.from_numpy(np.nan_to_num(part.targets()))
-        sums = torch.zeros(part.classes, part.rows.width, dtype=torch.float64, device=site.device)
-        for where, rows in part.rows.chunks(site.device):
-            sums += targets[where].to(site.device).T.double() @ unit(rows).double()
+        sums = torch.zeros(part.classes, part.rows.width, dtype=torch.float64, device=runtime.device)
+        for where, rows in part.rows.chunks(runtime.device):
+            sums += targets[where].to(runtime.device).T.double() @ unit(rows).double()
         means = unit(sums.float())
-        scores = [self.factor * (unit(rows) @ means.T).cpu() for _, rows in points.chunks(site.device)]
+        scores = [self.factor * (unit(rows) @ means.T).cpu() for _, rows in points.chunks(runtime.device)]
         for _ in settings:
-            yield Fitted(torch.cat(scores).numpy())
+            yield Predictions(torch.cat(scores).numpy())

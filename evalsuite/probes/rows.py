@@ -20,18 +20,19 @@ __all__ = [
     "CHUNK",
     "FEW",
     "Array",
-    "Fitted",
     "Floats",
     "Ints",
+    "Kind",
     "Metric",
     "Normalise",
     "Part",
+    "Predictions",
     "Probe",
     "Rows",
+    "Runtime",
     "Setting",
-    "Site",
-    "Test",
     "Train",
+    "check_vectors",
     "free_memory",
     "normaliser",
     "unit",
@@ -44,6 +45,7 @@ Ints = npt.NDArray[np.int64]
 Setting = Mapping[str, Any]
 Metric = Callable[[Array, Array], float]
 Normalise = Literal["none", "l2", "l2+1e-5", "standard"]
+Kind = Literal["classes", "regression"]
 
 CHUNK = 8192  # rows streamed at once
 
@@ -100,7 +102,8 @@ class Rows:
 class Train:
     """What may be learnt from. ``features`` {name: (N, D)}: the outputs to choose among, or the only one.
 
-    ``labels`` are (N,) classes from 0, or (N, L) with 1, 0 and -1 (unknown) per label. ``groups`` (N,) name each
+    ``labels`` are (N,) classes from 0, or (N, L) with 1, 0 and -1 (unknown) per label; where ``kind`` is
+    ``regression``, (N,) or (N, T) numbers. ``groups`` (N,) name each
     sample's patient or scene: no group is on both sides of a validation split. ``classes`` is their number, where the
     training data may lack some.
     """
@@ -109,9 +112,10 @@ class Train:
     labels: Array
     groups: Array | None = None
     classes: int | None = None
+    kind: Kind = "classes"
 
     def __post_init__(self) -> None:
-        _check_vectors(self.features)
+        check_vectors(self.features)
         sizes = {name: len(array) for name, array in self.features.items()} | {"labels": len(self.labels)}
         if self.groups is not None:
             sizes["groups"] = len(self.groups)
@@ -121,7 +125,9 @@ class Train:
                 cause="features, labels and groups have one row a sample, and there is at least one",
                 fix="leave out samples without a label before",
             )
-        if self.labels.ndim == 1 and self.labels.min() < 0:
+        if self.kind == "regression":
+            object.__setattr__(self, "labels", _numbers(self.labels))
+        elif self.labels.ndim == 1 and self.labels.min() < 0:
             raise DataError(
                 f"{int((self.labels < 0).sum())} training samples have no class",
                 cause="classes are counted from 0",
@@ -129,27 +135,9 @@ class Train:
             )
 
 
-class Test:
-    """A test split. Its features are open; its labels are handed out once, in exchange for final scores."""
-
-    __test__ = False  # nothing for pytest to collect
-
-    def __init__(self, features: Mapping[str, Array], labels: Array) -> None:
-        _check_vectors(features)
-        self.features = dict(features)
-        self._reveal = _seal(np.asarray(labels))
-
-    def reveal(self, scores: Array) -> Array:
-        """The labels, for the one set of scores (M, ...) that this test set is for.
-
-        Raises :class:`UsageError` the second time, or for scores of another length.
-        """
-        return self._reveal(scores)
-
-
 @dataclass(frozen=True)
-class Site:
-    """Where and how a probe is fitted."""
+class Runtime:
+    """Where a probe is fitted, by which seed, and who is told of it."""
 
     device: torch.device | str = "cpu"
     seed: int = 0
@@ -158,25 +146,31 @@ class Site:
 
 @dataclass(frozen=True)
 class Part:
-    """Training data of one output as a probe gets them: rows, labels as in :class:`Train`, groups, classes."""
+    """Training data of one output as a probe gets them: rows, labels as in :class:`Train`, groups, classes.
+
+    ``classes`` is the number of columns of scores: of numbers that are to be predicted, how many there are a row.
+    """
 
     rows: Rows
     labels: Array
     groups: Array | None
     classes: int
+    kind: Kind = "classes"
 
     @property
     def multilabel(self) -> bool:
         return self.labels.ndim == 2
 
     def targets(self) -> Floats:
-        """(N, C): one-hot classes, or the labels; unknown ones are NaN."""
+        """(N, C): one-hot classes, or the labels; unknown ones are NaN. Of a regression the numbers, in float64."""
+        if self.kind == "regression":
+            return np.asarray(self.labels, dtype=np.float64).reshape(len(self.labels), -1)
         if self.multilabel:
             return np.where(self.labels < 0, np.nan, self.labels).astype(np.float32)
         return np.eye(self.classes, dtype=np.float32)[self.labels]
 
 
-class Fitted(NamedTuple):
+class Predictions(NamedTuple):
     """Scores (M, C) of one setting on the points asked for, and what there is to tell of the fit."""
 
     scores: Floats
@@ -185,7 +179,7 @@ class Fitted(NamedTuple):
 
 
 class Probe(Protocol):
-    """A family of heads. ``scale`` says what its scores are."""
+    """A family of heads. ``scale`` says what its scores are; one that fits numbers has an attribute ``regression``."""
 
     @property
     def scale(self) -> Literal["logits", "probabilities", "margins"]: ...
@@ -194,7 +188,7 @@ class Probe(Protocol):
         """The grid for that many training samples, from the simplest head to the most flexible."""
         ...
 
-    def fit(self, part: Part, points: Rows, settings: Sequence[Setting], site: Site) -> Iterator[Fitted]:
+    def fit(self, part: Part, points: Rows, settings: Sequence[Setting], runtime: Runtime) -> Iterator[Predictions]:
         """Fit all settings on ``part``; their scores on ``points``, in order."""
         ...
 
@@ -205,7 +199,8 @@ FEW = 100  # validation samples, of which one right or wrong moves an accuracy b
 # --- inside -----------------------------------------------------------------------------------------------------
 
 
-def _check_vectors(features: Mapping[str, Array]) -> None:
+def check_vectors(features: Mapping[str, Array]) -> None:
+    """Raise :class:`UsageError`, by name, for features that are no (N, D)."""
     for name, array in features.items():
         if array.ndim != 2:
             raise _no_vectors(repr(name), array)
@@ -219,28 +214,16 @@ def _no_vectors(name: str, array: Array) -> UsageError:
     )
 
 
-def _seal(labels: Array) -> Callable[[Array], Array]:
-    """Labels behind a function that gives them once."""
-    opened = False
-
-    def reveal(scores: Array) -> Array:
-        nonlocal opened
-        if opened:
-            raise UsageError(
-                "this test set was scored before",
-                cause="labels are shown once, so that nothing can be chosen by them",
-                fix="choose on training data with select(), and score the choice",
-            )
-        if len(scores) != len(labels):
-            raise UsageError(
-                f"{len(scores)} scores for {len(labels)} test samples",
-                cause="there is one row of scores a sample",
-                fix="score all test samples, in their order",
-            )
-        opened = True
-        return labels
-
-    return reveal
+def _numbers(targets: Array) -> Array:
+    numbers = np.asarray(targets)
+    sound = numbers.ndim in (1, 2) and np.issubdtype(numbers.dtype, np.number) and np.isfinite(numbers).all()
+    if not sound or np.iscomplexobj(numbers):
+        raise DataError(
+            f"targets of shape {numbers.shape} and type {numbers.dtype} cannot be predicted",
+            cause="they are (N,) or (N, T) finite numbers",
+            fix="leave out samples without one",
+        )
+    return numbers.astype(np.float64)
 
 
 def normaliser(rows: Rows, kind: Normalise, device: torch.device | str) -> Callable[[Tensor], Tensor] | None:

@@ -13,21 +13,23 @@ from torch import Tensor
 
 from evalsuite.errors import DataError, UsageError
 from evalsuite.metrics.ranking import macro, per_label, top_k_hits
+from evalsuite.metrics.regression import spearman
 from evalsuite.probes.draws import draw_low_shot, draw_shots, fold, hold_out
 from evalsuite.probes.rows import (
     FEW,
     Array,
     Floats,
     Ints,
+    Kind,
     Metric,
     Normalise,
     Part,
     Probe,
     Rows,
+    Runtime,
     Setting,
-    Site,
-    Test,
     Train,
+    check_vectors,
     normaliser,
 )
 
@@ -40,8 +42,8 @@ __all__ = [
     "evaluate",
     "few_shots",
     "mean_auroc",
-    "mean_average_precision",
     "middle",
+    "rank_correlation",
     "select",
     "tied_for_best",
 ]
@@ -68,8 +70,13 @@ class Selection:
                 fix="0.1 and 5 are usual",
             )
 
-    def splits(self, labels: Array, seed: int, groups: Array | None = None) -> list[tuple[Ints, Ints]]:
-        """Places to fit on and to validate on, once for each fold."""
+    def splits(
+        self, labels: Array, seed: int, groups: Array | None = None, kind: Kind = "classes"
+    ) -> list[tuple[Ints, Ints]]:
+        """Rows to fit on and to validate on, once for each fold; numbers that are to be predicted make no strata."""
+        labels = np.zeros(len(labels), dtype=np.int64) if kind == "regression" else labels
+        if kind == "regression" and groups is None and len(labels) >= self.folds_below:
+            groups = np.arange(len(labels))  # every row alone: a class of its own has none to give
         if len(labels) < self.folds_below:
             return fold(labels, self.folds, seed, groups)
         return [hold_out(labels, self.validation, seed, groups)]
@@ -101,10 +108,9 @@ class Choice:
 
 @dataclass(frozen=True)
 class Probed:
-    """A probe's answer on a test set: per-sample scores (M, C), the labels, and how the setting was chosen."""
+    """A probe's answer on a test set: per-sample scores (M, C), and how the setting was chosen."""
 
     scores: Floats
-    labels: Array
     choice: Choice
     details: Mapping[str, Any]
     warnings: tuple[str, ...]
@@ -113,29 +119,31 @@ class Probed:
 def evaluate(
     probe: Probe,
     train: Train,
-    test: Test,
+    points: Mapping[str, Array],
     metric: Metric | None = None,
     *,
     normalise: Normalise = "none",
     selection: Selection | None = None,
     refit: bool = True,
-    site: Site | None = None,
+    runtime: Runtime | None = None,
 ) -> Probed:
-    """Choose a setting on training data, fit it on all of them, score once.
+    """Choose a setting on training data, fit it on all of them, score the test set's features ``points``, as named in
+    ``train``. Its labels are not needed, and nothing can be chosen by them.
 
     Without ``refit`` there are no folds, the fit is on what selection fitted on, and what it held out stays out.
-    ``metric(scores, labels)``, higher is better, defaults to :func:`accuracy` or :func:`mean_auroc`.
+    ``metric(scores, labels)``, higher is better, defaults to :func:`accuracy` or :func:`mean_auroc`, of a regression
+    to Spearman's correlation, scores being (N, T).
     """
-    site, selection = site or Site(), selection or Selection()
+    check_vectors(points)
+    runtime, selection = runtime or Runtime(), selection or Selection()
     selection = selection if refit else dataclasses.replace(selection, folds_below=0)
-    choice = select(probe, train, metric, normalise=normalise, selection=selection, site=site)
+    choice = select(probe, train, metric, normalise=normalise, selection=selection, runtime=runtime)
     name = choice.setting.get("features", next(iter(train.features)))
-    index = None if refit else selection.splits(train.labels, site.seed, train.groups)[0][0]
-    part, norm = _part(train, name, index, normalise, site)
+    index = None if refit else selection.splits(train.labels, runtime.seed, train.groups, train.kind)[0][0]
+    part, norm = _part(probe, train, name, index, normalise, runtime)
     setting = {key: value for key, value in choice.setting.items() if key != "features"}
-    fitted = next(iter(probe.fit(part, Rows(test.features[name], norm=norm), [setting], site)))
-    labels = test.reveal(fitted.scores)
-    return Probed(fitted.scores, labels, choice, fitted.details, (*choice.warnings, *fitted.warnings))
+    fitted = next(iter(probe.fit(part, Rows(points[name], norm=norm), [setting], runtime)))
+    return Probed(fitted.scores, choice, fitted.details, (*choice.warnings, *fitted.warnings))
 
 
 def select(
@@ -145,7 +153,7 @@ def select(
     *,
     normalise: Normalise = "none",
     selection: Selection | None = None,
-    site: Site | None = None,
+    runtime: Runtime | None = None,
 ) -> Choice:
     """The setting, and the output where there are several, with the best metric on what is held out of ``train``.
 
@@ -153,16 +161,16 @@ def select(
     one setting and one output nothing is held out. A choice at the edge of its grid is warned of: the best may lie
     beyond.
     """
-    site = site or Site()
-    metric = metric or (accuracy if train.labels.ndim == 1 else mean_auroc)
+    runtime = runtime or Runtime()
+    metric = metric or (rank_correlation if train.kind == "regression" else _DEFAULTS[train.labels.ndim])
     grid = probe.settings(len(train.labels))
     if len(grid) == 1 and len(train.features) == 1:
         return Choice(grid[0], None, (), ())
-    splits = (selection or Selection()).splits(train.labels, site.seed, train.groups)
+    splits = (selection or Selection()).splits(train.labels, runtime.seed, train.groups, train.kind)
     grid = probe.settings(min(len(fit) for fit, _ in splits))
     table: list[tuple[Setting, float]] = []
     for name in train.features:
-        values = np.array([_validated(probe, train, name, split, grid, metric, normalise, site) for split in splits])
+        values = np.array([_validated(probe, train, name, split, grid, metric, normalise, runtime) for split in splits])
         extra = {"features": name} if len(train.features) > 1 else {}
         sizes = [len(held) for _, held in splits]
         table += [({**s, **extra}, _mean(column, sizes)) for s, column in zip(grid, values.T, strict=True)]
@@ -177,12 +185,12 @@ def _validated(
     grid: Sequence[Setting],
     metric: Metric,
     normalise: Normalise,
-    site: Site,
+    runtime: Runtime,
 ) -> list[float]:
     """The metric of every setting of one output on what a split holds out; minus infinity where a fit diverged."""
     fit, held = split
-    part, norm = _part(train, name, fit, normalise, site)
-    fits = probe.fit(part, Rows(train.features[name], held, norm), grid, site)
+    part, norm = _part(probe, train, name, fit, normalise, runtime)
+    fits = probe.fit(part, Rows(train.features[name], held, norm), grid, runtime)
     return [metric(f.scores, train.labels[held]) if _sound(f.scores) else -math.inf for f in fits]
 
 
@@ -234,6 +242,11 @@ def middle(tied: Sequence[Setting], grid: Sequence[Setting]) -> Setting:
     return alike[int(np.abs(places - middle).sum(axis=1).argmin())]
 
 
+def rank_correlation(scores: Array, targets: Array) -> float:
+    """Spearman's correlation of (M, T) scores and (M,) or (M, T) targets, the mean over targets."""
+    return float(spearman(scores, np.reshape(targets, np.shape(scores))))
+
+
 def accuracy(scores: Array, labels: Array) -> float:
     """Top-1 accuracy of (M, C) scores."""
     return float(top_k_hits(scores, labels).mean())
@@ -244,9 +257,7 @@ def mean_auroc(scores: Array, labels: Array) -> float:
     return cast(float, macro(per_label("auroc", scores, labels)))
 
 
-def mean_average_precision(scores: Array, labels: Array) -> float:
-    """Mean over labels of VOC's average precision."""
-    return cast(float, macro(per_label("envelope", scores, labels)))
+_DEFAULTS: dict[int, Metric] = {1: accuracy, 2: mean_auroc}
 
 
 def few_shots(
@@ -257,7 +268,7 @@ def few_shots(
     draws: int,
     *,
     normalise: Normalise = "none",
-    site: Site | None = None,
+    runtime: Runtime | None = None,
 ) -> Iterator[tuple[int, int, Floats]]:
     """(k, draw, scores (M, C)) on ``points`` (M, D) of a probe fitted on each draw of k samples a class.
 
@@ -265,19 +276,19 @@ def few_shots(
     of :func:`draw_low_shot`, and each label's head learns from its own samples. Minus infinity is the score of a label
     that cannot be fitted.
     """
-    site = site or Site()
+    runtime = runtime or Runtime()
     name = next(iter(train.features))
-    alone = Site(site.device, site.seed)  # its progress would be that of one small head
+    alone = Runtime(runtime.device, runtime.seed)  # its progress would be that of one small head
     (setting,) = probe.settings(len(train.labels))
-    with site.progress.track("few shots", len(ks) * draws) as meter:
+    with runtime.progress.track("few shots", len(ks) * draws) as meter:
         for done, (k, draw) in enumerate((k, draw) for k in ks for draw in range(draws)):
             several, columns = train.labels.ndim == 2, []
             if several:
-                sets = draw_low_shot(train.labels, k, draw, site.seed)
+                sets = draw_low_shot(train.labels, k, draw, runtime.seed)
             else:
-                sets = [draw_shots(train.labels, k, draw, site.seed)]
+                sets = [draw_shots(train.labels, k, draw, runtime.seed)]
             for label, places in enumerate(sets):
-                part, norm = _part(train, name, places, normalise, site)
+                part, norm = _part(probe, train, name, places, normalise, runtime)
                 if several:
                     part = dataclasses.replace(part, labels=part.labels[:, [label]], classes=1)
                 (fitted,) = probe.fit(part, Rows(points, norm=norm), [setting], alone)
@@ -287,15 +298,22 @@ def few_shots(
 
 
 def _part(
-    train: Train, name: str, index: Ints | None, normalise: Normalise, site: Site
+    probe: Probe, train: Train, name: str, index: Ints | None, normalise: Normalise, runtime: Runtime
 ) -> tuple[Part, Callable[[Tensor], Tensor] | None]:
     """The training data of one output at ``index`` (None: all), and the normalisation learnt from them."""
     rows = Rows(train.features[name], index)
-    norm = normaliser(rows, normalise, site.device)
+    if train.kind == "regression" and not getattr(probe, "regression", False):
+        raise UsageError(
+            f"{type(probe).__name__} does not predict numbers",
+            cause="it tells classes apart",
+            fix="use probes.Ridge for a regression",
+        )
+    norm = normaliser(rows, normalise, runtime.device)
     labels = train.labels if index is None else train.labels[index]
     groups = train.groups if index is None or train.groups is None else train.groups[index]
-    found = train.labels.shape[1] if train.labels.ndim == 2 else int(train.labels.max()) + 1
-    return Part(rows.normalised(norm), labels, groups, train.classes or found), norm
+    single = 1 if train.kind == "regression" else int(train.labels.max()) + 1
+    columns = train.labels.shape[1] if train.labels.ndim == 2 else single
+    return Part(rows.normalised(norm), labels, groups, train.classes or columns, train.kind), norm
 
 
 def _sound(scores: Floats) -> bool:

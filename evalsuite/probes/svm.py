@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.svm import LinearSVC
 
-from evalsuite.probes.rows import Array, Fitted, Ints, Part, Rows, Setting, Site
+from evalsuite.probes.rows import Array, Ints, Part, Predictions, Rows, Runtime, Setting
 from evalsuite.probes.selection import middle, tied_for_best
 
 __all__ = ["LinearSVM"]
@@ -42,23 +42,23 @@ class LinearSVM:
     def settings(self, samples: int) -> list[dict[str, Any]]:
         return [{}]  # costs are chosen class by class, inside
 
-    def fit(self, part: Part, points: Rows, settings: Sequence[Setting], site: Site) -> Iterator[Fitted]:
+    def fit(self, part: Part, points: Rows, settings: Sequence[Setting], runtime: Runtime) -> Iterator[Predictions]:
         x, where = part.rows.at(slice(None)).numpy(), points.at(slice(None)).numpy()
         targets, costs = part.targets(), sorted(self.costs)
         scores = np.full((len(points), part.classes), -np.inf, dtype=np.float32)
         chosen: list[float | None] = []
         told: list[str] = []
         tied = 0
-        with site.progress.track("svm", part.classes) as meter, _convergence(told):
+        with runtime.progress.track("svm", part.classes) as meter, _convergence(told):
             for label in range(part.classes):
                 keep = slice(None) if self.unknown == "negative" else ~np.isnan(targets[:, label])
                 y = np.where(targets[keep, label] == 1, 1, -1)
                 groups = None if part.groups is None else part.groups[keep]
-                cost, alike = self._cost(x[keep], y, groups, costs, site.seed)
+                cost, alike = self._cost(x[keep], y, groups, costs, runtime.seed)
                 chosen.append(cost)
                 tied += alike > 1
                 if cost is not None:
-                    scores[:, label] = self._machine(cost, site.seed).fit(x[keep], y).decision_function(where)
+                    scores[:, label] = self._machine(cost, runtime.seed).fit(x[keep], y).decision_function(where)
                 meter.update(label + 1)
         edges = [c for c in chosen if c in (costs[0], costs[-1]) and len(costs) > 1]
         if edges:
@@ -69,7 +69,7 @@ class LinearSVM:
                 f"{self.folds} folds, and the middle one is taken"
             )
         for _ in settings:
-            yield Fitted(scores, {"C": chosen}, tuple(told))
+            yield Predictions(scores, {"C": chosen}, tuple(told))
 
     def _machine(self, cost: float, seed: int) -> LinearSVC:
         return LinearSVC(

@@ -24,6 +24,7 @@ from evalsuite.probing.protocols import (
     Shot,
     recipes,
 )
+from evalsuite.probing.regression import Numbers, Regression, RegressionProtocol
 from evalsuite.probing.tasks import (
     AUROC,
     ECE,
@@ -49,9 +50,12 @@ __all__ = [
     "Measure",
     "Multilabel",
     "Named",
+    "Numbers",
     "OneClass",
     "ProbeProtocol",
     "Probing",
+    "Regression",
+    "RegressionProtocol",
     "Scale",
     "Shot",
     "on_readable",

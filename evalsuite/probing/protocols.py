@@ -201,8 +201,8 @@ class ProbeProtocol(ImageProtocol):
         encoded, head = monotonic(), self.head()
         found = probes.evaluate(
             head, probes.Train(known.arrays, train.labels, train.groups, len(train.classes)),
-            probes.Test(asked.arrays, test.labels), lambda scores, labels: criterion(scores, labels, head.scale),
-            normalise=self.normalise, selection=self.selection, refit=self.refit, site=_site(setup),
+            asked.arrays, lambda scores, labels: criterion(scores, labels, head.scale),
+            normalise=self.normalise, selection=self.selection, refit=self.refit, runtime=_runtime(setup),
         )  # fmt: skip
         return Fitted(
             scores=found.scores, scale=head.scale, table=found.choice.table, warnings=found.warnings,
@@ -264,7 +264,9 @@ class FewShotProtocol(ProbeProtocol):
         learnt = probes.Train(known.arrays, train.labels, train.groups, len(train.classes))
         ks, told = self._reached(train)
         points = asked.arrays[self.outputs[0]]
-        shots = probes.few_shots(head, learnt, points, ks, self.draws, normalise=self.normalise, site=_site(setup))
+        shots = probes.few_shots(
+            head, learnt, points, ks, self.draws, normalise=self.normalise, runtime=_runtime(setup)
+        )
         return Fitted(
             scores=(Shot(*shot) for shot in shots), scale=head.scale, warnings=told,
             details={"encoded": known.encoded + asked.encoded, "preprocess": dataclasses.asdict(shown)},
@@ -332,5 +334,5 @@ def recipes(rule: Literal["auto", "crop", "squash"] = "auto") -> tuple[ImageProt
     )  # fmt: skip
 
 
-def _site(setup: Setup) -> probes.Site:
-    return probes.Site(setup.device, setup.seed, setup.progress)
+def _runtime(setup: Setup) -> probes.Runtime:
+    return probes.Runtime(setup.device, setup.seed, setup.progress)

@@ -332,8 +332,8 @@ def _labelled(data: ClassificationSet, strict: bool) -> ClassificationSet:
     return dataclasses.replace(data.take(known), notes=notes, left_out={**data.left_out, "unlabelled": lost})
 
 
-def on_readable(work: Callable[..., Outcome], setup: Setup, *parts: ClassificationSet) -> Outcome:
-    """``work(*parts)`` on the images that can be read.
+def on_readable(work: Callable[..., Outcome], setup: Setup, *parts: Any) -> Outcome:
+    """``work(*parts)`` on the images that can be read, of splits such as :class:`ClassificationSet` or ``Numbers``.
 
     Nothing is decoded to find them: where work meets one that does not decode, every image is tried, those are left
     out, counted and remembered, and work starts again; what it had encoded of other images is in the cache. With
@@ -349,14 +349,14 @@ def on_readable(work: Callable[..., Outcome], setup: Setup, *parts: Classificati
     return work(*(_readable(part, setup, look=True) for part in parts))
 
 
-def refuse_known(setup: Setup, *parts: ClassificationSet) -> None:
+def refuse_known(setup: Setup, *parts: Any) -> None:
     """With ``setup.strict``, raise :class:`ImageError` for images that an earlier run found unreadable."""
     if setup.strict:
         for part in parts:
             _readable(part, setup)
 
 
-def _readable(data: ClassificationSet, setup: Setup, look: bool = False) -> ClassificationSet:
+def _readable(data: Any, setup: Setup, look: bool = False) -> Any:
     """The rows whose images decode, as far as is known; ``look`` tries all where nothing is known."""
     key = hashlib.sha256("\0".join([data.fingerprint, data.split, *data.ids]).encode()).hexdigest()
 

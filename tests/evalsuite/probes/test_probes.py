@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import warnings
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from sklearn.svm import LinearSVC
 from evalsuite import probes
 from evalsuite.errors import DataError, UsageError
 from evalsuite.metrics.ranking import top_k_hits
-from evalsuite.probes import Fitted, Part, Rows, Site, Test, Train, logistic
+from evalsuite.probes import Part, Predictions, Rows, Runtime, Train, logistic
 from evalsuite.probes import rows as rows_module
 from evalsuite.probes.neighbours import _highest
 from evalsuite.probes.rows import free_memory, normaliser
@@ -48,9 +47,9 @@ def part(features, labels, classes=None, groups=None):
     return Part(Rows(features), labels, groups, classes or found)
 
 
-def fit(probe, train, points, grid=None, **site):
+def fit(probe, train, points, grid=None, **runtime):
     rows = points if isinstance(points, Rows) else Rows(points)
-    return list(probe.fit(train, rows, grid or probe.settings(len(train.rows)), Site(**site)))
+    return list(probe.fit(train, rows, grid or probe.settings(len(train.rows)), Runtime(**runtime)))
 
 
 # --- nearest neighbours
@@ -506,7 +505,7 @@ class Planted:
     def settings(self, samples):
         return [{"trick": trick} for trick in ("weak", "honest", "oracle")]
 
-    def fit(self, train, points, settings, site):
+    def fit(self, train, points, settings, runtime):
         for setting in settings:
             rows = points.at(slice(None)).numpy()
             right = np.array([self.answers.get(row.tobytes(), -1) for row in rows])
@@ -514,9 +513,9 @@ class Planted:
                 scores = np.where(right[:, None] == np.arange(4), 1.0, 0.0)
             else:
                 weight = 1.0 if setting["trick"] == "honest" else 0.0
-                (found,) = probes.Prototypes().fit(train, points, [{}], site)
+                (found,) = probes.Prototypes().fit(train, points, [{}], runtime)
                 scores = weight * found.scores
-            yield Fitted(scores)
+            yield Predictions(scores)
 
 
 def test_a_setting_that_is_best_on_test_alone_is_not_chosen():
@@ -525,32 +524,20 @@ def test_a_setting_that_is_best_on_test_alone_is_not_chosen():
     probe = Planted({row.tobytes(): label for row, label in zip(test_x, test_y, strict=True)})
     (oracle,) = fit(probe, part(train_x, train_y), test_x, [{"trick": "oracle"}])
     assert probes.accuracy(oracle.scores, test_y) == 1  # selecting on test would take it
-    found = probes.evaluate(probe, Train({"f": train_x}, train_y), Test({"f": test_x}, test_y))
+    found = probes.evaluate(probe, Train({"f": train_x}, train_y), {"f": test_x})
     assert found.choice.setting == {"trick": "honest"}
-    assert probes.accuracy(found.scores, found.labels) < 1
+    assert probes.accuracy(found.scores, test_y) < 1
 
 
-def test_selection_is_the_same_whatever_the_test_labels():
-    train_x, train_y = world(200, noise=2.0)
-    test_x, test_y = world(50, noise=2.0, seed=7)
-    probe = probes.Logistic((1e-3, 1e-1, 10.0))
-    one = probes.evaluate(probe, Train({"f": train_x}, train_y), Test({"f": test_x}, test_y))
-    other = probes.evaluate(probe, Train({"f": train_x}, train_y), Test({"f": test_x}, (test_y + 1) % 4))
-    assert one.choice == other.choice
-    assert (one.scores == other.scores).all()
-
-
-def test_test_labels_are_shown_once_for_scores():
-    labels = np.array([3, 1, 4, 1, 5])
-    test = Test({"f": np.zeros((5, 2))}, labels)
-    held = [value for value in vars(test).values() if isinstance(value, np.ndarray)]
-    assert not held
-    assert not any(x is test.__dict__ for x in gc.get_referrers(labels))
-    with pytest.raises(UsageError, match="4 scores for 5 test samples"):
-        test.reveal(np.zeros((4, 6)))
-    assert test.reveal(np.zeros((5, 6))).tolist() == labels.tolist()
-    with pytest.raises(UsageError, match="scored before"):
-        test.reveal(np.zeros((5, 6)))
+def test_no_labels_of_test_rows_are_needed():
+    features, labels = world(60)
+    found = probes.evaluate(probes.Ridge((1.0,)), Train({"f": features}, labels), {"f": features[:7]})
+    assert found.scores.shape == (7, 4)
+    assert "labels" not in vars(found)
+    with pytest.raises(UsageError, match="'f' of shape"):
+        probes.evaluate(probes.Ridge((1.0,)), Train({"f": features}, labels), {"f": features[:, :, None]})
+    with pytest.raises(UsageError, match="'tokens/whole' of shape"):
+        Train({"tokens/whole": np.zeros((60, 3, 2))}, labels)
 
 
 def test_the_choice_is_reported_with_everything_tried_and_the_edge_of_the_grid():
@@ -653,9 +640,9 @@ def test_few_samples_are_all_used_to_choose_and_many_are_not():
 
     @dataclass(frozen=True)
     class Spy(probes.Logistic):
-        def fit(self, train, points, settings, site):
+        def fit(self, train, points, settings, runtime):
             seen.append((len(train.rows), len(points)))
-            return super().fit(train, points, settings, site)
+            return super().fit(train, points, settings, runtime)
 
     spy, train = Spy((1e-3, 1.0)), Train({"f": features}, labels)
     assert probes.select(spy, train).held == sum(held for _, held in seen) == 120
@@ -663,7 +650,7 @@ def test_few_samples_are_all_used_to_choose_and_many_are_not():
     seen.clear()
     assert probes.select(spy, train, selection=probes.Selection(folds_below=120)).folds == len(seen) == 1
     seen.clear()
-    found = probes.evaluate(spy, train, Test({"f": features}, labels), refit=False)
+    found = probes.evaluate(spy, train, {"f": features}, refit=False)
     assert len(seen) == 2  # what is held out stays out of the fit that is scored: there are no folds
     assert seen[0][0] == seen[1][0] < 120
     assert found.choice.folds == 1
@@ -677,10 +664,10 @@ def test_folds_find_the_setting_that_a_tenth_of_few_images_does_not():
         test = world(500, noise=3.0, width=100, classes=3, seed=seed + 100)
         for name, below in (("tenth", 0), ("folds", 1000)):
             found = probes.evaluate(
-                probes.Ridge(), Train({"f": features}, labels), Test({"f": test[0]}, test[1]),
-                selection=probes.Selection(folds_below=below), site=Site(seed=seed),
+                probes.Ridge(), Train({"f": features}, labels), {"f": test[0]},
+                selection=probes.Selection(folds_below=below), runtime=Runtime(seed=seed),
             )  # fmt: skip
-            scores[name].append(probes.accuracy(found.scores, found.labels))
+            scores[name].append(probes.accuracy(found.scores, test[1]))
     assert np.mean(scores["folds"]) > np.mean(scores["tenth"]) + 0.02
 
 
@@ -700,14 +687,12 @@ def test_a_machine_takes_the_middle_of_equally_good_costs():
 
 def test_one_setting_holds_nothing_out():
     features, labels = world()
-    found = probes.evaluate(
-        probes.NearestNeighbours(ks=(20,)), Train({"f": features}, labels), Test({"f": features}, labels)
-    )
+    found = probes.evaluate(probes.NearestNeighbours(ks=(20,)), Train({"f": features}, labels), {"f": features})
     assert found.choice.value is None
     assert found.choice.setting == {"k": 20, "temperature": 0.07}
     corners, classes = {"f": np.eye(4)}, np.arange(4)  # nothing could be held out of one sample a class
-    single = probes.evaluate(probes.Ridge((1.0,)), Train(corners, classes), Test(corners, classes))
-    assert probes.accuracy(single.scores, single.labels) == 1
+    single = probes.evaluate(probes.Ridge((1.0,)), Train(corners, classes), corners)
+    assert probes.accuracy(single.scores, classes) == 1
 
 
 def test_a_head_that_diverges_loses_and_is_told_of():
@@ -730,9 +715,9 @@ def test_groups_stay_on_one_side_of_the_selection():
         def settings(self, samples):
             return [{"a": 1}, {"a": 2}]
 
-        def fit(self, train, points, settings, site):
+        def fit(self, train, points, settings, runtime):
             seen.append((train.rows.at(slice(None)), points.at(slice(None))))
-            return super().fit(train, points, settings, site)
+            return super().fit(train, points, settings, runtime)
 
     for below in (0, 1000):
         probes.select(Spy(), Train({"f": doubled}, twice, groups), selection=probes.Selection(folds_below=below))
@@ -765,10 +750,10 @@ def test_features_on_disk_in_half_precision_are_read_as_they_are(tmp_path):
         found = probes.evaluate(
             probes.Logistic((0.1, 1.0)),
             Train({"f": mapped}, labels),
-            Test({"f": mapped}, labels),
+            {"f": mapped},
             normalise="standard",
         )
-    assert probes.accuracy(found.scores, found.labels) > 0.8
+    assert probes.accuracy(found.scores, labels) > 0.8
     assert (mapped == features.astype(np.float16)).all()
 
 
@@ -809,3 +794,80 @@ def test_ragged_training_data_are_refused():
         Train({"f": np.zeros((3, 2))}, np.array([0, 1, -1]))
     with pytest.raises(UsageError):
         Rows(np.zeros((3, 2, 2)))
+
+
+# --- numbers
+
+
+def numbers(samples=120, width=6, targets=1, seed=0, noise=0.3):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(samples, width)) + 2
+    weights = np.random.default_rng(5).normal(size=(width, targets))
+    values = features @ weights + noise * rng.normal(size=(samples, targets)) - 7
+    return features.astype(np.float32), values[:, 0] if targets == 1 else values
+
+
+@pytest.mark.parametrize("targets", [1, 3])
+@pytest.mark.parametrize("width", [6, 200])
+def test_ridge_on_numbers_equals_scikit_learn(width, targets):
+    features, values = numbers(width=width, targets=targets)
+    train = Train({"f": features[:90]}, values[:90], kind="regression")
+    for alpha in (1e-3, 1.0, 100.0):
+        found = probes.evaluate(probes.Ridge((alpha,)), train, {"f": features[90:]})
+        model = SkRidge(alpha=alpha).fit(features[:90].astype(np.float64), values[:90])
+        expected = model.predict(features[90:].astype(np.float64)).reshape(30, targets)
+        np.testing.assert_allclose(found.scores, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("below", [1000, 0])
+@pytest.mark.parametrize("groups", [None, np.repeat(np.arange(30), 4)])
+def test_an_alpha_is_chosen_by_a_correlation_of_ranks(below, groups):
+    features, values = numbers(noise=1.0)
+    outputs = {"noise": np.random.default_rng(1).normal(size=(120, 4)), "f": features}
+    train = Train(outputs, values, groups, kind="regression")
+    choice = probes.select(probes.Ridge((0.1, 1e6)), train, selection=probes.Selection(0.25, 3, below))
+    assert choice.setting["features"] == "f"
+    assert choice.held == 120 if below else abs(choice.held - 30) < 4  # whole groups, as near as may be
+    assert choice.folds == (3 if below else 1)
+    assert choice.value > 0.5
+    worst = probes.select(probes.Ridge((0.1, 1e6)), train, lambda *given: -probes.rank_correlation(*given))
+    assert worst.setting["features"] == "noise"
+
+
+def test_no_row_of_a_regression_is_held_out_and_fitted_on():
+    for seed in range(5):
+        values = np.random.default_rng(seed).normal(size=50)
+        ((fitted, held),) = probes.Selection(0.2, 3, 0).splits(values, seed, None, "regression")
+        assert (len(held), sorted([*fitted, *held])) == (10, list(range(50)))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [np.array(["a"] * 9), np.full(9, np.nan), np.zeros((9, 2, 2)), np.r_[np.inf, np.zeros(8)], np.zeros(9) * 1j],
+)
+def test_what_is_no_number_is_refused(values):
+    with pytest.raises(DataError, match="cannot be predicted"):
+        Train({"f": np.zeros((9, 2))}, values, kind="regression")
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [probes.Logistic((1.0,)), probes.NearestNeighbours((3,)), probes.Prototypes(), probes.LinearSVM((1.0,)),
+    probes.SgdHeads((0.1,))], ids=lambda probe: type(probe).__name__,
+)  # fmt: skip
+def test_heads_of_classes_refuse_numbers(probe):
+    features, values = numbers()
+    with pytest.raises(UsageError, match="does not predict numbers"):
+        probes.evaluate(probe, Train({"f": features}, values, kind="regression"), {"f": features})
+
+
+@pytest.mark.parametrize("name", ["Fitted", "Site", "Test", "mean_average_precision"])
+def test_older_names_warn(name):
+    with pytest.warns(DeprecationWarning, match=f"probes.{name} is"):
+        value = getattr(probes, name)
+    if name == "Test":
+        assert value({"f": 1}, 2) == {"f": 1}
+    if name == "mean_average_precision":
+        assert value(np.array([[0.9], [0.1]]), np.array([[1], [0]])) == 1
+    with pytest.raises(AttributeError):
+        probes.Nothing  # noqa: B018
