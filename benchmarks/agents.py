@@ -31,7 +31,7 @@ from evalsuite.backbone import build
 from evalsuite.engines.sb3 import Encoded
 from evalsuite.features.poolings import Encoder
 from evalsuite.hooks import load
-from evalsuite.protocols import AgentProtocol
+from evalsuite.protocols import PPOProtocol
 from evalsuite.tasks.objects import ObjectGoal
 from evalsuite.worlds import Objects, ObjectsVector, World
 from evalsuite.worlds.sprites import outline
@@ -154,7 +154,7 @@ def _agent(inside: bool, side: int, rollout: int) -> tuple[PPO, Encoder]:
     torch.manual_seed(0)
     backbone = build("timm:resnet18", load(environ={"EVALSUITE_PLUGINS": ""}).registry).eval()
     encoder = Encoder(backbone, torch.device("cpu"), reads="pooled", size=side)
-    published = next(p for p in ObjectGoal.protocols if isinstance(p, AgentProtocol))
+    published = next(p for p in ObjectGoal.protocols if isinstance(p, PPOProtocol))
     protocol = replace(published, fine_tune=inside)  # shows the images themselves
     worlds = Encoded(ObjectsVector(4, TASK), encoder, protocol)
     agent = PPO(

@@ -35,8 +35,8 @@ from evalsuite.probing import Fitted, ImageProtocol, Multilabel, ProbeProtocol
 from evalsuite.probing.heads import HeadProtocol
 from evalsuite.progress import Progress
 from evalsuite.protocols import (
-    AgentProtocol,
     DetectionProtocol,
+    PPOProtocol,
     ProxyProtocol,
     SegmentationProtocol,
     job,
@@ -371,8 +371,8 @@ class _Goal:
         return ObjectsVector(count, "object-goal", variant, seen, steps=8, time_limit_is_terminal=True)
 
 
-def _small_agents(protocol: Protocol) -> Iterator[AgentProtocol]:
-    if not isinstance(protocol, AgentProtocol):
+def _small_agents(protocol: Protocol) -> Iterator[PPOProtocol]:
+    if not isinstance(protocol, PPOProtocol):
         return
     small = dataclasses.replace(
         protocol, steps=16, environments=2, rollout=8, batch_size=16, epochs=1, lr=1e-3, encode_size=SIDE,
@@ -383,7 +383,7 @@ def _small_agents(protocol: Protocol) -> Iterator[AgentProtocol]:
     yield dataclasses.replace(small, fine_tune=True)
 
 
-def _play(engine: str, protocol: AgentProtocol, registry: Registry, way: Way, folder: Path) -> Numbers:
+def _play(engine: str, protocol: PPOProtocol, registry: Registry, way: Way, folder: Path) -> Numbers:
     setup = _setup(protocol, way, folder, registry)
     registry.get("engine", engine)().play(_small_net(), protocol, _Goal(), setup)
     return Numbers({}, _gradients(setup.work))
@@ -411,7 +411,7 @@ def _look(task: Task, protocol: Protocol, registry: Registry, way: Way, folder: 
 
 
 KINDS = (
-    AgentProtocol, DetectionProtocol, DiscoveryProtocol, ImageProtocol, ProxyProtocol, SegmentationProtocol, Suite,
+    PPOProtocol, DetectionProtocol, DiscoveryProtocol, ImageProtocol, ProxyProtocol, SegmentationProtocol, Suite,
 )  # fmt: skip
 
 

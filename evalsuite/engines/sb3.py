@@ -1,4 +1,4 @@
-"""Agents by stable-baselines3: its PPO, on worlds that are encoded once an observation, outside the policy."""
+"""Agents by stable-baselines3, on worlds that are encoded once an observation, outside the policy."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
@@ -30,14 +31,14 @@ from evalsuite.errors import UsageError
 from evalsuite.features.poolings import Encoder
 from evalsuite.files import atomic
 from evalsuite.preflight import Demand, afford
-from evalsuite.protocols import AgentProtocol, Arena, Played
+from evalsuite.protocols import AgentProtocol, Arena, Played, PPOProtocol
 from evalsuite.seeding import manual_seed
 from evalsuite.signals import signals
 from evalsuite.states import going_on_from, read_state
 from evalsuite.task import Setup
 from evalsuite.training import mix_seed
 
-__all__ = ["StableBaselines3"]
+__all__ = ["Encoded", "Policy", "StableBaselines3", "policy_arguments"]
 
 Array = npt.NDArray[Any]
 PIXELS, FEW_STEPS = 64 * 64, 64  # of a picture of a world; steps that are timed to estimate the whole
@@ -46,7 +47,11 @@ TRAIN, CURVE, FINAL, FILM = range(4)  # what a seed is for
 
 
 class StableBaselines3:
-    """PPO. The encoder runs in the worlds' wrapper, once an observation; the roll-out buffer holds its features."""
+    """The encoder runs in the worlds' wrapper, once an observation; the roll-out buffer holds its features.
+
+    The algorithm is that of the protocol: PPO of a :class:`PPOProtocol`. Another one is a protocol of its own and a
+    subclass whose :meth:`algorithm` knows it.
+    """
 
     name = "sb3"
     job = "play"
@@ -63,10 +68,23 @@ class StableBaselines3:
                 fix="--precision bf16-mixed or 32-true",
             )
         with _global_generators():
-            return _play(backbone, protocol, arena, setup, self.version())
+            return _play(backbone, protocol, arena, setup, self)
+
+    def algorithm(self, encoder: Encoder, worlds: Encoded, protocol: AgentProtocol, setup: Setup) -> OnPolicyAlgorithm:
+        """What learns by this protocol, on these worlds, its weights drawn anew.
+
+        Raises :class:`UsageError` for the protocol of an algorithm that this engine does not have.
+        """
+        if isinstance(protocol, PPOProtocol):
+            return _ppo(encoder, worlds, protocol, setup)
+        raise UsageError(
+            f"engine {self.name} does not learn by {protocol.id}",
+            cause=f"its protocol is a {type(protocol).__name__}, and this engine has PPO",
+            fix="--engine NAME of one that does, or a protocol of PPO",
+        )
 
 
-def _play(backbone: Backbone, protocol: AgentProtocol, arena: Arena, setup: Setup, engine: str) -> Played:
+def _play(backbone: Backbone, protocol: AgentProtocol, arena: Arena, setup: Setup, engine: StableBaselines3) -> Played:
     encoder = Encoder(
         backbone, setup.device, reads=protocol.reads, pooling=protocol.pooling, layers=protocol.layers,
         size=protocol.encode_size, precision=setup.precision,
@@ -76,10 +94,11 @@ def _play(backbone: Backbone, protocol: AgentProtocol, arena: Arena, setup: Setu
         return Encoded(arena.make(count, variant, encoder.observation), encoder, protocol)
 
     worlds = make(protocol.environments, protocol.variant)
-    agent = _agent(encoder, worlds, protocol, setup)
+    agent = engine.algorithm(encoder, worlds, protocol, setup)
+    _begin(agent, encoder, worlds, setup)
     tokens = [encoder.tokens, encoder.width]
     _check_unseen(worlds, make, protocol, encoder)
-    run = _Run(agent, worlds, encoder, f"{backbone.identity} {protocol.hash} {setup.seed} {engine}", setup)
+    run = _Run(agent, worlds, encoder, f"{backbone.identity} {protocol.hash} {setup.seed} {engine.version()}", setup)
     began = time.monotonic()
     _learn(run, protocol, setup, make)
     trained = time.monotonic()
@@ -115,8 +134,9 @@ def _check_unseen(
 def _learn(run: _Run, protocol: AgentProtocol, setup: Setup, make: Callable[[int, str], Encoded]) -> None:
     """Update after update; a test comes first, at the first update at or after each ``test_every`` steps, and last."""
     agent, taken = run.agent, run.resume()
+    update = agent.n_steps * agent.n_envs
     if not taken and setup.device.type == "cpu":
-        afford(_demand(protocol, setup), partial(_small_play, agent), setup.progress)
+        afford(_demand(agent, protocol, setup), partial(_small_play, agent), setup.progress)
     with setup.progress.track("play", protocol.steps, taken) as meter, signals() as told:
         while True:
             over = taken >= protocol.steps
@@ -130,7 +150,7 @@ def _learn(run: _Run, protocol: AgentProtocol, setup: Setup, make: Callable[[int
             if over:
                 break
             encoded = run.encoder.encoded
-            agent.learn(protocol.environments * protocol.rollout, reset_num_timesteps=False)
+            agent.learn(update, reset_num_timesteps=False)
             run.encoded += run.encoder.encoded - encoded
             taken = agent.num_timesteps
             meter.update(min(taken, protocol.steps), success=run.curve[-1]["success"])
@@ -140,9 +160,9 @@ def _learn(run: _Run, protocol: AgentProtocol, setup: Setup, make: Callable[[int
     run.save_if_due(stop=True)
 
 
-def _demand(protocol: AgentProtocol, setup: Setup) -> Demand:
+def _demand(agent: OnPolicyAlgorithm, protocol: AgentProtocol, setup: Setup) -> Demand:
     """What learning asks of the machine: time above all. A small step is as many whole minibatches of a few rounds."""
-    few = math.lcm(protocol.environments, protocol.batch_size)
+    few = math.lcm(agent.n_envs, getattr(agent, "batch_size", 1))
     few *= math.ceil(FEW_STEPS / few)
     return Demand(
         what=f"an agent by {protocol.id}", unit="steps", pixels=PIXELS, batch=1, at_once=few, few=few,
@@ -150,7 +170,7 @@ def _demand(protocol: AgentProtocol, setup: Setup) -> Demand:
     )  # fmt: skip
 
 
-def _small_play(agent: PPO, steps: int) -> Iterator[float]:
+def _small_play(agent: OnPolicyAlgorithm, steps: int) -> Iterator[float]:
     """So many steps and the update that they are for, in place of a whole roll-out: for a child process."""
     agent.n_steps = agent.rollout_buffer.buffer_size = steps // agent.n_envs
     agent.rollout_buffer.reset()
@@ -301,7 +321,9 @@ class _Heads(nn.Module):
         return found
 
 
-class _Policy(ActorCriticPolicy):
+class Policy(ActorCriticPolicy):
+    """Policy and value on pooled features, by the ``head`` of the protocol."""
+
     def __init__(self, *arguments: Any, head: Literal["mlp", "identity"], **named: Any) -> None:
         self._head: Literal["mlp", "identity"] = head
         super().__init__(*arguments, **named)
@@ -310,32 +332,42 @@ class _Policy(ActorCriticPolicy):
         self.mlp_extractor = _Heads(self.features_dim, self._head)  # type: ignore[assignment]  # same face, other layers
 
 
-def _agent(encoder: Encoder, worlds: Encoded, protocol: AgentProtocol, setup: Setup) -> PPO:
-    agent = PPO(
-        _Policy, worlds, learning_rate=protocol.lr, n_steps=protocol.rollout, batch_size=protocol.batch_size,
+def policy_arguments(encoder: Encoder, protocol: AgentProtocol) -> dict[str, Any]:
+    """The ``policy_kwargs`` of stable-baselines3 that :class:`Policy` takes, whatever the algorithm."""
+    return {
+        "features_extractor_class": _Pooled, "head": protocol.head,
+        "features_extractor_kwargs": {"encoder": encoder, "fine_tune": protocol.fine_tune},
+    }  # fmt: skip
+
+
+def _ppo(encoder: Encoder, worlds: Encoded, protocol: PPOProtocol, setup: Setup) -> PPO:
+    return PPO(
+        Policy, worlds, learning_rate=protocol.lr, n_steps=protocol.rollout, batch_size=protocol.batch_size,
         n_epochs=protocol.epochs, gamma=protocol.discount, gae_lambda=protocol.smoothing, clip_range=protocol.clip,
         ent_coef=protocol.entropy, vf_coef=protocol.value, max_grad_norm=protocol.clip_gradient,
         seed=setup.seed, device=setup.device,
         policy_kwargs={
-            "features_extractor_class": _Pooled, "head": protocol.head,
-            "features_extractor_kwargs": {"encoder": encoder, "fine_tune": protocol.fine_tune},
+            **policy_arguments(encoder, protocol),
             "optimizer_kwargs": {"eps": 1e-5, "fused": True},  # stable-baselines3's own Adam, in one call a step
         },
     )  # fmt: skip
+
+
+def _begin(agent: OnPolicyAlgorithm, encoder: Encoder, worlds: Encoded, setup: Setup) -> None:
+    """Before the first step: no log files, the encoder's own weights where it is trained, and seeded episodes."""
     agent.set_logger(Logger(folder=None, output_formats=[]))  # its own makes a folder for each run in /tmp
     trained = agent.policy.features_extractor.trained
     if isinstance(trained, nn.Module):  # stable-baselines3 draws all layers anew, those of the encoder too
         trained.load_state_dict(encoder.backbone.state_dict())
     agent._last_obs = worlds.begin(mix_seed(setup.seed, TRAIN))
     agent._last_episode_starts = np.ones(worlds.num_envs, dtype=bool)
-    return agent
 
 
 @dataclass
 class _Run:
     """A run's state between two updates, on disk: the same numbers follow whether it was read back or not."""
 
-    agent: PPO
+    agent: OnPolicyAlgorithm
     worlds: Encoded
     encoder: Encoder
     key: str
@@ -388,7 +420,7 @@ class _Run:
 # --- tests ------------------------------------------------------------------------------------------------------
 
 
-def _test(agent: PPO, worlds: Encoded, episodes: int, seed: int) -> tuple[Array, Array, Array]:
+def _test(agent: OnPolicyAlgorithm, worlds: Encoded, episodes: int, seed: int) -> tuple[Array, Array, Array]:
     """Success, return and length of as many episodes, counted by stable-baselines3 so that short ones gain nothing.
 
     They are in the order of worlds, and within a world of time: the k-th layout of a world does not depend on who
@@ -408,7 +440,7 @@ def _test(agent: PPO, worlds: Encoded, episodes: int, seed: int) -> tuple[Array,
     return np.array(success, dtype=bool), np.array(returns), np.array(lengths, dtype=np.int64)
 
 
-def _film(agent: PPO, world: Encoded, seed: int) -> npt.NDArray[np.uint8]:
+def _film(agent: OnPolicyAlgorithm, world: Encoded, seed: int) -> npt.NDArray[np.uint8]:
     """The frames of one episode."""
     frames, over = [], False
     with _own_torch_generator(mix_seed(seed, FILM)):
@@ -422,7 +454,7 @@ def _film(agent: PPO, world: Encoded, seed: int) -> npt.NDArray[np.uint8]:
 
 
 @contextmanager
-def _shown(agent: PPO, worlds: Encoded) -> Iterator[None]:
+def _shown(agent: OnPolicyAlgorithm, worlds: Encoded) -> Iterator[None]:
     """The policy takes what these worlds show, perhaps more or fewer vectors than those it learns in."""
     before, agent.policy.observation_space = agent.policy.observation_space, worlds.observation_space
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evalsuite.protocols.agents import AgentEngine, AgentProtocol, Arena, Played, ProxyProtocol, Reading
+from evalsuite.protocols.agents import AgentEngine, AgentProtocol, Arena, Played, PPOProtocol, ProxyProtocol, Reading
 from evalsuite.protocols.detection import Detected, DetectionEngine, DetectionProtocol
 from evalsuite.protocols.segmentation import SegmentationEngine, SegmentationProtocol, Segmented
 from evalsuite.protocols.training import JOBS, Job, Training, job
@@ -16,6 +16,7 @@ __all__ = [
     "DetectionEngine",
     "DetectionProtocol",
     "Job",
+    "PPOProtocol",
     "Played",
     "ProxyProtocol",
     "Reading",

@@ -15,7 +15,7 @@ from evalsuite.errors import UsageError
 from evalsuite.features.poolings import PoolingName
 from evalsuite.task import Protocol, Setup
 
-__all__ = ["AgentEngine", "AgentProtocol", "Arena", "Played", "ProxyProtocol", "Reading"]
+__all__ = ["AgentEngine", "AgentProtocol", "Arena", "PPOProtocol", "Played", "ProxyProtocol", "Reading"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,10 @@ class Reading(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class AgentProtocol(Reading):
-    """An agent that learns by PPO (Schulman et al. 2017) what to do from what an encoder tells it.
+    """An agent that learns what to do from an encoder's features, whatever algorithm it learns by.
 
-    ``steps`` are made in all by ``environments`` worlds at once; after ``rollout`` steps of each, ``epochs`` passes
-    are made over them in minibatches of ``batch_size``. ``discount`` is gamma, ``smoothing`` lambda of the advantages,
-    ``entropy`` and ``value`` weigh their losses. ``clip_gradient`` bounds the norm.
+    A subclass adds the hyper-parameters of an algorithm, and an engine learns by the one whose protocol it is given.
+    ``steps`` are made in all by ``environments`` worlds at once.
 
     ``head``: ``"mlp"`` is 64-64 ReLU shared by policy and value and 64 tanh each, ``"identity"`` nothing. With
     ``fine_tune`` the encoder is trained along by the same optimiser. ``time_limit_is_terminal``: value is not
@@ -57,6 +56,25 @@ class AgentProtocol(Reading):
 
     steps: int
     environments: int = 4
+    head: Literal["mlp", "identity"] = "mlp"
+    fine_tune: bool = False
+    test_every: int = 4000
+    curve_episodes: int = 100
+    test_episodes: int = 1000
+    time_limit_is_terminal: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOProtocol(AgentProtocol):
+    """An agent that learns by PPO (Schulman et al. 2017).
+
+    After ``rollout`` steps of each world, ``epochs`` passes are made over them in minibatches of ``batch_size``.
+    ``discount`` is gamma, ``smoothing`` lambda of the advantages, ``clip`` bounds the ratio of policies, ``entropy``
+    and ``value`` weigh their losses. ``clip_gradient`` bounds the norm.
+
+    Raises :class:`evalsuite.UsageError` where the steps of a roll-out are no whole number of minibatches.
+    """
+
     rollout: int = 512
     batch_size: int = 32
     epochs: int = 10
@@ -67,12 +85,6 @@ class AgentProtocol(Reading):
     entropy: float = 0.01
     value: float = 0.5
     clip_gradient: float = 0.5
-    head: Literal["mlp", "identity"] = "mlp"
-    fine_tune: bool = False
-    test_every: int = 4000
-    curve_episodes: int = 100
-    test_episodes: int = 1000
-    time_limit_is_terminal: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,7 +25,7 @@ from evalsuite.backbone import Backbone
 from evalsuite.errors import BackboneError, ResourceError, UsageError
 from evalsuite.features.poolings import Encoder
 from evalsuite.files import atomic
-from evalsuite.protocols import AgentProtocol, Arena, Played, ProxyProtocol, Reading
+from evalsuite.protocols import AgentProtocol, Arena, Played, PPOProtocol, ProxyProtocol, Reading
 from evalsuite.states import going_on_from, read_state
 from evalsuite.statistics import REPLICATES, iqm, over_seeds, stratified_bootstrap, weight_blocks
 from evalsuite.task import Metric, Outcome, Protocol, Setup, Task, evaluate
@@ -55,7 +55,7 @@ LOOKS = (
 def _recipes(counts: tuple[int, ...], looks: tuple[str, ...], short: int, **own: Any) -> tuple[Reading, ...]:
     """The protocols all tasks here share; ``counts`` are numbers of objects that were not learnt."""
     unseen = (*looks, *(f"objects-{n}" for n in counts))
-    paper = AgentProtocol(id="ppo-2m", version=1, steps=2_000_000, unseen=unseen, **own)
+    paper = PPOProtocol(id="ppo-2m", version=1, steps=2_000_000, unseen=unseen, **own)
     return (
         paper,
         replace(paper, id="ppo-short", steps=short, test_every=10_240, curve_episodes=50, test_episodes=300),

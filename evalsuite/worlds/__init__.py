@@ -21,6 +21,7 @@ from evalsuite.worlds.environments import (
 )
 from evalsuite.worlds.objects import COLOURS, SCALES, Rules, World
 from evalsuite.worlds.reaching import ReachingRules, ReachingWorld
+from evalsuite.worlds.rewarded import Rewarded
 from evalsuite.worlds.sprites import SHAPES
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "ObjectsVector",
     "ReachingRules",
     "ReachingWorld",
+    "Rewarded",
     "Rules",
     "World",
     "observation_space",

@@ -8,7 +8,7 @@ from evalsuite_objects.zoo import build
 
 from evalsuite.engines.sb3 import StableBaselines3
 from evalsuite.progress import Progress
-from evalsuite.protocols import AgentProtocol
+from evalsuite.protocols import PPOProtocol
 from evalsuite.task import Setup
 from evalsuite.testing import check_backbone
 from evalsuite.worlds import ObjectsVector
@@ -66,7 +66,7 @@ class Arena:
 
 @pytest.mark.parametrize(("name", "pooling"), [("cnn", "identity"), ("cnn-map", "transformer"), ("multi-cnn", "mlp")])
 def test_an_agent_trains_them_along(name, pooling, registry, tmp_path):
-    protocol = AgentProtocol(
+    protocol = PPOProtocol(
         id="tiny", version=1, steps=32, environments=2, rollout=16, batch_size=16, epochs=1, pooling=pooling,
         fine_tune=True, variant="objects-1", test_every=32, curve_episodes=1, test_episodes=1,
     )  # fmt: skip

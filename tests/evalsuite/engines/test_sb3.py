@@ -12,19 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stable_baselines3 import A2C
 from torch import Tensor, nn
 
 from evalsuite.backbone import Backbone, BackboneSpec, Features
-from evalsuite.engines.sb3 import StableBaselines3
-from evalsuite.errors import UsageError
+from evalsuite.engines.sb3 import Policy, StableBaselines3, policy_arguments
+from evalsuite.errors import PluginError, UsageError
 from evalsuite.hooks import load
 from evalsuite.preflight import TooLarge
 from evalsuite.progress import Meter, Progress
-from evalsuite.protocols import AgentProtocol, Played
+from evalsuite.protocols import AgentProtocol, Played, PPOProtocol
 from evalsuite.task import Setup
-from evalsuite.worlds import ObjectsVector
+from evalsuite.worlds import ObjectsVector, Rewarded
 
-TINY = AgentProtocol(
+TINY = PPOProtocol(
     id="tiny", version=1, steps=192, environments=2, rollout=32, batch_size=16, epochs=2, pooling="mlp", lr=1e-3,
     test_every=64, curve_episodes=4, test_episodes=6, variant="objects-1", encode_size=32,
 )  # fmt: skip
@@ -50,7 +51,7 @@ def encoder() -> Backbone:
     return Backbone(Net(), spec).eval()
 
 
-def setup(work: Path, protocol: AgentProtocol, progress: Progress | None = None) -> Setup:
+def setup(work: Path, protocol: PPOProtocol, progress: Progress | None = None) -> Setup:
     work.mkdir(exist_ok=True)
     return Setup(
         protocol=protocol,
@@ -61,7 +62,7 @@ def setup(work: Path, protocol: AgentProtocol, progress: Progress | None = None)
     )
 
 
-def play(work: Path, protocol: AgentProtocol = TINY, progress: Progress | None = None) -> Played:
+def play(work: Path, protocol: PPOProtocol = TINY, progress: Progress | None = None) -> Played:
     torch.manual_seed(0)
     return StableBaselines3().play(encoder(), protocol, Arena(), setup(work, protocol, progress))
 
@@ -213,7 +214,7 @@ def test_minibatches_must_divide_the_rollout():
 def test_an_agent_that_sees_the_state_learns_to_reach_one_object(tmp_path: Path):
     from evalsuite_objects.zoo import build
 
-    protocol = AgentProtocol(
+    protocol = PPOProtocol(
         id="learn", version=1, steps=40_960, variant="objects-1", pooling="mlp", batch_size=128, lr=1e-3,
         test_every=40_960, curve_episodes=100, test_episodes=200,
     )  # fmt: skip
@@ -225,3 +226,93 @@ def test_an_agent_that_sees_the_state_learns_to_reach_one_object(tmp_path: Path)
     found = StableBaselines3().play(build("state").eval(), protocol, Long(), setup(tmp_path, protocol))
     assert found.curve[0]["success"] < 0.75
     assert found.successes["objects-1"].mean() > 0.9
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Critic(AgentProtocol):
+    """The protocol of another algorithm: A2C (Mnih et al. 2016)."""
+
+    rollout: int = 8
+    lr: float = 1e-3
+
+
+class WithA2C(StableBaselines3):
+    def algorithm(self, encoder, worlds, protocol, setup):
+        if not isinstance(protocol, Critic):
+            return super().algorithm(encoder, worlds, protocol, setup)
+        return A2C(
+            Policy, worlds, learning_rate=protocol.lr, n_steps=protocol.rollout, seed=setup.seed, device=setup.device,
+            policy_kwargs=policy_arguments(encoder, protocol),
+        )  # fmt: skip
+
+
+A2C_TINY = Critic(
+    id="a2c", version=1, steps=64, environments=2, pooling="mlp", test_every=32, curve_episodes=2, test_episodes=2,
+    variant="objects-1", encode_size=32,
+)  # fmt: skip
+
+
+def test_another_algorithm_is_a_protocol_and_a_subclass(tmp_path: Path):
+    torch.manual_seed(0)
+    played = WithA2C().play(encoder(), A2C_TINY, Arena(), setup(tmp_path, A2C_TINY))
+    assert [point["steps"] for point in played.curve] == [0, 32, 64]
+    assert played.details["encoded"] == played.details["steps"] == 64
+
+
+def test_a_protocol_of_an_algorithm_that_it_does_not_have_is_refused(tmp_path: Path):
+    with pytest.raises(UsageError, match="engine sb3 does not learn by a2c") as refusal:
+        play(tmp_path, A2C_TINY)
+    assert "a Critic" in refusal.value.cause
+
+
+def brightness(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """A made-up reward: how much redder the picture is than before."""
+    return (after[..., 0].mean(axis=(1, 2)) - before[..., 0].mean(axis=(1, 2))) / 255
+
+
+def test_a_reward_of_what_is_seen_replaces_the_worlds_own():
+    worlds, bare = Rewarded(Arena(), brightness).make(3, "objects-1", "image"), Arena().make(3, "objects-1", "image")
+    before, ends = worlds.reset(seed=4)[0], 0
+    assert np.array_equal(before, bare.reset(seed=4)[0])
+    rng = np.random.default_rng(0)
+    for _ in range(45):  # episodes end after at most 20 steps
+        actions = rng.integers(0, worlds.single_action_space.n, 3)
+        seen, rewards, ended, late, info = worlds.step(actions)
+        same, _, *over, told = bare.step(actions)
+        assert np.array_equal(seen, same)
+        assert np.array_equal([ended, late], over)
+        after = seen.copy()
+        for place in np.flatnonzero(ended | late):
+            ends += 1
+            after[place] = info["final_obs"][place]
+            assert np.array_equal(after[place], told["final_obs"][place])
+        assert rewards.tolist() == brightness(before, after).tolist()
+        before = seen.copy()
+    assert ends >= 6
+
+
+def test_an_agent_with_another_reward_resumes_and_leaves_the_backbone_alone(tmp_path: Path, whole: Played):
+    def learn(work: Path, progress: Progress | None = None) -> Played:
+        torch.manual_seed(0)
+        backbone = encoder()
+        before = backbone.identity
+        played = StableBaselines3().play(
+            backbone, TINY, Rewarded(Arena(), brightness), setup(work, TINY, progress)
+        )  # fmt: skip
+        assert backbone.identity == before
+        return played
+
+    straight = learn(tmp_path / "whole")
+    assert straight.curve[0]["length"] == whole.curve[0]["length"]
+    assert [p["return"] for p in straight.curve] != [p["return"] for p in whole.curve]
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path / "killed", _Killed(2, "kill"))
+    assert learn(tmp_path / "killed").curve == straight.curve
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(2), np.full(3, np.nan), np.zeros((3, 1))])
+def test_a_reward_that_is_not_a_number_a_world_is_refused(wrong: np.ndarray):
+    worlds = Rewarded(Arena(), lambda before, after: wrong).make(3, "objects-1", "image")
+    worlds.reset(seed=0)
+    with pytest.raises(PluginError, match="no 3 finite numbers"):
+        worlds.step(np.zeros(3, dtype=np.int64))
