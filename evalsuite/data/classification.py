@@ -43,7 +43,7 @@ from evalsuite.data.images import (
     read_rgb,
     same_names,
 )
-from evalsuite.data.learning import ImageRows, Learning, PixelRows, rows_by_name
+from evalsuite.data.learning import ImageRows, Learning, PixelRows, by_roles, rows_by_name
 from evalsuite.data.reading import Contents
 from evalsuite.data.tables import COLUMNS, ImageList, read_image_list
 from evalsuite.errors import DataError, UsageError
@@ -632,6 +632,7 @@ class Csv(ClassificationSource):
     """
 
     options: tuple[tuple[str, str], ...] = ()
+    images_only: bool = False  # a list need not have labels
 
     name = "csv"
     serves: ClassVar[tuple[str, ...]] = ("classify", "classify-multilabel")
@@ -643,7 +644,7 @@ class Csv(ClassificationSource):
 
     @property
     def key(self) -> Hashable:
-        return type(self), self.options
+        return type(self), self.options, self.images_only
 
     def configured(self, options: str) -> Csv:
         found = dict(parse_qsl(options, keep_blank_values=True))
@@ -684,6 +685,10 @@ class Csv(ClassificationSource):
             listed.notes if split == known[0] else (),
         )  # fmt: skip
 
+    def learning(self, path: Path) -> Learning:
+        """As of all layouts; of a list without labels all images, unless it names their splits."""
+        return by_roles(dataclasses.replace(self, images_only=True), path)
+
     def roles(self, path: Path) -> Mapping[str, str]:
         """As of all layouts; but a test split without a label is none to score on where there is a val."""
         found = super().roles(path)
@@ -693,15 +698,19 @@ class Csv(ClassificationSource):
         return {role: split for role, split in found.items() if role != "test"} if withheld else found
 
     def _read(self, path: Path) -> tuple[ImageList, Names]:
-        return _image_list(path, state(path), self.options)
+        return _image_list(path, state(path), self.options, self.images_only)
 
 
 @lru_cache(maxsize=4)
-def _image_list(path: Path, state: State, options: tuple[tuple[str, str], ...]) -> tuple[ImageList, Names]:
+def _image_list(
+    path: Path, state: State, options: tuple[tuple[str, str], ...], unlabelled: bool
+) -> tuple[ImageList, Names]:
     """A list, and the split of each row: its own, or by hash."""
-    found = read_image_list(path, dict(options))
+    found = read_image_list(path, dict(options), unlabelled=unlabelled)
     if found.splits is not None:
         return found, _names(found.splits)
+    if not found.classes:
+        return found, _names(["train"] * len(found.paths))
     groups = None if found.groups is None else _names(found.groups)
     return found, split_by_hash(_names(found.paths), np.asarray(found.labels), groups)
 

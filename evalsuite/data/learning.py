@@ -19,7 +19,7 @@ from evalsuite.data.digests import digests, joined
 from evalsuite.data.images import read_rgb
 from evalsuite.errors import DataError, UsageError
 
-__all__ = ["FileRows", "ImageRows", "Learning", "PixelRows", "rows_by_name", "rows_of_files"]
+__all__ = ["FileRows", "ImageRows", "Learning", "PixelRows", "by_roles", "rows_by_name", "rows_of_files"]
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]

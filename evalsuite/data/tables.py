@@ -132,26 +132,29 @@ class ImageList:
     notes: tuple[str, ...]
 
 
-def read_image_list(path: Path, options: Mapping[str, str]) -> ImageList:
-    """A list with a column of paths, and of labels, or one of marks a label.
+def read_image_list(path: Path, options: Mapping[str, str], *, unlabelled: bool = False) -> ImageList:
+    """A list with a column of paths, and of labels, or one of marks a label. ``unlabelled``: there may be no labels;
+    they are -1 then, of no classes.
 
     ``options`` say which columns they are: ``path``, ``label`` (several, with commas between, are marks), ``group``,
     ``split``; and ``root``, the folder that paths count from, itself counted from the list's own. Columns that are not
     named are taken by their usual names. Raises :class:`DataError` for a table without them or with wrong cells, and
     :class:`UsageError` where an option names what is not there.
     """
-    return _Reader(read_table(path), options).read()
+    return _Reader(read_table(path), options, unlabelled).read()
 
 
 @dataclass(frozen=True)
 class _Reader:
     table: Table
     options: Mapping[str, str]
+    unlabelled: bool
 
     def read(self) -> ImageList:
         several = self._several()
         chosen = {role: self._column(role) for role in COLUMNS if role != "label" or not several}
-        if chosen["path"] is None or not (several or chosen["label"]):
+        labelled = bool(several or chosen["label"])
+        if chosen["path"] is None or not (labelled or self.unlabelled):
             raise self._unclear("path" if chosen["path"] is None else "label")
         if several and "label" in map(str.lower, self.table.columns) and "label" not in self.options:
             raise DataError(
@@ -165,7 +168,7 @@ class _Reader:
             )
         notes = self._choices(chosen, several)
         paths = self._paths(str(chosen["path"]))
-        labels, classes, told = self._marks(several) if several else self._classes(str(chosen["label"]))
+        labels, classes, told = self._labels(several, chosen["label"])
         if several and self._one_hot() == several:
             labels = labels.argmax(1)
             told = [f"columns {', '.join(several[:5])} have one 1 a row: they are taken as classes"]
@@ -302,6 +305,14 @@ class _Reader:
                 cause=f"it has {len(names)} different numbers in {len(self.table.rows)} rows, such as {fractions[0]}",
                 fix="divide them into classes, or name another column: csv:PATH?label=COLUMN",
             )
+
+    def _labels(
+        self, several: Sequence[str], column: str | None
+    ) -> tuple[NDArray[np.int64], tuple[str, ...], list[str]]:
+        """Labels, classes and what is told of them: of columns of marks, of one of classes, or of neither."""
+        if several:
+            return self._marks(several)
+        return self._classes(column) if column else (np.full(len(self.table.rows), -1), (), [])
 
     def _marks(self, columns: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...], list[str]]:
         marks = [[self._mark(i, cell) for i, cell in enumerate(self.table.column(name))] for name in columns]

@@ -114,6 +114,33 @@ def test_the_fingerprint_is_of_names_contents_and_labels(tmp_path):
     assert parse(f"folder:{tmp_path / 'b'}").train.fingerprint != first
 
 
+FINGERPRINTS = {
+    "folder:{}/folder": "41e24cda8b1738daf2016f5debf56ee7c816200c178c8efce3c1980aa6e133d1",
+    "imagenet:{}/folder": "41e24cda8b1738daf2016f5debf56ee7c816200c178c8efce3c1980aa6e133d1",
+    "npz:{}/rgb.npz": "e858f6483d4bc6c2dafd2293a100f559c20e46230426308bbe39b95195138b97",
+    "npz:{}/grey.npz": "99bf2b1c6397fa443a6f357aea38baeaa42c697a67346639880392b13e929c9d",
+    "stl10:{}/stl": "761695a4a9b036b1ff47a9d195f0b311de00129808a4a4d866fe33a07b7d1044",
+    "worlds:object-goal/ocr-color1:20": "35fee68e8855fc2174cab1192638077b5eed936ed37e81cf5517ec135d63acba",
+}
+
+
+def test_fingerprints_are_pinned_for_runs_that_were_begun_resume_by_them(tmp_path):
+    counted = np.arange(2 * 27648, dtype=np.uint64).astype(np.uint8)
+    shown = counted[: 4 * 8 * 8 * 3].reshape(4, 8, 8, 3)
+    for row, name in enumerate(("a/2", "b/1", "a/10", "c")):
+        file = tmp_path / "folder" / f"{name}.ppm"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"P6 8 8 255\n" + shown[row].tobytes())
+    np.savez(tmp_path / "rgb.npz", image=shown, label=np.arange(4))
+    np.savez(tmp_path / "grey.npz", images=shown[..., 0])
+    (tmp_path / "stl").mkdir()
+    for split in ("train", "test"):
+        counted.tofile(tmp_path / "stl" / f"{split}_X.bin")
+        np.array([1, 2], np.uint8).tofile(tmp_path / "stl" / f"{split}_y.bin")
+    counted[:27648].tofile(tmp_path / "stl" / "unlabeled_X.bin")
+    assert {text: parse(text.format(tmp_path)).train.fingerprint for text in FINGERPRINTS} == FINGERPRINTS
+
+
 def test_an_empty_folder_and_one_without_images_are_refused(tmp_path):
     with pytest.raises(DataError, match="holds no image") as empty:
         parse(f"folder:{tmp_path}")

@@ -15,7 +15,7 @@ from evalsuite import hooks, runner
 from evalsuite.data import Source, parse, source
 from evalsuite.data.chexpert import Chexpert
 from evalsuite.data.cifar import Stl10
-from evalsuite.data.classification import Csv, Folder, Npz
+from evalsuite.data.classification import ClassificationSource, Csv, Folder, Npz
 from evalsuite.data.coco import Coco
 from evalsuite.data.covidx import Covidx
 from evalsuite.data.frames import Worlds
@@ -54,7 +54,9 @@ WITHOUT = (
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(WITHOUT)))
 def test_every_layout_is_learnt_from(name: str, shelf: Registry, tmp_path: Path) -> None:
-    path = source(shelf, name).demo(tmp_path, images=24)
+    layout = source(shelf, name)
+    labelled = isinstance(layout, ClassificationSource) and name != "voc07-cls"
+    path = layout.demo(tmp_path, images=24 if labelled else 4)  # scenes take long to draw; 24 have all classes
     found = learnt(f"{name}:{path}", shelf)
     assert len(found.train) >= 4
     assert len(set(found.train.ids)) == len(found.train)
@@ -80,7 +82,7 @@ def test_classes_are_labels_and_several_labels_are_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", [Coco(official=False), Voc(official=False)])
 def test_images_of_boxes_have_no_labels_and_the_other_split_is_held_out(layout: Source[Any], tmp_path: Path) -> None:
-    path = layout.demo(tmp_path, images=24)
+    path = layout.demo(tmp_path, images=4)
     found = layout.learning(path)
     roles = layout.roles(path)
     assert isinstance(found.train, FileRows)
@@ -104,6 +106,24 @@ def test_rows_are_in_the_order_of_their_names_and_a_list_keeps_its_labels(
     assert bank is not None
     assert queries is not None
     assert (len(bank), len(queries)) == (2, 1)
+
+
+def test_a_list_need_not_have_labels_to_be_learnt_from(tmp_path: Path, noise: Callable[..., None]) -> None:
+    for seed in range(5):
+        noise(tmp_path / f"{seed}.png", seed=seed)
+    (tmp_path / "a.csv").write_text("path\n" + "".join(f"{i}.png\n" for i in range(5)))
+    (tmp_path / "b.csv").write_text(
+        "path,split\n" + "".join(f"{i}.png,{'test' if i > 2 else 'train'}\n" for i in range(5))
+    )
+    whole, divided = (Csv().learning(tmp_path / f"{name}.csv") for name in "ab")
+    assert whole.train.labels.tolist() == [-1] * 5
+    assert whole.held_out is None
+    assert divided.train.ids == ["0.png", "1.png", "2.png"]
+    assert divided.held_out is not None
+    assert len(divided.held_out) == 2
+    for name in "ab":
+        with pytest.raises(DataError, match="label"):
+            Csv().pair(tmp_path / f"{name}.csv")
 
 
 def test_the_only_split_there_is_can_be_learnt_from(
