@@ -168,7 +168,7 @@ class _Reader:
             )
         notes = self._choices(chosen, several)
         paths = self._paths(str(chosen["path"]))
-        labels, classes, told = self._labels(several, chosen["label"])
+        labels, classes, told = self._labels(several, chosen.get("label"))
         if several and self._one_hot() == several:
             labels = labels.argmax(1)
             told = [f"columns {', '.join(several[:5])} have one 1 a row: they are taken as classes"]
