@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from evalsuite.errors import BackboneError, Refusal
 from evalsuite.files import atomic
-from evalsuite.options import NAME, OptionError, Side, check, offline, sayable
+from evalsuite.options import NAME, OptionError, Side, by_content, check, file_digest, offline, sayable
 from evalsuite.results import Json
 
 if TYPE_CHECKING:
@@ -297,9 +297,15 @@ class Backbone(nn.Module):
     @property
     def identity(self) -> str:
         """What tells these weights from others, a sha256: of the tensors (:attr:`digest`), or, while they are what
-        :meth:`drawn` saw, of how they were drawn. The same weights, the same identity."""
+        :meth:`drawn` saw, of how they were drawn. The same weights, the same identity; files that options name are
+        part of it, by content."""
         digest = self.digest
-        return self._drawn[1] if self._drawn is not None and self._drawn[0] == digest else digest
+        if self._drawn is not None and self._drawn[0] == digest:
+            return self._drawn[1]
+        options = dict(self.spec.options)
+        held = by_content(options)
+        named = {name: held[name] for name, value in options.items() if held[name] != _plain(value)}
+        return hashlib.sha256(json.dumps([digest, named], sort_keys=True).encode()).hexdigest() if named else digest
 
     def drawn(self, seed: int, file: str = "") -> Backbone:
         """Note, in place, that the weights are fresh ones drawn from ``seed``, but for those of a file, by its sha256.
@@ -309,7 +315,7 @@ class Backbone(nn.Module):
         and the code that draws.
         """
         recipe = {
-            "arch": self.spec.arch, "options": self.spec.to_json()["options"], "seed": seed,
+            "arch": self.spec.arch, "options": by_content(self.spec.to_json()["options"]), "seed": seed,
             "file": file,
             "tensors": {k: f"{v.dtype} {tuple(v.shape)}" for k, v in self.net.state_dict().items()},
             "code": _initialisers(self.net),
@@ -490,14 +496,17 @@ def source_digest(modules: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for name in sorted(modules):
         path = getattr(sys.modules.get(name), "__file__", None)
-        digest.update(f"{name} {_file_digest(path, os.stat(path).st_mtime_ns) if path else ''}\n".encode())
+        digest.update(f"{name} {file_digest(path) if path else ''}\n".encode())
     return digest.hexdigest()
 
 
-@lru_cache(maxsize=1024)
-def _file_digest(path: str, mtime: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _plain(value: Any) -> Any:
+    """A value as :func:`by_content` gives one that names no file."""
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def build(arch: str, registry: Registry, **options: Any) -> Backbone:

@@ -8,8 +8,10 @@ set only what is declared, only of types that are no free text, and never what :
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
+import os
 import sys
 import threading
 import types
@@ -22,8 +24,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 __all__ = [
-    "LOADING", "NAME", "Blocks", "OptionError", "Share", "Side", "Width", "Word", "check", "declared_by_name",
-    "offline", "sayable",
+    "LOADING", "NAME", "Blocks", "OptionError", "Share", "Side", "Width", "Word", "by_content", "check",
+    "declared_by_name", "file_digest", "offline", "sayable",
 ]  # fmt: skip
 
 Builder = Callable[..., Any]
@@ -46,6 +48,44 @@ LARGEST = 1 << 14  # of a number without bounds of its own that a file sets
 LONGEST = 64  # items of a list, likewise
 CONTAINERS = (list, tuple, dict, Sequence, Mapping)
 NETWORK = frozenset({"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"})
+
+
+def by_content(options: Any) -> Any:
+    """Options with what names a file in place replaced by a digest of what it holds, so that the same path with other
+    content is another option, and a copy elsewhere the same.
+
+    A path, and a text with a separator or a suffix, counts as a name where there is such a file, or a folder, of which
+    all files count with their places in it. Lists and dicts are looked into.
+    """
+    if isinstance(options, Mapping):
+        return {name: by_content(value) for name, value in options.items()}
+    if isinstance(options, list | tuple):
+        return [by_content(value) for value in options]
+    if not isinstance(options, str | os.PathLike):
+        return options
+    text = os.fspath(options)
+    looks = isinstance(options, os.PathLike) or os.sep in text or bool(os.path.splitext(text)[1])
+    if not looks or "\0" in text or len(text) > 4096:
+        return text
+    if os.path.isfile(text):
+        return f"sha256:{file_digest(text)}"
+    if os.path.isdir(text):
+        inside = sorted(os.path.join(folder, name) for folder, _, names in os.walk(text) for name in names)
+        files = [(os.path.relpath(path, text), file_digest(path)) for path in inside if os.path.isfile(path)]
+        return f"sha256:{hashlib.sha256(json.dumps(files).encode()).hexdigest()}"
+    return text
+
+
+def file_digest(path: str) -> str:
+    """The sha256 of a regular file; each state of it is read once."""
+    state = os.stat(path)
+    return _digest(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=1024)
+def _digest(path: str, mtime: int, size: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class OptionError(ValueError):

@@ -45,6 +45,7 @@ from evalsuite.features.encoder import AUTOCAST, FIRST_BATCH, Encoder, ImageSet,
 from evalsuite.features.outputs import Output
 from evalsuite.features.preprocess import Preprocess
 from evalsuite.files import atomic, write_text
+from evalsuite.options import by_content
 from evalsuite.progress import Progress
 from evalsuite.signals import signals
 
@@ -249,7 +250,7 @@ class Cache:
         common = {
             "format": FORMAT,
             "weights": backbone.identity,
-            "spec": backbone.spec.to_json(),
+            "spec": backbone.spec.to_json() | {"options": by_content(dict(backbone.spec.options))},
             "code": _code(backbone),
             "kind": job.kind,
             "preprocess": None if job.preprocess is None else dataclasses.asdict(job.preprocess),

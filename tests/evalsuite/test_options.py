@@ -11,13 +11,16 @@ from typing import Annotated, Any, Literal, TypedDict, Unpack
 
 import pytest
 import timm
+import torch
 from evalsuite_objects import zoo
 from pydantic import Field
 from timm.models import build_model_with_cfg
+from torch import nn
 
+from evalsuite.backbone import Backbone, BackboneSpec
 from evalsuite.backbones import small_zoo, timm_zoo, torchvision_zoo
 from evalsuite.checkpoints import configs
-from evalsuite.options import LOADING, OptionError, check, declared_by_name, offline, sayable
+from evalsuite.options import LOADING, OptionError, by_content, check, declared_by_name, offline, sayable
 
 ZOOS = {
     "timm": timm_zoo.build, "torchvision": torchvision_zoo.build, "small": small_zoo.build, "objects": zoo.build,
@@ -134,3 +137,51 @@ def test_offline_no_host_is_reached_from_this_thread():
         with pytest.raises(OptionError, match="network"):
             socket.getaddrinfo("localhost", 80)
     assert json.dumps(socket.getaddrinfo("127.0.0.1", 80)[0][4]) == '["127.0.0.1", 80]'
+
+
+# --- options that name files
+
+
+def test_what_names_a_file_counts_by_its_content(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one, copy, folder = tmp_path / "words.txt", tmp_path / "again.txt", tmp_path / "parts"
+    one.write_text("a b")
+    copy.write_text("a b")
+    folder.mkdir()
+    (folder / "x").write_text("1")
+    (tmp_path / "avg").write_text("no file is meant by a bare word")
+    plain = {
+        "pool": "avg",
+        "depth": 3,
+        "gain": 0.5,
+        "name": "none.txt",
+        "far": "/no/such/file",
+        "flag": True,
+        "off": None,
+    }
+    assert by_content(plain) == plain
+    first = by_content({"table": str(one), "more": [one, {"deep": "words.txt"}], "folder": str(folder)})
+    assert first["table"] == first["more"][0] == first["more"][1]["deep"] == by_content(copy)
+    assert first["table"].startswith("sha256:")
+    one.write_text("a c")
+    (folder / "x").write_text("2")
+    later = by_content({"table": str(one), "folder": str(folder)})
+    assert later["table"] != first["table"]
+    assert later["folder"] != first["folder"]
+    assert by_content("\0/x") == "\0/x"
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_a_backbone_is_known_by_the_content_of_the_files_of_its_options(tmp_path, seed):
+    table = tmp_path / "table.txt"
+
+    def make(text, path=table):
+        path.write_text(text)
+        torch.manual_seed(0)
+        spec = BackboneSpec("eye", 3, {}, frozenset({"pooled"}), {"table": str(path)}, image_size=(8, 8))
+        backbone = Backbone(nn.Linear(2, 2), spec)
+        return backbone if seed is None else backbone.drawn(seed)
+
+    one = make("a").identity
+    assert make("a").identity == one == make("a", tmp_path / "copy.txt").identity
+    assert make("b").identity != one
