@@ -96,6 +96,7 @@ class ObjectDiscovery(Task):
     metrics = (*MASKS, *PROPERTIES)
     primary = "fg_ari"
     needs = frozenset[str]()
+    shows = frozenset({"image", "state"})
     protocols = (
         DISCOVERY,
         replace(DISCOVERY, id="properties", masks=False),

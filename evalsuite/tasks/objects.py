@@ -82,6 +82,7 @@ class _Objects(Task):
     metrics = (Metric("success"), Metric("area"), GENERALISATION)
     primary = "success"
     needs = frozenset[str]()
+    shows = frozenset({"image", "state"})
     engines = ("sb3",)
     protocols: ClassVar[tuple[Reading, ...]]
 
@@ -469,6 +470,7 @@ class ObjectCentric(Task):
     metrics = (Metric("success"), Metric("iqm"), Metric("area"), GENERALISATION, *map(Metric, PARTS))
     primary = "success"
     needs = frozenset[str]()
+    shows = frozenset({"image", "state"})
     engines = ("sb3",)
     protocols = (
         Suite(id="ppo-2m", version=1),
