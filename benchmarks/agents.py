@@ -29,7 +29,7 @@ from torch import Tensor
 
 from evalsuite.backbone import build
 from evalsuite.engines.sb3 import Encoded
-from evalsuite.features.poolings import Encoder
+from evalsuite.features.poolings import ObservationEncoder
 from evalsuite.hooks import load
 from evalsuite.protocols import PPOProtocol
 from evalsuite.tasks.objects import ObjectGoal
@@ -109,7 +109,7 @@ def _together(steps: int = 300) -> float:
 class _Inside(BaseFeaturesExtractor):
     """Encoder and pooling as the policy's own."""
 
-    def __init__(self, space: Box, encoder: Encoder, inside: bool) -> None:
+    def __init__(self, space: Box, encoder: ObservationEncoder, inside: bool) -> None:
         pool = encoder.pool()
         super().__init__(space, int(pool.width))  # type: ignore[arg-type]  # every pooling has one
         self.pool, self.inside, self.seen = pool, inside, 0
@@ -150,10 +150,10 @@ def _encoder(side: int, rollout: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _agent(inside: bool, side: int, rollout: int) -> tuple[PPO, Encoder]:
+def _agent(inside: bool, side: int, rollout: int) -> tuple[PPO, ObservationEncoder]:
     torch.manual_seed(0)
     backbone = build("timm:resnet18", load(environ={"EVALSUITE_PLUGINS": ""}).registry).eval()
-    encoder = Encoder(backbone, torch.device("cpu"), reads="pooled", size=side)
+    encoder = ObservationEncoder(backbone, torch.device("cpu"), reads="pooled", size=side)
     published = next(p for p in ObjectGoal.protocols if isinstance(p, PPOProtocol))
     protocol = replace(published, fine_tune=inside)  # shows the images themselves
     worlds = Encoded(ObjectsVector(4, TASK), encoder, protocol)
@@ -169,7 +169,7 @@ def _agent(inside: bool, side: int, rollout: int) -> tuple[PPO, Encoder]:
     return agent, encoder
 
 
-def _asked(agent: PPO, encoder: Encoder) -> int:
+def _asked(agent: PPO, encoder: ObservationEncoder) -> int:
     """How many observations were encoded, here or there."""
     extractor = agent.policy.features_extractor
     assert isinstance(extractor, _Inside)

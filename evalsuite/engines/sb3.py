@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from evalsuite.backbone import Backbone
 from evalsuite.errors import UsageError
-from evalsuite.features.poolings import Encoder
+from evalsuite.features.poolings import ObservationEncoder
 from evalsuite.files import atomic
 from evalsuite.preflight import Demand, afford
 from evalsuite.protocols import AgentProtocol, Arena, Played, PPOProtocol
@@ -70,7 +70,9 @@ class StableBaselines3:
         with _global_generators():
             return _play(backbone, protocol, arena, setup, self)
 
-    def algorithm(self, encoder: Encoder, worlds: Encoded, protocol: AgentProtocol, setup: Setup) -> OnPolicyAlgorithm:
+    def algorithm(
+        self, encoder: ObservationEncoder, worlds: Encoded, protocol: AgentProtocol, setup: Setup
+    ) -> OnPolicyAlgorithm:
         """What learns by this protocol, on these worlds, its weights drawn anew.
 
         Raises :class:`UsageError` for the protocol of an algorithm that this engine does not have.
@@ -85,7 +87,7 @@ class StableBaselines3:
 
 
 def _play(backbone: Backbone, protocol: AgentProtocol, arena: Arena, setup: Setup, engine: StableBaselines3) -> Played:
-    encoder = Encoder(
+    encoder = ObservationEncoder(
         backbone, setup.device, reads=protocol.reads, pooling=protocol.pooling, layers=protocol.layers,
         size=protocol.encode_size, precision=setup.precision,
     )  # fmt: skip
@@ -118,7 +120,7 @@ def _play(backbone: Backbone, protocol: AgentProtocol, arena: Arena, setup: Setu
 
 
 def _check_unseen(
-    worlds: Encoded, make: Callable[[int, str], Encoded], protocol: AgentProtocol, encoder: Encoder
+    worlds: Encoded, make: Callable[[int, str], Encoded], protocol: AgentProtocol, encoder: ObservationEncoder
 ) -> None:
     """Refuse variants that show another number of vectors than the pooling takes, before anything is learnt."""
     for variant in protocol.unseen:
@@ -190,7 +192,7 @@ class Encoded(VecEnv):
     given only where value is bootstrapped from it.
     """
 
-    def __init__(self, worlds: Any, encoder: Encoder, protocol: AgentProtocol) -> None:
+    def __init__(self, worlds: Any, encoder: ObservationEncoder, protocol: AgentProtocol) -> None:
         self.worlds, self.encoder, self.protocol = worlds, encoder, protocol
         self.bare = protocol.fine_tune
         self.start = 0  # the seed of the episodes that begin with a reset
@@ -270,7 +272,7 @@ class Encoded(VecEnv):
 class _Pooled(BaseFeaturesExtractor):
     """The pooling; with it the encoder where that is trained along, whose norms keep their statistics."""
 
-    def __init__(self, space: gymnasium.spaces.Box, encoder: Encoder, fine_tune: bool) -> None:
+    def __init__(self, space: gymnasium.spaces.Box, encoder: ObservationEncoder, fine_tune: bool) -> None:
         pool = encoder.pool()
         super().__init__(space, int(pool.width))  # type: ignore[arg-type]  # every pooling has one
         self.pool, self.trained = pool, None
@@ -332,7 +334,7 @@ class Policy(ActorCriticPolicy):
         self.mlp_extractor = _Heads(self.features_dim, self._head)  # type: ignore[assignment]  # same face, other layers
 
 
-def policy_arguments(encoder: Encoder, protocol: AgentProtocol) -> dict[str, Any]:
+def policy_arguments(encoder: ObservationEncoder, protocol: AgentProtocol) -> dict[str, Any]:
     """The ``policy_kwargs`` of stable-baselines3 that :class:`Policy` takes, whatever the algorithm."""
     return {
         "features_extractor_class": _Pooled, "head": protocol.head,
@@ -340,7 +342,7 @@ def policy_arguments(encoder: Encoder, protocol: AgentProtocol) -> dict[str, Any
     }  # fmt: skip
 
 
-def _ppo(encoder: Encoder, worlds: Encoded, protocol: PPOProtocol, setup: Setup) -> PPO:
+def _ppo(encoder: ObservationEncoder, worlds: Encoded, protocol: PPOProtocol, setup: Setup) -> PPO:
     return PPO(
         Policy, worlds, learning_rate=protocol.lr, n_steps=protocol.rollout, batch_size=protocol.batch_size,
         n_epochs=protocol.epochs, gamma=protocol.discount, gae_lambda=protocol.smoothing, clip_range=protocol.clip,
@@ -353,7 +355,7 @@ def _ppo(encoder: Encoder, worlds: Encoded, protocol: PPOProtocol, setup: Setup)
     )  # fmt: skip
 
 
-def _begin(agent: OnPolicyAlgorithm, encoder: Encoder, worlds: Encoded, setup: Setup) -> None:
+def _begin(agent: OnPolicyAlgorithm, encoder: ObservationEncoder, worlds: Encoded, setup: Setup) -> None:
     """Before the first step: no log files, the encoder's own weights where it is trained, and seeded episodes."""
     agent.set_logger(Logger(folder=None, output_formats=[]))  # its own makes a folder for each run in /tmp
     trained = agent.policy.features_extractor.trained
@@ -369,7 +371,7 @@ class _Run:
 
     agent: OnPolicyAlgorithm
     worlds: Encoded
-    encoder: Encoder
+    encoder: ObservationEncoder
     key: str
     setup: Setup
     curve: list[dict[str, float]] = field(default_factory=list)

@@ -7,6 +7,7 @@ commit 01d0bd56. A single vector is a set of one.
 from __future__ import annotations
 
 import math
+import warnings
 from copy import deepcopy
 from itertools import pairwise, permutations
 from typing import Any, Literal, get_args
@@ -21,7 +22,7 @@ from evalsuite.backbone import Backbone, Features
 from evalsuite.errors import BackboneError, UsageError
 from evalsuite.features.encoder import autocast
 
-__all__ = ["Encoder", "NatureCNN", "PoolingName", "RelationNetwork", "TransformerPooling", "pooling"]
+__all__ = ["NatureCNN", "ObservationEncoder", "PoolingName", "RelationNetwork", "TransformerPooling", "pooling"]
 
 PoolingName = Literal["transformer", "relation", "mlp", "identity", "cnn-linear", "cnn-transformer"]
 
@@ -60,7 +61,7 @@ def pooling(name: PoolingName, tokens: int, dim: int, *, layers: int = 1, positi
     return _CnnLinear(dim, side) if name == "cnn-linear" else _CnnTransformer(dim, side, layers)
 
 
-class Encoder:
+class ObservationEncoder:
     """What worlds show to the vectors an agent pools, (B, tokens, width) as float32.
 
     ``reads``: ``"tokens"`` or ``"pooled"`` of the backbone's features; ``"auto"``: tokens where it gives them.
@@ -110,18 +111,18 @@ class Encoder:
     @torch.no_grad()
     def encode(self, seen: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Images (B, H, W, 3) or states (B, rows, 5), encoded."""
-        found: npt.NDArray[np.float32] = self.vectors(self.features(seen)).cpu().numpy()
-        return found
+        vectors: npt.NDArray[np.float32] = self.vectors(self.features(seen)).cpu().numpy()
+        return vectors
 
     @torch.no_grad()
     def features(self, seen: npt.NDArray[Any]) -> Features:
         """All that the backbone says of images (B, H, W, 3) or states (B, rows, 5)."""
         tensor = torch.from_numpy(np.ascontiguousarray(seen)).to(self.device)
         shown = tensor.permute(0, 3, 1, 2).float() / 255 if self.observation == "image" else tensor
-        found = self._look(shown)
+        features = self._look(shown)
         self.calls, self.encoded = self.calls + 1, self.encoded + len(seen)
-        self.tokens, self.width = self.vectors(found).shape[1:]
-        return found
+        self.tokens, self.width = self.vectors(features).shape[1:]
+        return features
 
     def look(self, seen: Tensor) -> Tensor:
         """The vectors of pixels (B, 3, H, W) in [0, 1], or of states."""
@@ -137,8 +138,8 @@ class Encoder:
         if self.observation == "image" and seen.shape[-2:] != torch.Size(self.size):
             seen = F.interpolate(seen, self.size, mode="bilinear", antialias=True)
         with autocast(self.device, self.precision):
-            found: Features = self.backbone(seen)
-        return found
+            features: Features = self.backbone(seen)
+        return features
 
 
 class TransformerPooling(nn.Module):
@@ -277,3 +278,12 @@ def _sinusoids(places: int, width: int) -> Tensor:
     table: Tensor = 0.001 * torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
     buffer: Tensor = nn.Buffer(table, persistent=False)
     return buffer
+
+
+def __getattr__(name: str) -> object:
+    """The older name of the encoder, with a warning."""
+    if name != "Encoder":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    message = f"{__name__}.Encoder is {__name__}.ObservationEncoder now; the old name goes with the next version"
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    return ObservationEncoder

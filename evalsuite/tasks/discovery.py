@@ -23,7 +23,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from evalsuite.backbone import Backbone, BackboneSpec, Features
-from evalsuite.features.poolings import Encoder
+from evalsuite.features.poolings import ObservationEncoder
 from evalsuite.metrics.objects import adjusted_rand, foreground_adjusted_rand, owners
 from evalsuite.pictures import columns_sheet, painted
 from evalsuite.statistics import REPLICATES, bootstrap_mean, weight_blocks
@@ -123,7 +123,7 @@ class ObjectDiscovery(Task):
 
     def run(self, backbone: Backbone, setup: Setup) -> Outcome:
         protocol, found = _asked(setup.protocol), _rules(setup)
-        encoder = Encoder(
+        encoder = ObservationEncoder(
             backbone, setup.device, reads=protocol.reads, size=protocol.encode_size, precision=setup.precision
         )
         began = monotonic()
@@ -188,7 +188,7 @@ class _Kept:
     masks: list[Tensor] = field(default_factory=list)
 
 
-def _encode(found: Rules, count: int, seed: int, encoder: Encoder, kept: _Kept | None = None) -> _Seen:
+def _encode(found: Rules, count: int, seed: int, encoder: ObservationEncoder, kept: _Kept | None = None) -> _Seen:
     states, vectors, there = [], [], []
     for images, state, segments in _frames(found, count, seed):
         features = encoder.features(state if encoder.observation == "state" else images)
@@ -296,7 +296,7 @@ def _connected(image: npt.NDArray[np.uint8], colours: tuple[str, ...]) -> Ints:
 class _Head(nn.Module):
     """Each vector (B, N, D), or the only one, to sets of logits of an object's kinds, and x and y: (B, S, 23)."""
 
-    def __init__(self, encoder: Encoder, found: Rules, hidden: int) -> None:
+    def __init__(self, encoder: ObservationEncoder, found: Rules, hidden: int) -> None:
         super().__init__()
         self.sets = 1 if encoder.reads == "tokens" else found.objects[1] + 1
         layers: list[nn.Module] = []

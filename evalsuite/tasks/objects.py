@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from evalsuite.backbone import Backbone
 from evalsuite.errors import BackboneError, ResourceError, UsageError
-from evalsuite.features.poolings import Encoder
+from evalsuite.features.poolings import ObservationEncoder
 from evalsuite.files import atomic
 from evalsuite.protocols import AgentProtocol, Arena, Played, PPOProtocol, ProxyProtocol, Reading
 from evalsuite.states import going_on_from, read_state
@@ -290,7 +290,7 @@ class _Head(nn.Module):
     state above all, differ in scale by orders, by which a learning rate would suit one and not another.
     """
 
-    def __init__(self, encoder: Encoder, seen: Tensor) -> None:
+    def __init__(self, encoder: ObservationEncoder, seen: Tensor) -> None:
         super().__init__()
         self.mean, self.scale = nn.Buffer(seen.mean((0, 1))), nn.Buffer(seen.std((0, 1)).clamp_min(1e-6))
         self.pool = encoder.pool()
@@ -307,7 +307,9 @@ class _Head(nn.Module):
         return found
 
 
-def _frames(task: str, variant: str, count: int, seed: int, encoder: Encoder) -> tuple[Tensor, npt.NDArray[np.int64]]:
+def _frames(
+    task: str, variant: str, count: int, seed: int, encoder: ObservationEncoder
+) -> tuple[Tensor, npt.NDArray[np.int64]]:
     """Features (count, tokens, width) of first frames, and where their targets are: one of four.
 
     Flat objects are one a quadrant where there are four; others, and those to be pushed, may be anywhere.
@@ -336,7 +338,7 @@ def _frames(task: str, variant: str, count: int, seed: int, encoder: Encoder) ->
 
 
 def _proxy(task: Task, backbone: Backbone, setup: Setup, protocol: ProxyProtocol) -> Outcome:
-    encoder = Encoder(
+    encoder = ObservationEncoder(
         backbone, setup.device, reads=protocol.reads, pooling=protocol.pooling, layers=protocol.layers,
         size=protocol.encode_size, precision=setup.precision,
     )  # fmt: skip

@@ -22,6 +22,7 @@ from evalsuite.training import processes
         ("evalsuite.heads", "HeadProtocol", heads.HeadProtocol),
         ("evalsuite.heads", "recipes", published.recipes),
         ("evalsuite.poolings", "pooling", poolings.pooling),
+        ("evalsuite.features.poolings", "Encoder", poolings.ObservationEncoder),
         ("evalsuite.processes", "together", processes.together),
         ("evalsuite.training", "Moment", training.StepInfo),
     ],

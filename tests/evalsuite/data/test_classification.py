@@ -17,6 +17,7 @@ import evalsuite.data
 from evalsuite.data import parse
 from evalsuite.data.cifar import Cifar10, Cifar100, Stl10
 from evalsuite.data.classification import (
+    Arrays,
     ClassificationSet,
     Csv,
     Folder,
@@ -615,3 +616,22 @@ def test_images_are_read_when_they_are_asked_for(tree):
     train = Folder().load(tree, "train")
     refused(lambda: train[0], "cat/0.png")
     assert train[1].shape == (8, 8, 3)
+
+
+def test_many_rows_are_read_together_where_the_pixels_can(tmp_path):
+    class Decoder(Arrays):
+        asked: list[list[int]]
+
+        def __getitems__(self, places):
+            self.asked = [*getattr(self, "asked", []), list(places)]
+            return [self[place] for place in places]
+
+    images = np.arange(5 * 4 * 4 * 3, dtype=np.uint8).reshape(5, 4, 4, 3)
+    names = np.array([f"im{i}" for i in range(5)])
+    for kind in (Arrays, Decoder):
+        data = ClassificationSet(
+            "n", "s", ("a",), names, np.zeros(5, np.int64), kind(5, lambda: images, "c"), np.arange(5)
+        )
+        few = data.take(np.array([4, 0, 2]))
+        np.testing.assert_array_equal(np.stack(few.__getitems__([2, 0])), images[[2, 4]])
+    assert few.pixels.asked == [[2, 4]]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from evalsuite.backbone import Backbone, BackboneSpec, Features
 from evalsuite.errors import BackboneError, UsageError
-from evalsuite.features.poolings import Encoder, NatureCNN, RelationNetwork, pooling
+from evalsuite.features.poolings import NatureCNN, ObservationEncoder, RelationNetwork, pooling
 
 
 def wave(shape: tuple[int, ...], a: float, b: float, s: float = 1.0) -> Tensor:
@@ -89,16 +89,16 @@ def backbone(*gives: str) -> Backbone:
 
 def test_an_encoder_reads_tokens_where_there_are_any():
     seen = np.zeros((4, 64, 64, 3), np.uint8)
-    encoder = Encoder(backbone("tokens", "pooled"), torch.device("cpu"))
+    encoder = ObservationEncoder(backbone("tokens", "pooled"), torch.device("cpu"))
     assert encoder.encode(seen).shape == (4, 2, 3)
     assert (encoder.reads, encoder.pooling, encoder.calls, encoder.encoded) == ("tokens", "transformer", 1, 4)
-    vector = Encoder(backbone("pooled"), torch.device("cpu"))
+    vector = ObservationEncoder(backbone("pooled"), torch.device("cpu"))
     assert vector.encode(seen).shape == (4, 1, 3)
     assert (vector.reads, vector.pooling) == ("pooled", "mlp")
 
 
 def test_an_encoder_is_shown_images_of_its_own_size_in_its_own_range():
-    encoder = Encoder(backbone("pooled"), torch.device("cpu"))
+    encoder = ObservationEncoder(backbone("pooled"), torch.device("cpu"))
     white = encoder.encode(np.full((1, 64, 64, 3), 255, np.uint8))[0, 0]
     mean, std = torch.tensor(encoder.backbone.spec.mean), torch.tensor(encoder.backbone.spec.std)
     assert white == pytest.approx(((1 - mean) / std).numpy(), abs=1e-5)
@@ -121,7 +121,7 @@ class _Kinds(nn.Module):
 @pytest.mark.parametrize(("gives", "kind"), [("pixels", torch.bfloat16), ("state", torch.float32)])
 def test_in_mixed_precision_images_are_and_coordinates_are_not(gives, kind):
     spec = BackboneSpec(arch="test:kinds", dim=3, strides={}, gives=frozenset({"tokens", gives}), image_size=(32, 32))
-    encoder = Encoder(Backbone(_Kinds(), spec).eval(), torch.device("cpu"), precision="bf16-mixed")
+    encoder = ObservationEncoder(Backbone(_Kinds(), spec).eval(), torch.device("cpu"), precision="bf16-mixed")
     if gives == "state":  # shown as it is, as the ground truth is
         encoder.backbone.normalise = lambda state: state
     seen = np.zeros((2, 4, 3), np.float32) if gives == "state" else np.zeros((2, 32, 32, 3), np.uint8)
@@ -131,4 +131,4 @@ def test_in_mixed_precision_images_are_and_coordinates_are_not(gives, kind):
 
 def test_an_encoder_without_what_is_read_is_refused():
     with pytest.raises(BackboneError, match="tokens are to be pooled"):
-        Encoder(backbone("pooled"), torch.device("cpu"), reads="tokens")
+        ObservationEncoder(backbone("pooled"), torch.device("cpu"), reads="tokens")

@@ -160,10 +160,10 @@ def test_a_backbone_without_vectors_is_refused():
 
 
 def test_quadrants_are_all_there():
-    from evalsuite.features.poolings import Encoder
+    from evalsuite.features.poolings import ObservationEncoder
     from evalsuite.tasks.objects import _frames
 
-    encoder = Encoder(truth(), torch.device("cpu"))
+    encoder = ObservationEncoder(truth(), torch.device("cpu"))
     for task in (*TASKS, ObjectReaching):
         _, labels = _frames(task.name, "default", 200, 0, encoder)
         assert np.bincount(labels, minlength=4).min() > 25
