@@ -29,8 +29,8 @@ def check_backbone(make: Make, *, registry: Registry | None = None) -> None:
 
     The features have the shapes, the types and the strides of the spec; each image's are the same in any batch and
     each time; a forward pass changes neither weights, nor buffers, nor the images; they move with the module to another
-    device and to double precision, and are finite under bfloat16; gradients reach the weights; two images are told
-    apart; and a saved file loads as the same backbone, by ``registry`` (default: all that is installed).
+    device and to double precision, and are finite under bfloat16; gradients reach the weights; two images have
+    different features; and a saved file loads as the same backbone, by ``registry`` (default: all that is installed).
 
     ``make`` gives a fresh backbone. Raises AssertionError with a line for each fault.
     """
@@ -71,9 +71,9 @@ def _check_spec(backbone: Backbone, faults: Faults) -> None:
 
 def _check_shapes(backbone: Backbone, features: Features, images: Tensor, faults: Faults) -> None:
     spec, (height, width) = backbone.spec, images.shape[-2:]
-    found = {n for n in ("pooled", "tokens", "masks", "joint") if getattr(features, n) is not None}
-    found |= {"maps"} if features.maps else set()
-    for name in sorted(spec.gives ^ found):
+    given = {n for n in ("pooled", "tokens", "masks", "joint") if getattr(features, n) is not None}
+    given |= {"maps"} if features.maps else set()
+    for name in sorted(spec.gives ^ given):
         promised = f"spec.gives promises {name}, and it is not given"
         faults.unless(False, promised if name in spec.gives else f"it gives {name}, which spec.gives does not name")
     if features.pooled is not None:
@@ -138,17 +138,17 @@ def _near(one: Tensor, other: Tensor) -> bool:
 
 def _check_elsewhere(make: Make, images: Tensor, faults: Faults) -> None:
     """The meta device holds no numbers, but mixing it with another fails as a GPU's would, on any machine."""
-    places = ["meta", "cuda"] if torch.cuda.is_available() else ["meta"]
+    devices = ["meta", "cuda"] if torch.cuda.is_available() else ["meta"]
     with torch.no_grad():
-        for place in places:
-            hint = " (a tensor of it is neither parameter nor buffer)" if place == "meta" else ""
-            with faults.during(f"a forward pass on another device, {place}{hint},"):
+        for device in devices:
+            hint = " (a tensor of it is neither parameter nor buffer)" if device == "meta" else ""
+            with faults.during(f"a forward pass on another device, {device}{hint},"):
                 try:
-                    features = make().eval().to(place)(images.to(place))
+                    features = make().eval().to(device)(images.to(device))
                 except NotImplementedError:
-                    continue  # an operation that meta does not know tells nothing of the backbone
+                    continue  # an operation that meta lacks is no fault of the backbone
                 for name, value in outputs(features):
-                    faults.unless(value.device.type == place, f"moved to {place}, it gives {name} on {value.device}")
+                    faults.unless(value.device.type == device, f"moved to {device}, it gives {name} on {value.device}")
         with faults.during("a forward pass in double precision"):
             for name, value in outputs(make().eval().double()(images.double())):
                 faults.unless(value.dtype == torch.float64, f"{name} is {value.dtype} in double precision")

@@ -73,8 +73,8 @@ def _job(engine: type, faults: Faults) -> Job | None:
         try:
             return job(engine)
         except (PluginError, DeprecationWarning) as error:
-            told = f"{error.problem}: {error.cause}" if isinstance(error, PluginError) else str(error)
-            faults.unless(False, told)
+            message = f"{error.problem}: {error.cause}" if isinstance(error, PluginError) else str(error)
+            faults.unless(False, message)
             return None
 
 
@@ -97,11 +97,11 @@ def _check_segments(engine: Any, protocol: Protocol, registry: Registry, folder:
 
     def ask(backbone: Backbone) -> Segmented:
         setup = _work(folder, protocol, registry)
-        found = _untouched(
+        segmented = _untouched(
             backbone.eval(), lambda: engine.segment(backbone, protocol, train, test, setup), "segment", faults
         )
-        assert isinstance(found, Segmented), f"it answers with {type(found).__name__}, no Segmented"
-        return found
+        assert isinstance(segmented, Segmented), f"it answers with {type(segmented).__name__}, no Segmented"
+        return segmented
 
     seeing = ask(OracleBackbone(gives={"maps"}))
     _check_segmented(seeing, test, faults)
@@ -110,15 +110,15 @@ def _check_segments(engine: Any, protocol: Protocol, registry: Registry, folder:
         same = np.array_equal(seeing.counts, again.counts)
         faults.unless(same, "asked to segment again from the same seed, it finds something else")
         blind = ask(RandomBackbone(gives={"maps"}))
-        best, worst = (scores(found.counts, test.classes).scores["mIoU"] or 0.0 for found in (seeing, blind))
-        told = f"a backbone that sees has mIoU {best:.4f}, a blind one {worst:.4f}"
-        faults.unless(best > worst, f"{told}: its predictions do not depend on features")
+        best, worst = (scores(segmented.counts, test.classes).scores["mIoU"] or 0.0 for segmented in (seeing, blind))
+        message = f"a backbone that sees has mIoU {best:.4f}, a blind one {worst:.4f}"
+        faults.unless(best > worst, f"{message}: its predictions do not depend on features")
 
 
-def _check_segmented(found: Segmented, test: SegmentationSet, faults: Faults) -> None:
+def _check_segmented(segmented: Segmented, test: SegmentationSet, faults: Faults) -> None:
     shape = (len(test), len(test.classes), 3)
     for name in ("counts", "boundary"):
-        value = getattr(found, name)
+        value = getattr(segmented, name)
         if faults.unless(value.shape == shape, f"{name} is {value.shape} of {len(test)} images, not {shape}"):
             faults.unless(bool((value >= 0).all()), f"{name} holds numbers below 0")
             faults.unless(bool((value[..., 0] <= value[..., 1:].min(-1)).all()), f"{name} share more than there is")
@@ -126,20 +126,20 @@ def _check_segmented(found: Segmented, test: SegmentationSet, faults: Faults) ->
         return
     masks = [test.mask(i) for i in range(len(test))]
     true = np.stack([np.bincount(m[m != IGNORE], minlength=shape[1])[: shape[1]] for m in masks])
-    faults.unless(np.array_equal(found.counts[..., 2], true), "counts[..., 2] are not the pixels of the test masks")
-    totals = found.counts.sum(0)
-    parts = (found.matrix.diagonal(), found.matrix.sum(0), found.matrix.sum(1))
+    faults.unless(np.array_equal(segmented.counts[..., 2], true), "counts[..., 2] are not the pixels of the test masks")
+    totals = segmented.counts.sum(0)
+    parts = (segmented.matrix.diagonal(), segmented.matrix.sum(0), segmented.matrix.sum(1))
     agree = all(np.array_equal(totals[:, i], part) for i, part in enumerate(parts))
     faults.unless(agree, "matrix and counts do not agree: rows are the truth, columns the prediction")
-    for place, labels in found.predictions.items():
-        fits = labels.shape == masks[place].shape and labels.dtype == np.uint8
-        faults.unless(fits, f"the prediction of image {place} is no uint8 array of its size {masks[place].shape}")
-    _check_words(found, faults)
+    for index, labels in segmented.predictions.items():
+        fits = labels.shape == masks[index].shape and labels.dtype == np.uint8
+        faults.unless(fits, f"the prediction of image {index} is no uint8 array of its size {masks[index].shape}")
+    _check_words(segmented, faults)
 
 
-def _check_words(found: Segmented | Detected, faults: Faults) -> None:
+def _check_words(result: Segmented | Detected, faults: Faults) -> None:
     for name in ("log", "timings", "details"):
-        for line in plain(getattr(found, name), name):
+        for line in plain(getattr(result, name), name):
             faults.unless(False, line)
 
 
@@ -151,25 +151,25 @@ def _check_detects(engine: Any, protocol: Protocol, registry: Registry, folder: 
 
     def ask() -> Detected:
         backbone, setup = OracleBackbone(gives={"maps"}).eval(), _work(folder, protocol, registry)
-        found = _untouched(backbone, lambda: engine.detect(backbone, protocol, train, test, setup), "detect", faults)
-        assert isinstance(found, Detected), f"it answers with {type(found).__name__}, no Detected"
-        return found
+        detected = _untouched(backbone, lambda: engine.detect(backbone, protocol, train, test, setup), "detect", faults)
+        assert isinstance(detected, Detected), f"it answers with {type(detected).__name__}, no Detected"
+        return detected
 
-    found = ask()
-    _check_detected(found, test, faults)
+    detected = ask()
+    _check_detected(detected, test, faults)
     if not faults.lines:
         again = ask()
         same = all(
             np.array_equal(one.boxes, other.boxes) and np.array_equal(one.scores, other.scores)
-            for one, other in zip(found.detections, again.detections, strict=True)
+            for one, other in zip(detected.detections, again.detections, strict=True)
         )
         faults.unless(same, "asked to detect again from the same seed, it finds something else")
 
 
-def _check_detected(found: Detected, test: DetectionSet, faults: Faults) -> None:
-    ids, wanted = [d.image_id for d in found.detections], [record.image_id for record in test.records]
+def _check_detected(detected: Detected, test: DetectionSet, faults: Faults) -> None:
+    ids, wanted = [d.image_id for d in detected.detections], [record.image_id for record in test.records]
     faults.unless(ids == wanted, "its detections are not one for each test image, in their order")
-    for each, record in zip(found.detections, test.records, strict=False):
+    for each, record in zip(detected.detections, test.records, strict=False):
         count = len(each.scores)
         shapes = each.boxes.shape == (count, 4) and each.labels.shape == (count,)
         if not faults.unless(shapes, f"of image {each.image_id} there are {count} scores, boxes {each.boxes.shape}"):
@@ -180,4 +180,4 @@ def _check_detected(found: Detected, test: DetectionSet, faults: Faults) -> None
         faults.unless(bool(((each.scores >= 0) & (each.scores <= 1)).all()), "scores are not between 0 and 1")
         known = bool(((each.labels >= 0) & (each.labels < len(test.classes))).all())
         faults.unless(known, f"labels of image {each.image_id} are no classes, counted from 0")
-    _check_words(found, faults)
+    _check_words(detected, faults)

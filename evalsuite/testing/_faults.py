@@ -55,8 +55,8 @@ def plain(value: Any, where: str) -> Iterator[str]:
                 yield f"{where} has the key {key!r}, which JSON turns into text"
             yield from plain(item, f"{where}[{key!r}]")
     elif isinstance(value, list | tuple):
-        for place, item in enumerate(value):
-            yield from plain(item, f"{where}[{place}]")
+        for index, item in enumerate(value):
+            yield from plain(item, f"{where}[{index}]")
     elif value is not None and type(value) not in (bool, int, float, str):
         kind = f"{type(value).__module__}.{type(value).__name__}"
         yield f"{where} is a {kind}, which no result file holds: make it a plain number, text, list or dict"

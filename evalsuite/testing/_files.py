@@ -50,8 +50,8 @@ def _check_demo(layout: Source[Any], root: Path, faults: Faults) -> None:
     path = layout.demo(root, 0, IMAGES)
     files = {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()}
     faults.unless(bool(files) or path.is_file(), "its demo world is empty")
-    found = path in (layout.locate(path), _located(layout, root))
-    faults.unless(found, f"its demo world lies in {path.name}, and is not found there")
+    located = path in (layout.locate(path), _located(layout, root))
+    faults.unless(located, f"its demo world lies in {path.name}, and is not found there")
     layout.demo(root, 0, IMAGES)
     again = {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()}
     faults.unless(again == files, "asked for again, the demo world is written anew")
@@ -98,9 +98,11 @@ def check_checkpoint(
     with tempfile.TemporaryDirectory() as folder:
         for what, tensors in strangers.items():
             with faults.during(f"given {what}, it"):
-                found = [c for c in layout(State(tensors, "", File(Path("x.pth"), tensors, ""))) if c.arch is not None]
-                claimed = ", ".join(str(c.arch) for c in found)
-                faults.unless(not found, f"given {what}, it claims {claimed}")
+                candidates = [
+                    c for c in layout(State(tensors, "", File(Path("x.pth"), tensors, ""))) if c.arch is not None
+                ]
+                claimed = ", ".join(str(c.arch) for c in candidates)
+                faults.unless(not candidates, f"given {what}, it claims {claimed}")
         if arch is not None and spell is not None:
             with faults.during("reading a file of its own"):
                 _check_own(layout, arch, spell, Path(folder) / "own.safetensors", registry, faults)

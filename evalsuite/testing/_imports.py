@@ -21,19 +21,19 @@ _PROBE = textwrap.dedent(
     """
     import collections, importlib, importlib.machinery, io, json, os, sys, time
 
-    network, spent, stack, asked_by = [], collections.Counter(), [], {}
+    network, spent, stack, importers = [], collections.Counter(), [], {}
     out, sys.stdout = sys.stdout, io.StringIO()
 
-    def heard(event, arguments):
+    def audit(event, arguments):
         if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
-            asked = repr(arguments[1] if event in ("socket.connect", "socket.sendto") else arguments[0])
-            if asked[:1] == "(" or event.startswith("socket.get"):
-                network.append(asked)
+            address = repr(arguments[1] if event in ("socket.connect", "socket.sendto") else arguments[0])
+            if address[:1] == "(" or event.startswith("socket.get"):
+                network.append(address)
                 raise OSError("no network while a plugin is imported")
 
     def timed(self, module, run=importlib.machinery.SourceFileLoader.exec_module):
         package = module.__name__.partition(".")[0]
-        asked_by.setdefault(package, stack[-1][0] if stack else "")
+        importers.setdefault(package, stack[-1][0] if stack else "")
         stack.append([package, 0.0])
         began = time.process_time()
         try:
@@ -44,7 +44,7 @@ _PROBE = textwrap.dedent(
             if stack:
                 stack[-1][1] += took
 
-    sys.addaudithook(heard)
+    sys.addaudithook(audit)
     importlib.machinery.SourceFileLoader.exec_module = timed
     error = None
     try:
@@ -55,7 +55,7 @@ _PROBE = textwrap.dedent(
     print(json.dumps({
         "error": error, "network": network, "printed": sys.stdout.getvalue()[:200],
         "own": spent[(own := sys.argv[1].partition(".")[0])], "torch": torch is not None,
-        "asked": sorted(package for package, by in asked_by.items() if by == own),
+        "imports": sorted(package for package, by in importers.items() if by == own),
         "cuda": bool(torch and torch.cuda.is_initialized()),
         "changed": bool(torch and (torch.get_default_dtype() != torch.float32 or not torch.is_grad_enabled())),
     }), file=out, flush=True)
@@ -82,19 +82,19 @@ def check_import(module: str, *, timeout: float = 300.0) -> dict[str, float | bo
         raise AssertionError(f"importing {module} takes more than {timeout:.0f} s") from None
     if not faults.unless(done.returncode == 0 and bool(done.stdout), f"importing {module} ends the interpreter"):
         faults.settle()
-    told = json.loads(done.stdout)
-    for asked in dict.fromkeys(told["network"]):
-        faults.unless(False, f"importing {module} asks the network for {asked}")
-    if not told["network"]:
-        faults.unless(told["error"] is None, f"importing {module} raises {told['error']}")
+    report = json.loads(done.stdout)
+    for address in dict.fromkeys(report["network"]):
+        faults.unless(False, f"importing {module} asks the network for {address}")
+    if not report["network"]:
+        faults.unless(report["error"] is None, f"importing {module} raises {report['error']}")
     faults.unless(
-        told["own"] <= LIMIT,
-        f"importing {module} works for {told['own']:.1f} s: do it where it is used, every command imports plugins",
+        report["own"] <= LIMIT,
+        f"importing {module} works for {report['own']:.1f} s: do it where it is used, every command imports plugins",
     )
-    for heavy in sorted(EXTRAS.keys() & set(told["asked"])):
+    for heavy in sorted(EXTRAS.keys() & set(report["imports"])):
         faults.unless(False, f"importing {module} loads {heavy}: import it in the function that uses it")
-    faults.unless(not told["printed"], f"importing {module} prints {told['printed']!r}, which breaks --json")
-    faults.unless(not told["cuda"], f"importing {module} starts CUDA, which breaks worker processes")
-    faults.unless(not told["changed"], f"importing {module} changes torch's default type or gradient mode")
+    faults.unless(not report["printed"], f"importing {module} prints {report['printed']!r}, which breaks --json")
+    faults.unless(not report["cuda"], f"importing {module} starts CUDA, which breaks worker processes")
+    faults.unless(not report["changed"], f"importing {module} changes torch's default type or gradient mode")
     faults.settle()
-    return {"own": told["own"], "torch": told["torch"]}
+    return {"own": report["own"], "torch": report["torch"]}

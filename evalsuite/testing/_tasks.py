@@ -49,7 +49,7 @@ def check_task(
 
     It runs by ``protocol`` with ``settings``, as ``--set`` has them, on ``data`` or ``data_root``, or else on its demo
     world. ``oracle`` makes the backbone that sees (default: the task's own :meth:`evalsuite.Task.oracle`, or an
-    :class:`OracleBackbone` of thumbnails). Without ``run`` only what can be told without running is checked. Raises
+    :class:`OracleBackbone` of thumbnails). Without ``run`` only what needs no run is checked. Raises
     AssertionError with a line for each fault.
     """
     faults, registry = Faults(), registry or load().registry
@@ -58,10 +58,10 @@ def check_task(
         _check_words(task, faults)
         if not faults.lines:
             recipe = task.protocol(protocol).override(settings or {})
-            with _world(task, data, data_root, registry) as place:
+            with _world(task, data, data_root, registry) as location:
                 _check_missing(task, recipe, registry, faults)
                 if run:
-                    _Runs(task, recipe, registry, place, limit, faults).check(oracle)
+                    _Runs(task, recipe, registry, location, limit, faults).check(oracle)
             faults.unless(not vars(task), f"it keeps {', '.join(vars(task))} in itself: tasks hold nothing")
     faults.settle()
 
@@ -146,10 +146,10 @@ class _Runs:
     """A task by one recipe on one world."""
 
     def __init__(
-        self, task: Task, recipe: Protocol, registry: Registry, place: tuple[str | None, Path | None],
+        self, task: Task, recipe: Protocol, registry: Registry, location: tuple[str | None, Path | None],
         limit: int | None, faults: Faults,
     ) -> None:  # fmt: skip
-        self.task, self.recipe, self.registry, self.place = task, recipe, registry, place
+        self.task, self.recipe, self.registry, self.location = task, recipe, registry, location
         self.limit, self.faults = limit, faults
         self.requires = task.requires(recipe)
 
@@ -179,7 +179,7 @@ class _Runs:
         return kind(gives=self.requires & GIVES)
 
     def run(self, backbone: Backbone) -> Outcome:
-        data, root = self.place
+        data, root = self.location
         with tempfile.TemporaryDirectory() as folder, _cached(Path(folder) / "cache"), offline():
             work = Path(folder) / "work"
             work.mkdir()
@@ -187,11 +187,12 @@ class _Runs:
                 self.recipe, work, self.registry, Progress(quiet=True), data_root=root, data=data, limit=self.limit,
                 demo=True,
             )  # fmt: skip
-            told = self.task.fingerprint(setup)
+            fingerprint = self.task.fingerprint(setup)
             outcome = evaluate(self.task, backbone, setup)
-            same = told == self.task.fingerprint(setup) == outcome.data.get("fingerprint")
+            same = fingerprint == self.task.fingerprint(setup) == outcome.data.get("fingerprint")
             self.faults.unless(
-                same and bool(told), "its fingerprint of one setup is not one text: before, after, and in outcome.data"
+                same and bool(fingerprint),
+                "its fingerprint of one setup is not one text: before, after, and in outcome.data",
             )
             for name, file in {**outcome.figures, **outcome.records}.items():
                 self.faults.unless(file.is_file(), f"the file of {name!r} was not written")

@@ -33,7 +33,7 @@ def _spec(name: str, dim: int, channels: int, gives: Iterable[str]) -> BackboneS
 
 
 def _only(features: Features, gives: frozenset[str]) -> Features:
-    """What is not promised is not given, so that a task that reads more than it asked for is found out."""
+    """Outputs that are not promised are left out, so that a task fails that reads more than it requires."""
     return Features(
         features.pooled if "pooled" in gives else None,
         features.maps if "maps" in gives else {},
@@ -123,8 +123,8 @@ def plugin_registry(module: str) -> Registry:
     Raises :class:`evalsuite.PluginError` where the plugin does not load.
     """
     ours = {"EVALSUITE_PLUGINS": ""}
-    found = load(environ=ours)
-    name = next((p.name for p in [*found.plugins, *found.blocked] if p.module == module), module)
+    known = load(environ=ours)
+    name = next((p.name for p in [*known.plugins, *known.blocked] if p.module == module), module)
     loaded = load([name], environ=ours)
     for fault in loaded.faults:
         raise PluginError(

@@ -39,40 +39,40 @@ def rules(task: str, variant: str = "default", **changes: Any) -> Rules | Reachi
     return reaching_rules(variant, **changes) if task == "object-reaching" else objects.rules(task, variant, **changes)
 
 
-def world(found: Rules | ReachingRules, size: int = 64) -> World | ReachingWorld:
+def world(rules: Rules | ReachingRules, size: int = 64) -> World | ReachingWorld:
     """What plays by these rules, and draws pictures of ``size`` x ``size``.
 
     Raises :class:`ResourceError` where ``object-reaching`` lacks its simulator.
     """
-    return World(found, size) if isinstance(found, Rules) else ReachingWorld(found, size)
+    return World(rules, size) if isinstance(rules, Rules) else ReachingWorld(rules, size)
 
 
-def observation_space(found: Rules | ReachingRules, observation: Seen, size: int) -> gymnasium.spaces.Box:
+def observation_space(rules: Rules | ReachingRules, observation: Seen, size: int) -> gymnasium.spaces.Box:
     """What an agent sees of a world.
 
     ``"image"``: (size, size, 3) bytes. ``"state"``: floats, a row an item: (rows, 5), objects, goal, agent, then zeros,
-    each its colour, shape and scale as places in the lists of :mod:`evalsuite.worlds`, x and y; (rows, 17) as in
+    each its colour, shape and scale as indices into the lists of :mod:`evalsuite.worlds`, x and y; (rows, 17) as in
     :meth:`evalsuite.worlds.ReachingWorld.state`. ``"mask"``: (rows + 1, size, size) bytes, where each item would be
-    seen alone, the ground last.
+    seen alone, the background last.
 
     Raises :class:`UsageError` for another name.
     """
     if observation == "image":
         return gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
     if observation == "mask":
-        return gymnasium.spaces.Box(0, 1, (found.rows + 1, size, size), np.uint8)
+        return gymnasium.spaces.Box(0, 1, (rules.rows + 1, size, size), np.uint8)
     if observation != "state":
         raise UsageError(
             f"there is no observation {observation!r}",
             cause="worlds are seen as image, state or mask",
             fix="use one of them",
         )
-    return gymnasium.spaces.Box(*found.bounds)
+    return gymnasium.spaces.Box(*rules.bounds)
 
 
-def _actions(found: Rules | ReachingRules) -> gymnasium.spaces.Space[Any]:
+def _actions(rules: Rules | ReachingRules) -> gymnasium.spaces.Space[Any]:
     """Four directions; or targets for the three joints."""
-    if isinstance(found, Rules):
+    if isinstance(rules, Rules):
         return gymnasium.spaces.Discrete(4)
     return gymnasium.spaces.Box(-1.0, 1.0, (3,), np.float32)
 
@@ -253,8 +253,8 @@ class ObjectsVector(VectorEnv[Array, Array, Array]):
         for world, rng in zip(self.worlds, self._rngs, strict=True):
             world.reset(rng)
         seen = _empty(self.observation_space)
-        for place in range(self.num_envs):
-            self._see(place, seen[place])
+        for index in range(self.num_envs):
+            self._see(index, seen[index])
         return seen, {"is_success": np.zeros(self.num_envs, bool), "_is_success": np.ones(self.num_envs, bool)}
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
@@ -267,14 +267,14 @@ class ObjectsVector(VectorEnv[Array, Array, Array]):
         rewards = np.zeros(self.num_envs, dtype=np.float64)
         ended, late, success = (np.zeros(self.num_envs, dtype=bool) for _ in range(3))
         last = np.full(self.num_envs, None, dtype=object)
-        for place, (world, action) in enumerate(zip(self.worlds, actions, strict=True)):
-            rewards[place], success[place], ended[place] = world.act(action)
-            late[place] = not ended[place] and world.taken >= self.rules.steps
-            self._see(place, seen[place])
-            if ended[place] or late[place]:
-                last[place] = seen[place].copy()
-                world.reset(self._rngs[place])
-                self._see(place, seen[place])
+        for index, (world, action) in enumerate(zip(self.worlds, actions, strict=True)):
+            rewards[index], success[index], ended[index] = world.act(action)
+            late[index] = not ended[index] and world.taken >= self.rules.steps
+            self._see(index, seen[index])
+            if ended[index] or late[index]:
+                last[index] = seen[index].copy()
+                world.reset(self._rngs[index])
+                self._see(index, seen[index])
         over = ended | late
         info: dict[str, Any] = {"is_success": success & ~over, "_is_success": ~over}
         if over.any():
@@ -309,5 +309,5 @@ class ObjectsVector(VectorEnv[Array, Array, Array]):
         for rng, state in zip(self._rngs, values["generators"], strict=True):
             rng.bit_generator.state = state
 
-    def _see(self, place: int, out: Array) -> None:
-        _observe(self.worlds[place], self.observation, out)
+    def _see(self, index: int, out: Array) -> None:
+        _observe(self.worlds[index], self.observation, out)

@@ -106,19 +106,19 @@ _RANDOM = Rules(
 def _target_variants(base: Rules, most: int) -> dict[str, Rules]:
     """Colours the encoder never saw; other numbers of objects. Quadrants are for three: others may be anywhere."""
     palettes = (("yellow", "pink"), ("brown", "pink"))
-    found = {
+    variants = {
         f"ocr-color{n}": replace(base, colours=("blue", "green", *palette)) for n, palette in enumerate(palettes, 1)
     }
-    found["ocr-color3"] = replace(base, colours=("blue", "cyan", "brown", "pink"))
+    variants["ocr-color3"] = replace(base, colours=("blue", "cyan", "brown", "pink"))
     for count in range(1, most + 1):
         mode: Mode = base.mode if count == base.objects[1] else "hard"
-        found[f"objects-{count}"] = replace(base, objects=(count, count), mode=mode)
-    return found
+        variants[f"objects-{count}"] = replace(base, objects=(count, count), mode=mode)
+    return variants
 
 
 def _comparison_variants(base: Rules) -> dict[str, Rules]:
     """Appearances new to the agent (``agent-``) or to encoder and agent (``ocr-``), numbers and difficulties."""
-    found = {
+    variants = {
         "agent-color1": replace(base, colours=("blue", "yellow")),
         "agent-color2": replace(base, colours=("red", "yellow")),
         "agent-shape1": replace(base, shapes=("star_4", "triangle")),
@@ -129,29 +129,29 @@ def _comparison_variants(base: Rules) -> dict[str, Rules]:
         "ocr-shape2": replace(base, shapes=("star_5", "spoke_4")),
         "ocr-color2-shape2": replace(base, colours=("cyan", "pink"), shapes=("star_5", "spoke_4")),
     }
-    found |= {f"objects-{count}": replace(base, objects=(count, count)) for count in range(3, 7)}
+    variants |= {f"objects-{count}": replace(base, objects=(count, count)) for count in range(3, 7)}
     for c, s, k in product((2, 3, 4), (1, 2, 3, 4), (1, 2)):
-        found[f"c{c}s{s}k{k}"] = replace(base, colours=_FOUR[:c], shapes=_RANDOM.shapes[:s], scales=SCALES[:k])
-    return found
+        variants[f"c{c}s{s}k{k}"] = replace(base, colours=_FOUR[:c], shapes=_RANDOM.shapes[:s], scales=SCALES[:k])
+    return variants
 
 
 def _one_shape_variants() -> dict[str, Rules]:
     """Squares of three colours: numbers of objects, colours never seen, and pairs of colours never seen together."""
-    found = {f"c3s1k1-objects-{count}": replace(_ONE_SHAPE, objects=(count, count)) for count in range(3, 8)}
-    found["c3s1k1-ocr-color1"] = replace(_ONE_SHAPE, colours=("blue", "green", "pink"))
-    found["c3s1k1-ocr-color2"] = replace(_ONE_SHAPE, colours=("blue", "cyan", "pink"))
-    found["c3s1k1-ocr-color3"] = replace(_ONE_SHAPE, colours=("brown", "cyan", "pink"))
+    variants = {f"c3s1k1-objects-{count}": replace(_ONE_SHAPE, objects=(count, count)) for count in range(3, 8)}
+    variants["c3s1k1-ocr-color1"] = replace(_ONE_SHAPE, colours=("blue", "green", "pink"))
+    variants["c3s1k1-ocr-color2"] = replace(_ONE_SHAPE, colours=("blue", "cyan", "pink"))
+    variants["c3s1k1-ocr-color3"] = replace(_ONE_SHAPE, colours=("brown", "cyan", "pink"))
     pairs = {"1": ("blue", "yellow"), "2": ("green", "yellow"), "3": ("blue", "green")}
     for name, pair in pairs.items():
-        found[f"pair-train{name}"] = replace(_ONE_SHAPE, pair=pair, pairing="train")
-        found[f"pair-test{name}"] = replace(_ONE_SHAPE, pair=pair, pairing="test")
-    found["pair-test2-cyan"] = replace(
+        variants[f"pair-train{name}"] = replace(_ONE_SHAPE, pair=pair, pairing="train")
+        variants[f"pair-test{name}"] = replace(_ONE_SHAPE, pair=pair, pairing="test")
+    variants["pair-test2-cyan"] = replace(
         _ONE_SHAPE, colours=("blue", "cyan", "yellow"), pair=("cyan", "yellow"), pairing="test"
     )
-    found["pair-test3-cyan"] = replace(
+    variants["pair-test3-cyan"] = replace(
         _ONE_SHAPE, colours=("cyan", "green", "yellow"), pair=("cyan", "green"), pairing="test"
     )
-    return found
+    return variants
 
 
 _OBJECT = replace(_PROPERTY, alike=True)
@@ -214,20 +214,20 @@ def check_shape(out: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
         raise ValueError(f"out has the shape {out.shape}, not {shape}")
 
 
-def _check(found: Rules) -> None:
-    least = 3 if found.kind == "comparison" else 1
-    fixed = {"easy": (2, 3, 4), "normal": (4,)}.get(found.mode, ())
-    if found.kind == "interaction" and fixed:
+def _check(rules: Rules) -> None:
+    least = 3 if rules.kind == "comparison" else 1
+    fixed = {"easy": (2, 3, 4), "normal": (4,)}.get(rules.mode, ())
+    if rules.kind == "interaction" and fixed:
         fixed = (3,)
     faults = {
-        f"of {found.objects[0]} objects none can be the odd one; there must be {least}": found.objects[0] < least,
-        f"mode {found.mode} places {' or '.join(map(str, fixed))} objects, not {found.objects[0]} to "
-        f"{found.objects[1]}": bool(fixed) and not set(range(found.objects[0], found.objects[1] + 1)) <= set(fixed),
-        f"unknown colours, shapes or scales in {found.colours}, {found.shapes}, {found.scales}": not (
-            set(found.colours) <= set(COLOURS) and set(found.shapes) <= set(SHAPES) and set(found.scales) <= set(SCALES)
+        f"of {rules.objects[0]} objects none can be the odd one; there must be {least}": rules.objects[0] < least,
+        f"mode {rules.mode} places {' or '.join(map(str, fixed))} objects, not {rules.objects[0]} to "
+        f"{rules.objects[1]}": bool(fixed) and not set(range(rules.objects[0], rules.objects[1] + 1)) <= set(fixed),
+        f"unknown colours, shapes or scales in {rules.colours}, {rules.shapes}, {rules.scales}": not (
+            set(rules.colours) <= set(COLOURS) and set(rules.shapes) <= set(SHAPES) and set(rules.scales) <= set(SCALES)
         ),
-        "no property has two values, so that none can be odd": found.kind == "comparison"
-        and max(len(found.colours), len(found.shapes), len(found.scales)) < 2,
+        "no property has two values, so that none can be odd": rules.kind == "comparison"
+        and max(len(rules.colours), len(rules.shapes), len(rules.scales)) < 2,
     }  # fmt: skip
     for fault, present in faults.items():
         if present:
@@ -252,11 +252,11 @@ class World:
     """One episode after the other under one set of rules.
 
     ``items`` are the objects, the goal in an interaction, and the agent last; later ones are drawn on top.
-    ``target`` is the place of the object to touch, or to push onto the goal.
+    ``target`` is the index of the object to touch, or to push onto the goal.
     """
 
-    def __init__(self, found: Rules, size: int = 64) -> None:
-        self.rules = found
+    def __init__(self, rules: Rules, size: int = 64) -> None:
+        self.rules = rules
         self.items: list[Item] = []
         self.target = 0
         self.taken = 0
@@ -270,21 +270,21 @@ class World:
         return self.items[-1]
 
     def reset(self, rng: np.random.Generator) -> None:
-        """Draw objects and their places."""
-        found = self.rules
+        """Draw objects and their positions."""
+        rules = self.rules
         self.taken, self._drawn = 0, None
-        self.count = int(rng.integers(found.objects[0], found.objects[1] + 1))
+        self.count = int(rng.integers(rules.objects[0], rules.objects[1] + 1))
         self.target = 0
-        if found.kind == "goal" or (found.kind == "comparison" and found.pair is None):
+        if rules.kind == "goal" or (rules.kind == "comparison" and rules.pair is None):
             self.target = int(rng.integers(self.count))
-        things = {"comparison": _odd_one, "random": _any}.get(found.kind, _one_target)(found, rng, self)
-        if found.kind == "interaction":
-            goal = Item(*found.target)
+        things = {"comparison": _odd_one, "random": _any}.get(rules.kind, _one_target)(rules, rng, self)
+        if rules.kind == "interaction":
+            goal = Item(*rules.target)
             goal.x = goal.y = goal.scale / 2
             things.append(goal)
-        self.items = [*things, Item(*found.agent)]
+        self.items = [*things, Item(*rules.agent)]
         self.agent.x, self.agent.y = (0.75, 0.75) if self._quadrants() else (0.5, 0.5)
-        while not self._place(rng):
+        while not self._place_objects(rng):
             pass
 
     def act(self, action: int) -> tuple[float, bool, bool]:
@@ -333,7 +333,7 @@ class World:
         self._drawn = None
 
     def state(self, out: npt.NDArray[np.float32]) -> None:
-        """Fill ``out`` (rows, 5): colour, shape and scale by their places in the lists, x, y; zeros after the agent."""
+        """Fill ``out`` (rows, 5): colour, shape and scale as indices into the lists, x, y; zeros after the agent."""
         check_shape(out, self.rules.bounds[0].shape)
         out[:] = 0
         for row, item in zip(out, self.items, strict=False):
@@ -351,7 +351,7 @@ class World:
         out[:] = self._canvas
 
     def masks(self, out: npt.NDArray[np.uint8]) -> None:
-        """Fill ``out`` (rows + 1, size, size): where each item would be seen alone, the ground in the last one."""
+        """Fill ``out`` (rows + 1, size, size): where each item would be seen alone, the background in the last one."""
         check_shape(out, (self.rules.rows + 1, *self._canvas.shape[:2]))
         out[:] = 0
         alone = np.empty_like(self._canvas)
@@ -361,7 +361,7 @@ class World:
         out[-1] = ~out[:-1].any(axis=0)
 
     def segments(self) -> npt.NDArray[np.int64]:
-        """Which item is seen at every pixel (size, size): its place in ``items``, -1 the ground."""
+        """Which item is seen at every pixel (size, size): its index in ``items``, -1 the background."""
         return self._painter.cover(self.sprites())
 
     def sprites(self) -> list[Sprite]:
@@ -383,22 +383,22 @@ class World:
         centres = ((0.25, 0.75), (0.25, 0.25), (0.75, 0.25), (0.75, 0.75))
         return [(x - near, x + near, y - near, y + near) for x, y in centres]
 
-    def _place(self, rng: np.random.Generator) -> bool:
-        """Draw a place for each object in turn; whether there was one for all.
+    def _place_objects(self, rng: np.random.Generator) -> bool:
+        """Draw a free position for each object in turn; False where one of them has none after many tries.
 
         An object that is not placed yet counts as being at the origin, as it does in the original, which keeps a
         disc around the corner free.
         """
-        found = self.rules
+        rules = self.rules
         things = self.items[: self.count]
         for thing in things:
             thing.x = thing.y = 0.0
         for thing, (x0, x1, y0, y1) in zip(things, self._regions(), strict=False):
-            inset = 0.0 if found.mode == "easy" else thing.scale / 2 + found.wall
+            inset = 0.0 if rules.mode == "easy" else thing.scale / 2 + rules.wall
             for _ in range(TRIES):
                 x, y = rng.uniform(x0 + inset, x1 - inset), rng.uniform(y0 + inset, y1 - inset)
                 if all(
-                    other.distance(x, y) >= (0.15 if found.occlusion else (thing.scale + other.scale) / 2 + found.gap)
+                    other.distance(x, y) >= (0.15 if rules.occlusion else (thing.scale + other.scale) / 2 + rules.gap)
                     for other in self.items
                 ):
                     thing.x, thing.y = x, y
@@ -415,10 +415,10 @@ class World:
     def _touched(self) -> int | None:
         """The first object, in order, at the agent or, in an interaction, on the goal."""
         push = self.rules.kind == "interaction"
-        place = self.items[-2] if push else self.agent
+        reference = self.items[-2] if push else self.agent
         for number, item in enumerate(self.items[: self.count]):
-            near = (item.scale + place.scale) / 2 - TINY if push else self.agent.scale
-            if item.distance(place.x, place.y) < near:
+            near = (item.scale + reference.scale) / 2 - TINY if push else self.agent.scale
+            if item.distance(reference.x, reference.y) < near:
                 return number
         return None
 
@@ -428,16 +428,16 @@ class World:
         setattr(self.agent, axis, start + delta)
         moves = [delta]
         for number, item in enumerate(self.items[: self.count]):
-            half, place = item.scale / 2, getattr(item, axis)
+            half, position = item.scale / 2, getattr(item, axis)
             if item.distance(self.agent.x, self.agent.y) + TINY >= half + self.agent.scale / 2:
                 continue
-            setattr(item, axis, place + delta)
-            if place in (half, 1 - half) or self._overlaps(number):
-                setattr(item, axis, place)
+            setattr(item, axis, position + delta)
+            if position in (half, 1 - half) or self._overlaps(number):
+                setattr(item, axis, position)
                 moves.append(0.0)
                 break
-            setattr(item, axis, min(max(place + delta, half), 1 - half))
-            moves.append(getattr(item, axis) - place)
+            setattr(item, axis, min(max(position + delta, half), 1 - half))
+            moves.append(getattr(item, axis) - position)
         setattr(self.agent, axis, start)
         return min(moves) if delta > 0 else max(moves)
 
@@ -445,53 +445,53 @@ class World:
         mine = self.items[number]
         return any(
             item.distance(mine.x, mine.y) + TINY < (item.scale + mine.scale) / 2
-            for place, item in enumerate(self.items[: self.count])
-            if place != number
+            for index, item in enumerate(self.items[: self.count])
+            if index != number
         )
 
 
-def _drawn(found: Rules, rng: np.random.Generator) -> Item:
-    colour, shape, scale = (int(rng.integers(len(pool))) for pool in (found.colours, found.shapes, found.scales))
-    return Item(found.colours[colour], found.shapes[shape], found.scales[scale])
+def _drawn(rules: Rules, rng: np.random.Generator) -> Item:
+    colour, shape, scale = (int(rng.integers(len(pool))) for pool in (rules.colours, rules.shapes, rules.scales))
+    return Item(rules.colours[colour], rules.shapes[shape], rules.scales[scale])
 
 
-def _any(found: Rules, rng: np.random.Generator, world: World) -> list[Item]:
-    return [_drawn(found, rng) for _ in range(world.count)]
+def _any(rules: Rules, rng: np.random.Generator, world: World) -> list[Item]:
+    return [_drawn(rules, rng) for _ in range(world.count)]
 
 
-def _one_target(found: Rules, rng: np.random.Generator, world: World) -> list[Item]:
-    """The target at its place, and others that are drawn until they are not the target in all three properties."""
+def _one_target(rules: Rules, rng: np.random.Generator, world: World) -> list[Item]:
+    """The target at its index, and others, each drawn again while it equals the target in all three properties."""
     things = []
-    for place in range(world.count):
-        thing = Item(*found.target)
-        while place != world.target and (thing.colour, thing.shape, thing.scale) == found.target:
-            thing = _drawn(found, rng)
+    for index in range(world.count):
+        thing = Item(*rules.target)
+        while index != world.target and (thing.colour, thing.shape, thing.scale) == rules.target:
+            thing = _drawn(rules, rng)
         things.append(thing)
     return things
 
 
-def _odd_one(found: Rules, rng: np.random.Generator, world: World) -> list[Item]:
+def _odd_one(rules: Rules, rng: np.random.Generator, world: World) -> list[Item]:
     """One property has a value that only the target has; in the others no value is had by one object alone."""
 
     def pick(pool: Sequence[Any], where: Callable[[Any], bool] = _fits) -> Any:
         pool = [value for value in pool if where(value)]
         return pool[int(rng.integers(len(pool)))]
 
-    pools: tuple[Sequence[Any], ...] = (found.colours, found.shapes, found.scales)
+    pools: tuple[Sequence[Any], ...] = (rules.colours, rules.shapes, rules.scales)
     odd = pick([n for n, pool in enumerate(pools) if len(pool) > 1])
-    paired = odd == 0 and found.pair is not None
-    test = paired and found.pairing == "test"
-    unique = pick(pools[odd], lambda value: not test or value in (found.pair or ()))
+    paired = odd == 0 and rules.pair is not None
+    test = paired and rules.pairing == "test"
+    unique = pick(pools[odd], lambda value: not test or value in (rules.pair or ()))
 
     def common(value: Any) -> bool:
         if value == unique:
             return False
-        together = found.pair is not None and {unique, value} == set(found.pair)
-        return not paired or together == (found.pairing == "test")
+        together = rules.pair is not None and {unique, value} == set(rules.pair)
+        return not paired or together == (rules.pairing == "test")
 
     columns: list[list[Any]] = []
     for n, pool in enumerate(pools):
-        if found.alike and n != odd:
+        if rules.alike and n != odd:
             columns.append([pick(pool)] * world.count)
             continue
         column: list[Any] = [None] * world.count
@@ -507,10 +507,10 @@ def _fits(value: Any) -> bool:
 
 def _filled(column: list[Any], draw: Callable[[], Any], rng: np.random.Generator) -> list[Any]:
     """Fill what is empty by values that two objects or more share: a last single one takes the value before it."""
-    while empty := [place for place, value in enumerate(column) if value is None]:
+    while empty := [index for index, value in enumerate(column) if value is None]:
         value = draw()
         share = int(rng.integers(2, len(empty) + 1))
         chosen = rng.permutation(empty)[: len(empty) if share == len(empty) - 1 else share]
-        for place in chosen:
-            column[place] = value
+        for index in chosen:
+            column[index] = value
     return column

@@ -55,7 +55,7 @@ FASTEST = 50.0  # radians a second that the state can tell
 class ReachingRules:
     """One environment. ``kind``: in ``"goal"`` the target is blue and no other cube is, in ``"comparison"`` its colour
     is drawn and all others have another one, in ``"random"`` all colours are drawn. ``mode``: ``"hard"`` puts cubes
-    anywhere in reach, ``"easy"`` in four places. An episode ends after ``steps`` actions.
+    anywhere in reach, ``"easy"`` at four positions. An episode ends after ``steps`` actions.
     """
 
     kind: Literal["goal", "comparison", "random"] = "goal"
@@ -102,34 +102,34 @@ def reaching_rules(variant: str = "default", **changes: Any) -> ReachingRules:
 
     Raises :class:`UsageError` for a variant or a field that does not exist, and for rules that contradict each other.
     """
-    found = vary("object-reaching", VARIANTS, variant, changes)
-    colours = {*found.colours, found.target} if found.kind == "goal" else set(found.colours)
+    rules = vary("object-reaching", VARIANTS, variant, changes)
+    colours = {*rules.colours, rules.target} if rules.kind == "goal" else set(rules.colours)
     faults = {
-        f"mode easy has four places, not {found.objects}": found.mode == "easy" and found.objects > len(EASY),
-        f"there are {found.objects} cubes, not 1 to 6": not 1 <= found.objects <= 6,
-        f"unknown colours in {found.colours}": not colours <= set(COLOURS),
-        "no second colour is left": found.kind != "random" and len(colours) < 2,
-        "of fewer than 3 cubes none is the odd one": found.kind == "comparison" and found.objects < 3,
+        f"mode easy has four positions, not {rules.objects}": rules.mode == "easy" and rules.objects > len(EASY),
+        f"there are {rules.objects} cubes, not 1 to 6": not 1 <= rules.objects <= 6,
+        f"unknown colours in {rules.colours}": not colours <= set(COLOURS),
+        "no second colour is left": rules.kind != "random" and len(colours) < 2,
+        "of fewer than 3 cubes none is the odd one": rules.kind == "comparison" and rules.objects < 3,
     }
     for fault, present in faults.items():
         if present:
             raise UsageError("these rules make no world", cause=fault, fix="change objects, mode or colours")
-    return found
+    return rules
 
 
 class ReachingWorld:
     """One episode after the other. ``target`` is the cube to touch; ``cubes`` are (N, 3) centres, ``colours`` their
     names. It has the methods of :class:`evalsuite.worlds.World`; an action is three numbers from -1 to 1.
 
-    Raises :class:`ResourceError` without MuJoCo, and where a picture is asked for that cannot be made here.
+    Raises :class:`ResourceError` without MuJoCo, and where a picture is requested that cannot be rendered here.
     """
 
-    def __init__(self, found: ReachingRules, size: int = 64) -> None:
-        self.rules, self.size = found, size
+    def __init__(self, rules: ReachingRules, size: int = 64) -> None:
+        self.rules, self.size = rules, size
         self.target = self.taken = 0
-        self.colours: list[str] = ["blue"] * found.objects
+        self.colours: list[str] = ["blue"] * rules.objects
         self._mujoco = _library()
-        self._model = _model(found.objects)
+        self._model = _model(rules.objects)
         self._data = self._mujoco.MjData(self._model)
 
     @property
@@ -148,15 +148,15 @@ class ReachingWorld:
 
     def reset(self, rng: np.random.Generator) -> None:
         """Raise the finger; draw the target, the colours, and where the cubes are."""
-        found, self.taken = self.rules, 0
+        rules, self.taken = self.rules, 0
         self._mujoco.mj_resetData(self._model, self._data)
         self._data.qpos[:] = RAISED
-        self.target = int(rng.integers(found.objects))
-        self.colours = _coloured(found, self.target, rng)
-        places = EASY[: found.objects] if found.mode == "easy" else None
-        while places is None:
-            places = _placed(found.objects, rng)
-        for centre, (radius, angle) in zip(self._data.mocap_pos, places, strict=True):
+        self.target = int(rng.integers(rules.objects))
+        self.colours = _coloured(rules, self.target, rng)
+        positions = EASY[: rules.objects] if rules.mode == "easy" else None
+        while positions is None:
+            positions = _placed(rules.objects, rng)
+        for centre, (radius, angle) in zip(self._data.mocap_pos, positions, strict=True):
             centre[:] = radius * np.cos(angle), radius * np.sin(angle), HEIGHT
         self._settle()
 
@@ -166,11 +166,11 @@ class ReachingWorld:
         Torques are those of a proportional controller with damping, bounded by 0.36 Nm. Touching the target counts
         even where another cube is touched with it. Raises :class:`ValueError` for another action.
         """
-        asked = np.asarray(action, dtype=np.float64)
-        if asked.shape != (3,) or not (np.abs(asked) <= 1).all():
+        targets = np.asarray(action, dtype=np.float64)
+        if targets.shape != (3,) or not (np.abs(targets) <= 1).all():
             raise ValueError(f"an action is three numbers from -1 to 1, not {action!r}")
         self.taken += 1
-        data, goal = self._data, LOWEST + (asked + 1) / 2 * (HIGHEST - LOWEST)
+        data, goal = self._data, LOWEST + (targets + 1) / 2 * (HIGHEST - LOWEST)
         for _ in range(SKIP):
             torque = (GAINS * (goal - data.qpos) - DAMPING * data.qvel).clip(-TORQUE, TORQUE)
             data.ctrl[:] = (torque - SAFETY * data.qvel).clip(-TORQUE, TORQUE)
@@ -231,7 +231,7 @@ class ReachingWorld:
         out[-1] = ~out[:-1].any(axis=0)
 
     def segments(self) -> npt.NDArray[np.int64]:
-        """Which item is seen at every pixel (size, size): a cube's place, the finger after them, -1 the ground."""
+        """Which item is seen at every pixel (size, size): a cube's index, the finger after them, -1 the background."""
         return self._painter().segments(self._data)
 
     def _settle(self) -> None:
@@ -243,41 +243,41 @@ class ReachingWorld:
         return _painter(self.rules.objects, self.size, os.getpid())  # a context does not outlive a fork
 
 
-def _unit(place: Array) -> Array:
-    """A place in the arena as the state tells it: from half a metre on either side, and half a metre up."""
-    return np.asarray((place - (0, 0, 0.25)) / (0.5, 0.5, 0.25))
+def _unit(position: Array) -> Array:
+    """A position in the state's units: x and y from -0.5 to 0.5 m, z from 0 to 0.5 m, each as -1 to 1."""
+    return np.asarray((position - (0, 0, 0.25)) / (0.5, 0.5, 0.25))
 
 
-def _coloured(found: ReachingRules, target: int, rng: np.random.Generator) -> list[str]:
+def _coloured(rules: ReachingRules, target: int, rng: np.random.Generator) -> list[str]:
     def pick(pool: tuple[str, ...]) -> str:
         return pool[int(rng.integers(len(pool)))]
 
-    if found.kind == "random":
-        return [pick(found.colours) for _ in range(found.objects)]
-    own = found.target if found.kind == "goal" else pick(found.colours)
-    rest = tuple(colour for colour in found.colours if colour != own)
+    if rules.kind == "random":
+        return [pick(rules.colours) for _ in range(rules.objects)]
+    own = rules.target if rules.kind == "goal" else pick(rules.colours)
+    rest = tuple(colour for colour in rules.colours if colour != own)
     common = pick(rest)
     return [
-        own if place == target else common if found.kind == "comparison" else pick(rest)
-        for place in range(found.objects)
+        own if index == target else common if rules.kind == "comparison" else pick(rest)
+        for index in range(rules.objects)
     ]
 
 
 def _placed(count: int, rng: np.random.Generator) -> tuple[tuple[float, float], ...] | None:
-    """Radius and angle of as many cubes, even over the sector; None where one found no place in many tries."""
-    there: list[Array] = []
-    found = []
+    """Radius and angle of ``count`` cubes, uniform over the sector; None where one has no room in ``TRIES`` tries."""
+    centres: list[Array] = []
+    positions = []
     for _ in range(count):
         for _ in range(TRIES):
             angle, radius = float(rng.uniform(*ARC)), float(np.sqrt(rng.uniform(0, RADIUS**2)))
-            place = radius * np.array([np.cos(angle), np.sin(angle)])
-            if all((np.abs(place - other) > APART).any() for other in there):
-                there.append(place)
-                found.append((radius, angle))
+            centre = radius * np.array([np.cos(angle), np.sin(angle)])
+            if all((np.abs(centre - other) > APART).any() for other in centres):
+                centres.append(centre)
+                positions.append((radius, angle))
                 break
         else:
             return None
-    return tuple(found)
+    return tuple(positions)
 
 
 # --- the simulation ---------------------------------------------------------------------------------------------
@@ -304,8 +304,8 @@ def _model(objects: int) -> Any:
 def _scene(objects: int) -> str:
     """The world in MuJoCo's language. Heights are over CausalWorld's floor, a millimetre over its table."""
     fingers = "".join(
-        _finger(name, place, turn, rgb)
-        for name, place, turn, rgb in (
+        _finger(name, position, turn, rgb)
+        for name, position, turn, rgb in (
             ("left", "-0.0455 0 0", 0.0, "0.6 0 0"),
             ("middle", "0.02275 0.0394041558722 0", -120.0, "0 0.6 0"),
             ("right", "0.02275 -0.0394041558722 0", -240.0, "0 0 0.6"),
@@ -340,7 +340,7 @@ def _scene(objects: int) -> str:
 
 def _wall(parts: int = 24) -> str:
     """A ring of plates, 0.242 m from the middle and 0.25 m high. What stops the finger is thicker than what is seen."""
-    across, found = 0.242 * np.tan(np.pi / parts), []
+    across, plates = 0.242 * np.tan(np.pi / parts), []
     for part in range(parts):
         turn = 360 * part / parts
         for half, looks in (
@@ -348,13 +348,13 @@ def _wall(parts: int = 24) -> str:
             (0.02, 'group="3" contype="0"'),
         ):
             x, y = (0.242 + half) * np.cos(np.radians(turn)), (0.242 + half) * np.sin(np.radians(turn))
-            found.append(
+            plates.append(
                 f'<geom type="box" size="{half} {across} 0.125" pos="{x} {y} 0.124" euler="0 0 {turn}" {looks}/>'
             )
-    return "".join(found)
+    return "".join(plates)
 
 
-def _finger(name: str, place: str, turn: float, rgb: str) -> str:
+def _finger(name: str, position: str, turn: float, rgb: str) -> str:
     """The finger in the middle moves; the others are held where the original's raised ones are held.
 
     Links, masses and inertias are of trifinger_edu.urdf; the inertia of the lower link about itself, 0 there, must not
@@ -392,7 +392,7 @@ def _finger(name: str, place: str, turn: float, rgb: str) -> str:
         + link("middle", "0 1 0", 90, "0 -0.014 0", held[1], middle)
     )
     inside = link("upper", "-1 0 0", 90, "0 0 0", held[0], upper)
-    return f'<body name="{name}" pos="{place}" euler="0 0 {turn}">{inside}</body>'
+    return f'<body name="{name}" pos="{position}" euler="0 0 {turn}">{inside}</body>'
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------
@@ -474,18 +474,18 @@ def _contexts(model: Any, size: int) -> tuple[Any, Any]:
     Where it says nothing and there is no screen, EGL is taken if there is a device for it, and OSMesa if not. Raises
     :class:`ResourceError` where that way is not open.
     """
-    asked = os.environ.get("MUJOCO_GL", "").strip().lower()
-    if not asked and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+    backend = os.environ.get("MUJOCO_GL", "").strip().lower()
+    if not backend and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
         devices = [*Path("/dev/dri").glob("renderD*"), *Path("/dev").glob("nvidia[0-9]*")]
-        asked = "egl" if devices else "osmesa"
+        backend = "egl" if devices else "osmesa"
     try:
-        room = importlib.import_module(f"mujoco.{asked}" if asked in ("egl", "osmesa") else "mujoco")
-        context = room.GLContext(size, size)
+        module = importlib.import_module(f"mujoco.{backend}" if backend in ("egl", "osmesa") else "mujoco")
+        context = module.GLContext(size, size)
         context.make_current()
         return context, _library().MjrContext(model, _library().mjtFontScale.mjFONTSCALE_100)
     except Exception as error:  # a missing system library shows as any kind of error
         raise ResourceError(
             "no picture of object-reaching can be made here",
-            cause=f"OpenGL by {asked or 'a window'} is not there ({type(error).__name__}: {error})",
+            cause=f"OpenGL by {backend or 'a window'} is not there ({type(error).__name__}: {error})",
             fix="apt-get install libosmesa6 and set MUJOCO_GL=osmesa, or MUJOCO_GL=egl with a GPU's driver",
         ) from error

@@ -107,7 +107,7 @@ class _Box(NamedTuple):
 
 
 class _Stamp(NamedTuple):
-    """A shape in its place: its pixels on the canvas, and the first pass of the filter over them.
+    """A shape at its position: its pixels on the canvas, and the first pass of the filter over them.
 
     ``box`` holds the mask (rows, columns) on the canvas, ``window`` the output pixels that are coloured; ``half`` is
     (rows of ``box``, columns of ``window``). Rows count upwards.
@@ -128,14 +128,14 @@ def _weights(size: int) -> npt.NDArray[np.float32]:
     """
     width = size * SUPERSAMPLING
     centres = (np.arange(size)[:, None] + 0.5) * SUPERSAMPLING
-    places = np.arange(width)[None]
+    pixels = np.arange(width)[None]
     first = np.trunc(centres - LOBES * SUPERSAMPLING + 0.5)
     last = np.trunc(centres + LOBES * SUPERSAMPLING + 0.5)
-    offset = (places - centres + 0.5) / SUPERSAMPLING
+    offset = (pixels - centres + 0.5) / SUPERSAMPLING
     weights = np.where(np.abs(offset) < LOBES, np.sinc(offset) * np.sinc(offset / LOBES), 0.0)
-    weights[(places < first) | (places >= last)] = 0.0
-    found: npt.NDArray[np.float32] = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-    return found
+    weights[(pixels < first) | (pixels >= last)] = 0.0
+    normalised: npt.NDArray[np.float32] = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return normalised
 
 
 @lru_cache(maxsize=KEPT)
@@ -187,15 +187,15 @@ class Painter:
             self._repaint(after, stamps, window, out)
 
     def cover(self, sprites: Sequence[Sprite]) -> npt.NDArray[np.int64]:
-        """Which sprite is seen at the middle of every pixel (size, size): its place in ``sprites``, -1 the ground."""
+        """The sprite seen at the middle of every pixel (size, size): its index in ``sprites``, -1 the background."""
         half = SUPERSAMPLING // 2
         seen = np.full((self.size, self.size), -1, dtype=np.int64)
         for number, (box, _, mask, _) in enumerate(self._stamps(sprites)):
             columns = np.arange(-(-(box.left - half) // SUPERSAMPLING), -(-(box.right - half) // SUPERSAMPLING))
             rows = np.arange(-(-(box.low - half) // SUPERSAMPLING), -(-(box.high - half) // SUPERSAMPLING))
             inside = mask[np.ix_(rows * SUPERSAMPLING + half - box.low, columns * SUPERSAMPLING + half - box.left)]
-            place = np.ix_(rows, columns)
-            seen[place] = np.where(inside, number, seen[place])
+            window = np.ix_(rows, columns)
+            seen[window] = np.where(inside, number, seen[window])
         return seen[::-1].copy()
 
     def _stamps(self, sprites: Sequence[Sprite]) -> list[_Stamp]:
@@ -207,12 +207,12 @@ class Painter:
         low = max(window.low - reach, 0) * SUPERSAMPLING
         high = min(window.high + reach, self.size) * SUPERSAMPLING
         half = np.zeros((3, high - low, window.right - window.left), dtype=np.float32)
-        for place, (sprite, stamp) in enumerate(zip(sprites, stamps, strict=True)):
+        for index, (sprite, stamp) in enumerate(zip(sprites, stamps, strict=True)):
             left, right = max(stamp.window.left, window.left), min(stamp.window.right, window.right)
             bottom, top = max(stamp.box.low, low), min(stamp.box.high, high)
             if left >= right or bottom >= top:
                 continue
-            first = self._seen(stamp, stamps[place + 1 :])
+            first = self._seen(stamp, stamps[index + 1 :])
             rows = slice(bottom - stamp.box.low, top - stamp.box.low)
             part = first[rows, left - stamp.window.left : right - stamp.window.left]
             into = half[:, bottom - low : top - low, left - window.left : right - window.left]
