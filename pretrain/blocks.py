@@ -344,15 +344,15 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
-        """Put keys (M, width) in place of the oldest. Raises :class:`evalsuite.UsageError` where
+        """Replace the oldest rows by keys (M, width). Raises :class:`evalsuite.UsageError` where
         :meth:`fits` does.
         """
         self.fits(len(keys))
         keys = keys.detach().to(self.rows.dtype)
         keys = F.normalize(keys) if self._unit else keys
         keys = gather(keys) if self._shared else keys
-        place = torch.arange(self.pointer, self.pointer + len(keys), device=keys.device) % len(self.rows)
-        self.rows[place] = keys
+        indices = torch.arange(self.pointer, self.pointer + len(keys), device=keys.device) % len(self.rows)
+        self.rows[indices] = keys
         self.pushed.add(len(keys))
 
 

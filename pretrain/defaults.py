@@ -23,14 +23,14 @@ __all__ = ["Defaults", "build_optimizer", "look_at", "look_through"]
 def look_at(run: Run, batch: Batch) -> list[Features]:
     """The backbone's features of each image view. Views of one size go through it together, so that batch
     normalisation sees them together, as in SimCLR and SwAV."""
-    found: dict[int, Features] = {}
+    features: dict[int, Features] = {}
     sizes: dict[tuple[int, ...], list[int]] = {}
-    for place, view in enumerate(batch.views):
-        sizes.setdefault(tuple(view.data.shape[1:]), []).append(place)
-    for places in sizes.values():
-        joined = run.backbone(torch.cat([batch.views[p].data for p in places]))
-        found.update(zip(places, _split(joined, len(places)), strict=True))
-    return [found[place] for place in range(len(batch.views))]
+    for index, view in enumerate(batch.views):
+        sizes.setdefault(tuple(view.data.shape[1:]), []).append(index)
+    for indices in sizes.values():
+        joined = run.backbone(torch.cat([batch.views[p].data for p in indices]))
+        features.update(zip(indices, _split(joined, len(indices)), strict=True))
+    return [features[index] for index in range(len(batch.views))]
 
 
 def _split(features: Features, parts: int) -> Iterator[Features]:
@@ -102,8 +102,8 @@ def _groups(modules: nn.Module) -> list[dict[str, Any]]:
 
 
 def build_optimizer(t: Training, batch_size: int, groups: list[dict[str, Any]]) -> Optimizer:
-    """The optimiser that a recipe names, over parameter groups with a mark ``constant`` each; ``lr`` in a group takes
-    the place of the recipe's."""
+    """The optimiser that a recipe names, over parameter groups with a mark ``constant`` each; ``lr`` in a group
+    overrides the recipe's."""
     scale = {"linear": batch_size / 256, "sqrt": (batch_size / 256) ** 0.5, "none": 1.0}[t.scaling]
     lr = t.lr * scale
     parted: list[dict[str, Any]] = []

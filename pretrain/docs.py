@@ -21,23 +21,23 @@ SHARED = frozenset(f.name for f in fields(Training))
 
 
 def pages(registry: Registry) -> dict[str, str]:
-    """The Markdown of every page, by file name; ``README.md`` lists them and tells what all methods share."""
-    found = {shelf: {e.name: e.summary for e in registry.entries(shelf)} for shelf in ("method", "modifier")}
+    """The Markdown of every page, by file name; ``README.md`` lists them and says what all methods share."""
+    shelves = {shelf: {e.name: e.summary for e in registry.entries(shelf)} for shelf in ("method", "modifier")}
     made = {
         f"{name}.md": _page(registry, shelf, name, summary)
-        for shelf, summaries in found.items()
+        for shelf, summaries in shelves.items()
         for name, summary in summaries.items()
     }
-    return {"README.md": _index(found)} | made
+    return {"README.md": _index(shelves)} | made
 
 
-def _index(found: Mapping[str, Mapping[str, str]]) -> str:
-    told = (
+def _index(shelves: Mapping[str, Mapping[str, str]]) -> str:
+    intro = (
         "A recipe is one method and any modifiers, each an option `--with`. Published numbers were read in the "
         "official repository: (README) in its README, (code) in its code."
     )
-    parts = [MADE, "# Methods and modifiers", told]
-    for shelf, summaries in found.items():
+    parts = [MADE, "# Methods and modifiers", intro]
+    for shelf, summaries in shelves.items():
         rows = ([f"[{name}]({name}.md)", summary] for name, summary in summaries.items())
         parts.append(table([shelf, "what it does"], rows))
     rows = ([f"`{f.name}`", kind(f), shown(f.default)] for f in fields(Training))
@@ -49,11 +49,11 @@ def _page(registry: Registry, shelf: str, name: str, summary: str) -> str:
     plugin: type[Plugin] = registry.get(shelf, name)
     paper = inspect.cleandoc(sys.modules[plugin.__module__].__doc__ or "").partition("\n\n")[2]
     own = [f for f in fields(plugin.Options) if not _is_shared(plugin, f)]
-    told = comments(plugin.Options)
+    descriptions = comments(plugin.Options)
     parts = [MADE, f"# {name}", f"{summary[:1].upper()}{summary[1:]}.", markdown(paper)]
     parts += [prose(plugin), f"```\n{_command(plugin, shelf, name, own)}\n```"]
     if own:
-        rows = [[f"`{name}.{f.name}`", kind(f), shown(f.default), told.get(f.name, "")] for f in own]
+        rows = [[f"`{name}.{f.name}`", kind(f), shown(f.default), descriptions.get(f.name, "")] for f in own]
         parts += ["## Options", table(["`--set`", "type", "default", ""], rows)]
     if issubclass(plugin, Method):
         parts += _method(name, plugin)

@@ -86,8 +86,8 @@ class Stages:
 
     @hookspec
     def measures(self, run: Run, data: Images) -> dict[str, float]:
-        """Numbers to watch, of held-out images (:func:`pretrain.look_through` reads them): whenever k-NN is asked, of
-        one process alone, in evaluation mode and without gradients. They are logged, and nothing is learned from
+        """Numbers to watch, of held-out images (:func:`pretrain.look_through` reads them): whenever k-NN is evaluated,
+        by one process alone, in evaluation mode and without gradients. They are logged, and nothing is learned from
         them; those of all plugins are put together, and one name twice is refused."""
         raise NotImplementedError
 
@@ -200,12 +200,12 @@ class Recipe:
 
     def losses(self, run: Run, batch: Batch, features: list[Features], pairs: list[Pairs]) -> dict[str, Tensor]:
         """All terms. Raises :class:`PluginError` where two parts use one name."""
-        found = self._manager.hook.losses(run=run, batch=batch, features=features, pairs=pairs)
-        return self._merged("losses", found)
+        terms = self._manager.hook.losses(run=run, batch=batch, features=features, pairs=pairs)
+        return self._merged("losses", terms)
 
-    def _merged(self, what: str, found: list[dict[str, Any]]) -> dict[str, Any]:
+    def _merged(self, what: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
         merged: dict[str, Any] = {}
-        for part in reversed(found):  # pluggy asks the last registered first
+        for part in reversed(parts):  # pluggy asks the last registered first
             for name, value in part.items():
                 if name in merged:
                     raise PluginError(
@@ -224,8 +224,8 @@ class Recipe:
 
     def measures(self, run: Run, data: Images) -> dict[str, float]:
         """All numbers. Raises :class:`PluginError` where two parts use one name."""
-        found = self._manager.hook.measures(run=run, data=data)
-        return {name: float(value) for name, value in self._merged("measures", found).items()}
+        parts = self._manager.hook.measures(run=run, data=data)
+        return {name: float(value) for name, value in self._merged("measures", parts).items()}
 
 
 def _check(plugin: Plugin) -> None:
@@ -246,7 +246,7 @@ def _check(plugin: Plugin) -> None:
 
 def _check_arguments(owner: str, stage: str, function: Any) -> None:
     known = list(inspect.signature(getattr(Stages, stage)).parameters)
-    for place, argument in enumerate(inspect.signature(function).parameters.values()):
+    for index, argument in enumerate(inspect.signature(function).parameters.values()):
         if argument.default is not argument.empty or argument.kind is argument.KEYWORD_ONLY:
             raise PluginError(
                 f"{owner}.{stage} has a default for {argument.name!r}"
@@ -255,7 +255,7 @@ def _check_arguments(owner: str, stage: str, function: Any) -> None:
                 cause="such an argument of a stage is never passed",
                 fix=f"write it as a plain argument: def {stage}(self, {argument.name})",
             )
-        if place and argument.name not in known:
+        if index and argument.name not in known:
             raise PluginError(
                 f"{owner}.{stage} asks for {argument.name!r}",
                 cause=f"a stage {stage} may ask for {', '.join(known[1:])}",

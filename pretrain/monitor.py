@@ -71,16 +71,16 @@ def collapsed(log: Sequence[Mapping[str, float]]) -> str:
 
 
 def last_collapse(log: Sequence[Mapping[str, float]]) -> str:
-    """When a log last told of a collapse, and what; empty if never, or if features were later farther apart than before
+    """When a log last showed a collapse, and which; empty if never, or if features were later farther apart than before
     it: slots lie together for long before they part, and that is no collapse in the end."""
-    told, peak, before = "", 0.0, 0.0
+    collapse, peak, before = "", 0.0, 0.0
     for entry, reason in _signs(log):
         if reason:
-            told, before = f"step {int(entry['step'])}: {reason}", peak
+            collapse, before = f"step {int(entry['step'])}: {reason}", peak
         elif entry["spread"] > before:
-            told = ""
+            collapse = ""
         peak = max(peak, entry["spread"])
-    return told
+    return collapse
 
 
 def _signs(log: Sequence[Mapping[str, float]]) -> Iterator[tuple[Mapping[str, float], str]]:
@@ -137,7 +137,8 @@ def knn_accuracy(
     they are shown there by default (:meth:`evalsuite.features.Preprocess.resolved`, decided on the bank). Images that
     cannot be read are left out.
 
-    The backbone is asked in eval mode and left as it was. Raises :class:`evalsuite.DataError` where none can be read.
+    The backbone is evaluated in eval mode and its mode is restored. Raises :class:`evalsuite.DataError` where none can
+    be read.
     """
     device = next(backbone.parameters()).device
     shape = Preprocess((size, size), "auto").resolved(lambda i: bank[i]["image"].shape[1:], len(bank))
@@ -145,13 +146,13 @@ def knn_accuracy(
     training = backbone.training
     backbone.eval()
     try:
-        known, asked = (_pooled(backbone, data, look, device, workers) for data in (bank, queries))
+        train, test = (_pooled(backbone, data, look, device, workers) for data in (bank, queries))
     finally:
         backbone.train(training)
-    setting = {"k": min(k, len(known.labels)), "temperature": 0.07}
-    part = Part(Rows(known.features), known.labels, None, int(bank.labels.max()) + 1)
-    (fitted,) = NearestNeighbours().fit(part, Rows(asked.features), [setting], Runtime(device))
-    return accuracy(fitted.scores, asked.labels)
+    setting = {"k": min(k, len(train.labels)), "temperature": 0.07}
+    part = Part(Rows(train.features), train.labels, None, int(bank.labels.max()) + 1)
+    (fitted,) = NearestNeighbours().fit(part, Rows(test.features), [setting], Runtime(device))
+    return accuracy(fitted.scores, test.labels)
 
 
 class Journal(UserList[dict[str, float]]):
@@ -189,7 +190,7 @@ def _is_entry(line: bytes) -> bool:
 
 
 def plot(log: Sequence[Mapping[str, float]], path: Path, title: str) -> None:
-    """Curves of the loss, of k-NN accuracy where it was asked for, and of the signs of collapse, as a PNG."""
+    """Curves of the loss, of k-NN accuracy where it was evaluated, and of the signs of collapse, as a PNG."""
     steps = [e for e in log if "spread" in e]
     knn = [e for e in log if "knn" in e]
     figure = Figure(figsize=(7, 6), layout="constrained")

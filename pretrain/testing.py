@@ -129,8 +129,8 @@ def tiny_train(
 
 def losses(trained: Trained) -> list[dict[str, float]]:
     """The terms of the loss at every logged step, without what the clock had to say."""
-    told = {"lr", "images_s", "wait", "spread", "effective_rank", "epoch"}
-    return [{k: v for k, v in entry.items() if k not in told} for entry in trained.log if "spread" in entry]
+    measured = {"lr", "images_s", "wait", "spread", "effective_rank", "epoch"}
+    return [{k: v for k, v in entry.items() if k not in measured} for entry in trained.log if "spread" in entry]
 
 
 def check_method(
@@ -233,13 +233,13 @@ def _check_moves(run: Callable[..., Trained]) -> None:
             run(steps=1, **trip)
         except (RuntimeError, TypeError) as error:
             where = " ".join(trip.values())
-            told = f"trained in {where}, it fails: is a tensor of it neither parameter nor buffer? ({error})"
-            raise AssertionError(told) from error
+            message = f"trained in {where}, it fails: is a tensor of it neither parameter nor buffer? ({error})"
+            raise AssertionError(message) from error
 
 
 def _check_same(before: Any, draw: Draw) -> None:
-    for place, (old, new) in enumerate(zip(before.views, draw.batch.views, strict=True)):
-        assert torch.equal(old.data, new.data), f"view {place} of the batch was written to"
+    for index, (old, new) in enumerate(zip(before.views, draw.batch.views, strict=True)):
+        assert torch.equal(old.data, new.data), f"view {index} of the batch was written to"
     assert torch.equal(before.index, draw.batch.index), "the index of the batch was written to"
 
 

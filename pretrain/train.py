@@ -88,7 +88,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of it: the backbone, its file, the log (an entry a logged step), when it last told of a collapse
+    """What came of it: the backbone, its file, the log (an entry a logged step), when it last showed a collapse
     (empty: never), and the rows whose images could not be read."""
 
     backbone: Backbone
@@ -181,8 +181,8 @@ def compose(
     kind = _part(registry, "method", method, Method)
     kinds = {name: _part(registry, "modifier", name, Modifier) for name in modifiers}
     texts = _by_part({method: kind, **kinds}, settings or {})
-    found = kind.preset(preset) if preset else next(iter(kind.presets.values()), UNPUBLISHED)
-    options = read_options(kind, method, texts[method], found.options if preset else {})
+    published = kind.preset(preset) if preset else next(iter(kind.presets.values()), UNPUBLISHED)
+    options = read_options(kind, method, texts[method], published.options if preset else {})
     plugins: list[Plugin] = [kind(options)]
     plugins += [modifier(read_options(modifier, name, texts[name])) for name, modifier in kinds.items()]
     recipe = Recipe(plugins[0], *plugins[1:], names=names)  # type: ignore[arg-type]  # held to their kinds above
@@ -194,7 +194,7 @@ def compose(
             cause="it brings its own learning rate, optimiser and image size",
             fix=f"set its own: --set {method}.{next(iter(texts['defaults']))}=...",
         )
-    return recipe, found
+    return recipe, published
 
 
 def _by_part(kinds: Mapping[str, type[Plugin]], settings: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -226,14 +226,14 @@ def _by_part(kinds: Mapping[str, type[Plugin]], settings: Mapping[str, str]) -> 
 
 
 def _part(registry: Registry, shelf: str, name: str, base: type[Any]) -> Any:
-    found = registry.get(shelf, name)
-    if not (isinstance(found, type) and issubclass(found, base)):
+    target = registry.get(shelf, name)
+    if not (isinstance(target, type) and issubclass(target, base)):
         raise PluginError(
             f"{shelf} {name!r} is no {base.__name__}",
-            cause=f"its target is {found!r}",
+            cause=f"its target is {target!r}",
             fix=f"bind it to a subclass of pretrain.{base.__name__}",
         )
-    return found
+    return target
 
 
 # Training --------------------------------------------------------------------------------------------------
@@ -295,18 +295,21 @@ class _Reader(Dataset[Draw | Refusal]):
         self.data, self.looks, self.seed, self.strict = data, looks, seed, strict
 
     def __getitem__(self, task: tuple[int, int, list[tuple[int, int]]]) -> Draw | Refusal:
-        """``task``: step, part of the step, and (place in the whole batch, row) of each sample."""
-        step, micro, places = task
+        """``task``: step, part of the step, and (position in the whole batch, row) of each sample."""
+        step, micro, positions = task
         try:
             bad: list[int] = []
-            found = [self._sample(row, bad) for _, row in places]
-            views = [self._views(sample, step, place) for (_, sample), (place, _) in zip(found, places, strict=True)]
-            return Draw(step, micro, collate(views, [s for _, s in found], [row for row, _ in found]), tuple(bad))
+            samples = [self._sample(row, bad) for _, row in positions]
+            views = [
+                self._views(sample, step, position)
+                for (_, sample), (position, _) in zip(samples, positions, strict=True)
+            ]
+            return Draw(step, micro, collate(views, [s for _, s in samples], [row for row, _ in samples]), tuple(bad))
         except Refusal as error:
             return error
 
-    def _views(self, sample: Sample, step: int, place: int) -> list[Any]:
-        rng = torch.Generator().manual_seed(mix_seed(self.seed, step, place, 4))
+    def _views(self, sample: Sample, step: int, position: int) -> list[Any]:
+        rng = torch.Generator().manual_seed(mix_seed(self.seed, step, position, 4))
         return [look(sample, rng) for look in self.looks]
 
     def _sample(self, row: int, bad: list[int]) -> tuple[int, Sample]:
@@ -335,8 +338,8 @@ class _Tasks:
         run = self.run
         part = run.batch_size // self.accumulate
         for epoch in range(self.first // self.accumulate // run.epoch_steps, run.epochs + 1):
-            for place, rows in enumerate(self._epoch(epoch)):
-                step = epoch * run.epoch_steps + place
+            for batch, rows in enumerate(self._epoch(epoch)):
+                step = epoch * run.epoch_steps + batch
                 if step >= run.steps:
                     return
                 for micro in range(self.accumulate):
@@ -615,7 +618,7 @@ def _noted(note: Path) -> dict[str, Any] | None:
 
 
 def _claim(plan: Plan, description: Mapping[str, Any], fabric: Fabric, progress: Progress) -> None:
-    """Make the folder this run's own, once every process has found that it may be."""
+    """Make the folder this run's own, once every process agrees that it may be."""
     fabric.barrier()
     if fabric.is_global_zero:
         note = plan.out / NOTE
@@ -625,7 +628,7 @@ def _claim(plan: Plan, description: Mapping[str, Any], fabric: Fabric, progress:
                 (plan.out / name).unlink(missing_ok=True)
         if os.path.lexists(note) and _noted(note) is None:
             aside = set_aside(note).name
-            progress.say(f"warning: {note} is not whole; it is set aside as {aside}, and the state tells whose it is")
+            progress.say(f"warning: {note} is not whole; it is set aside as {aside}, and the state says whose it is")
         write_text(note, json.dumps(description, indent=1))
     fabric.barrier()
 
@@ -692,12 +695,12 @@ class _Watch:
             return
         if rank() == 0:
             bank, queries = self.probe
-            found = self._measures(queries)
+            measured = self._measures(queries)
             if bank.labelled and queries.labelled:
-                found["knn"] = knn_accuracy(run.backbone, bank, queries, run.training.size, workers=run.workers)
-            self.journal.append({"step": step, "epoch": epoch, **found})
-            told = [f"{'k-NN accuracy' if name == 'knn' else name} {value:.3f}" for name, value in found.items()]
-            self.progress.say(f"epoch {epoch}: {', '.join(told)}")
+                measured["knn"] = knn_accuracy(run.backbone, bank, queries, run.training.size, workers=run.workers)
+            self.journal.append({"step": step, "epoch": epoch, **measured})
+            shown = [f"{'k-NN accuracy' if name == 'knn' else name} {value:.3f}" for name, value in measured.items()]
+            self.progress.say(f"epoch {epoch}: {', '.join(shown)}")
             plot(self.journal.data, plan.out / CURVES, self.state.recipe.name)
 
     @torch.no_grad()
@@ -742,6 +745,6 @@ def _of_all(rows: set[int]) -> set[int]:
     """The rows that any process has."""
     if world_size() == 1:
         return rows
-    found: list[set[int]] = [set()] * world_size()
-    dist.all_gather_object(found, rows)
-    return set().union(*found)
+    gathered: list[set[int]] = [set()] * world_size()
+    dist.all_gather_object(gathered, rows)
+    return set().union(*gathered)

@@ -34,7 +34,7 @@ ORDERS = tuple(permutations(range(4)))
 # Grey levels of 1, and a little more: greys have weights of four decimals, so that some lie exactly between two levels,
 # where the last digit, which differs between processors, would decide.
 LEVELS = 255 * (1 + 2**-20)
-ATTEMPTS = 10  # at a crop of the area and ratio asked for, before a central one is taken
+ATTEMPTS = 10  # at a crop of the requested area and ratio, before a central one is taken
 
 
 @dataclass(frozen=True)

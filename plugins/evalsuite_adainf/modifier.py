@@ -60,8 +60,8 @@ class AdaInf(Modifier):
                 cause="it joins the data with the output of a generative model, and none was named",
                 fix="--set adainf.generated=FILE.npz, with uint8 RGB images (N,H,W,3) under the key image",
             )
-        found = read_npz(self.options.generated)
-        generated = Arrays(found.pixels, None, found.fingerprint)
+        archive = read_npz(self.options.generated)
+        generated = Arrays(archive.pixels, None, archive.fingerprint)
         return Joined([*[real] * self.options.copies, generated])
 
     @hookimpl(wrapper=True)

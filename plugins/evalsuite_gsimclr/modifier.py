@@ -86,8 +86,8 @@ class GSimCLR(Modifier):
             )
         choices = {k: v for k, v in asdict(self.options).items() if k not in ("strict", "reshuffle")}
         key = json.dumps({"gsimclr": 1, **choices, "clusters": clusters}, sort_keys=True)
-        found = run.cached(key, lambda: {"labels": self.clustered(data, clusters, run.seed, run.device)})
-        self.register_buffer("labels", found["labels"])
+        cached = run.cached(key, lambda: {"labels": self.clustered(data, clusters, run.seed, run.device)})
+        self.register_buffer("labels", cached["labels"])
 
     def clustered(self, data: Images, clusters: int, seed: int, device: torch.device) -> Tensor:
         """The pseudo-class of every image (N,)."""
@@ -244,8 +244,8 @@ def denoiser(images: Tensor, options: GSimCLR.Options, seed: int, device: torch.
             optimizer.zero_grad(set_to_none=True)
             error.backward()
             optimizer.step()
-        found = restoration_error(model, images[held_out], device)
-        best, waited = (found, 0) if found < best else (best, waited + 1)
+        loss = restoration_error(model, images[held_out], device)
+        best, waited = (loss, 0) if loss < best else (best, waited + 1)
         if waited > options.patience:
             break
     return model

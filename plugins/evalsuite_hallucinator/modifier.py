@@ -91,8 +91,8 @@ class Hallucinator(Modifier):
 
     @hookimpl(wrapper=True)
     def pairs(self, run: Run) -> Generator[None, list[Pairs], list[Pairs]]:
-        found = yield
-        return [self.extended(pairs, run.rng) for pairs in found]
+        all_pairs = yield
+        return [self.extended(pairs, run.rng) for pairs in all_pairs]
 
     def extended(self, pairs: Pairs, rng: torch.Generator) -> Pairs:
         """Pairs of M rows and the imagined ones: 2 M rows, the first half as it was."""

@@ -62,11 +62,11 @@ def companions(labels: Tensor, index: Tensor, rng: torch.Generator, may_be_self:
     chance = torch.rand(len(index), generator=rng, device=labels.device)
     if may_be_self:
         return order[start + (chance * count).long().clamp(max=count - 1)]
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order), device=order.device)
+    position = torch.empty_like(order)
+    position[order] = torch.arange(len(order), device=order.device)
     others = count - 1
     drawn = start + (chance * others).long().clamp(max=(others - 1).clamp(min=0))
-    drawn = drawn + ((drawn >= place[index]) & (others > 0)).long()
+    drawn = drawn + ((drawn >= position[index]) & (others > 0)).long()
     return order[drawn]
 
 
@@ -89,8 +89,8 @@ def mined(
     """
     count = min(count, similarity.shape[1])
     if mining == "hard":
-        found = similarity.masked_fill(excluded, -math.inf).topk(count)
-        return found.indices, found.values > -math.inf
+        hardest = similarity.masked_fill(excluded, -math.inf).topk(count)
+        return hardest.indices, hardest.values > -math.inf
     if mining == "random":
         lots = torch.rand(similarity.shape, generator=rng, device=similarity.device)
         drawn = lots.masked_fill_(excluded, -1).topk(count)
@@ -171,8 +171,8 @@ class InterCLR(Modifier):
 
     @hookimpl(wrapper=True)
     def pairs(self) -> Generator[None, list[Pairs], list[Pairs]]:
-        found = yield  # unchanged: to wrap them is to need them, so a method without positives is refused
-        return found
+        pairs = yield  # unchanged: to wrap them is to need them, so a method without positives is refused
+        return pairs
 
     @hookimpl(wrapper=True)
     def losses(self, run: Run, pairs: list[Pairs]) -> Generator[None, list[dict[str, Tensor]], list[dict[str, Tensor]]]:
@@ -181,7 +181,7 @@ class InterCLR(Modifier):
             return terms
         weight = self.options.weight
         inter = torch.stack([self.inter(p.query, blocks.sample_of(p.source), run.rng) for p in pairs]).mean()
-        intra = [{name: (1 - weight) * term for name, term in found.items()} for found in terms]
+        intra = [{name: (1 - weight) * term for name, term in losses.items()} for losses in terms]
         return [*intra, {"inter": weight * inter}]
 
     def inter(self, query: Tensor, index: Tensor, rng: torch.Generator) -> Tensor:
@@ -241,7 +241,7 @@ class InterCLR(Modifier):
 
     @torch.no_grad()
     def tend(self) -> None:
-        """Dissolve clusters below ``min_size``, and give each one's place to half of the largest."""
+        """Dissolve clusters below ``min_size``, and replace each by half of the largest cluster."""
         counts = torch.bincount(self.labels[self.labels != UNSEEN], minlength=len(self.centroids))
         small = counts < self.min_size
         if not small.any() or small.all():

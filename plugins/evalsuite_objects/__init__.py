@@ -21,5 +21,5 @@ def evalsuite_register(registry: Registry) -> None:
         "slot-attention", "evalsuite_objects.discovery:SlotDiscovery", "rebuilds the image from slots, each drawn alone"
     )
     registry.method(
-        "slot-set", "evalsuite_objects.setprediction:SlotSet", "is told which objects there are, and tells it of images"
+        "slot-set", "evalsuite_objects.setprediction:SlotSet", "supervised: predicts the objects of an image from slots"
     )

@@ -39,8 +39,8 @@ class _Vector(nn.Module):
         self.apply(_drawn)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.linear(self.cnn(x).flatten(1))
-        return found
+        vector: Tensor = self.linear(self.cnn(x).flatten(1))
+        return vector
 
 
 class _One(_Vector):
@@ -55,8 +55,8 @@ class _Map(nn.Module):
         self.apply(_drawn)
 
     def forward(self, x: Tensor) -> Features:
-        found = self.cnn(x)
-        return Features(found.mean((2, 3)), {SIZE // CELLS: found}, found.flatten(2).transpose(1, 2))
+        maps = self.cnn(x)
+        return Features(maps.mean((2, 3)), {SIZE // CELLS: maps}, maps.flatten(2).transpose(1, 2))
 
 
 class _Many(nn.Module):
@@ -83,9 +83,9 @@ def cnn(width: int = 512) -> Backbone:
 
 
 def cnn_map() -> Backbone:
-    """``objects:cnn-map``: its last convolution, 4 x 4 places of 64 channels, as sixteen tokens.
+    """``objects:cnn-map``: its last convolution, 4 x 4 cells of 64 channels, as sixteen tokens.
 
-    Convolutions do not reach over the border, so a place sees 36 pixels of the image and lies 8 from the next; as a map
+    Convolutions do not reach over the border, so a cell sees 36 pixels of the image and lies 8 from the next; as a map
     of stride 16 it is stretched over the whole of it.
     """
     return _backbone(_Map(), "cnn-map", 64, {SIZE // CELLS: 64}, "pooled", "maps", "tokens")

@@ -81,7 +81,7 @@ class _Convolutions(nn.Module):
 
 
 def _coordinates(size: int, like: Tensor) -> Tensor:
-    """Where a place is, to the right and down from -1 to 1, (2, ``size``, ``size``)."""
+    """Coordinates of each pixel, to the right and down from -1 to 1, (2, ``size``, ``size``)."""
     line = torch.linspace(-1, 1, size, dtype=like.dtype, device=like.device)
     return torch.stack([line.expand(size, size), line[:, None].expand(size, size)])
 
@@ -98,8 +98,8 @@ class Decoder(nn.Module):
 
     def forward(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         x, size = slots.flatten(0, 1), self.size
-        places = _coordinates(size, slots).expand(len(x), -1, -1, -1)
-        spread = torch.cat([x[:, :, None, None].expand(-1, -1, size, size), places], dim=1)
+        coordinates = _coordinates(size, slots).expand(len(x), -1, -1, -1)
+        spread = torch.cat([x[:, :, None, None].expand(-1, -1, size, size), coordinates], dim=1)
         drawn = self.conv(self.mlc(spread)).unflatten(0, slots.shape[:2]).to(slots.dtype)
         colours, logits = drawn.split([3, 1], dim=2)
         return colours, logits
@@ -130,9 +130,9 @@ class Refiner(nn.Module):
 def _evened(x: Tensor) -> Tensor:
     """Vectors (B, S, D) or maps (B, S, C, H, W) of each slot to mean zero and deviation one. That of vectors is the
     sample's, that of maps the population's, as in the official code."""
-    places = tuple(range(2, x.ndim))
-    mean = x.mean(places, keepdim=True)
-    deviation = x.std(2, keepdim=True) if x.ndim == 3 else (x - mean).square().mean(places, keepdim=True).sqrt()
+    axes = tuple(range(2, x.ndim))
+    mean = x.mean(axes, keepdim=True)
+    deviation = x.std(2, keepdim=True) if x.ndim == 3 else (x - mean).square().mean(axes, keepdim=True).sqrt()
     return (x - mean) / (deviation + SMALL)
 
 
@@ -145,7 +145,7 @@ class Iodine(nn.Module):
     the draws are of fixed noise, the same for every image: the official code draws there too, and the same image would
     have other features each time; without any noise all slots would begin alike and stay so.
 
-    The gradients that inference needs are its own: it may be asked without any (``torch.no_grad``,
+    The gradients that inference needs are its own: it may be called without any (``torch.no_grad``,
     ``torch.inference_mode``), and then keeps none.
     """
 
@@ -164,7 +164,7 @@ class Iodine(nn.Module):
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Inferred:
         """``noise`` (B, iterations, slots, width), normal numbers, is what slots are drawn by; without it they are
-        drawn as told above."""
+        drawn as said above."""
         learns = torch.is_grad_enabled() and any(x.requires_grad for x in (images, *self.parameters()))
         with torch.inference_mode(False), torch.enable_grad():
             if noise is None:
@@ -172,8 +172,8 @@ class Iodine(nn.Module):
                 noise = torch.randn_like(noise, memory_format=torch.contiguous_format) if self.training else noise
             if images.is_inference():
                 images, noise = images.clone(), noise.clone()
-            found = self._infer(images, noise.to(images.dtype), learns)
-        return found if learns else found.detach()
+            inferred = self._infer(images, noise.to(images.dtype), learns)
+        return inferred if learns else inferred.detach()
 
     def _infer(self, images: Tensor, noise: Tensor, learns: bool) -> Inferred:
         means, logs = (
@@ -313,13 +313,13 @@ class IODINE(Method):
 
     @hookimpl
     def losses(self, run: Run, features: list[Inferred]) -> dict[str, Tensor]:
-        (found,) = features
+        (inferred,) = features
         beta: float = run.backbone.net.beta  # type: ignore[assignment]
-        steps = found.likelihoods.shape[1]
+        steps = inferred.likelihoods.shape[1]
         weights = torch.arange(1, steps + 1, device=run.device) / steps
         return {
-            "likelihood": -(weights * found.likelihoods).sum(dim=1).mean(),
-            "divergence": beta * (weights * found.divergences).sum(dim=1).mean(),
+            "likelihood": -(weights * inferred.likelihoods).sum(dim=1).mean(),
+            "divergence": beta * (weights * inferred.divergences).sum(dim=1).mean(),
         }
 
     @hookimpl
@@ -329,14 +329,14 @@ class IODINE(Method):
         error = divergence = 0.0
         scores: list[npt.NDArray[np.float64]] = []
         looked = look_through(run, data, Centre(self.options.size, share=1.0))
-        for place, (images, truth) in enumerate(zip(looked, segments(data), strict=True)):
+        for index, (images, truth) in enumerate(zip(looked, segments(data), strict=True)):
             parts = [run.backbone(some) for some in images.split(32)]  # each is drawn as often as there are slots
             rebuilt, masks = torch.cat([p.rebuilt for p in parts]), torch.cat([p.masks for p in parts])
             error += float((images - rebuilt).square().sum())
             divergence += float(sum(p.divergences[:, -1].sum() for p in parts))
             if truth is not None:
                 scores.append(foreground_adjusted_rand(truth, owners(masks, truth.shape[1:])))
-            if place == 0:
+            if index == 0:
                 picture(run, images, {"reconstruction": rebuilt}, {"masks": masks})
-        told = {"fg_ari": float(np.nanmean(np.concatenate(scores)))} if scores else {}
-        return {"reconstruction_error": error / len(data), "divergence": divergence / len(data), **told}
+        measured = {"fg_ari": float(np.nanmean(np.concatenate(scores)))} if scores else {}
+        return {"reconstruction_error": error / len(data), "divergence": divergence / len(data), **measured}

@@ -22,7 +22,7 @@ __all__ = ["MAE", "Decoder", "Masked", "patches", "visible"]
 @dataclass(frozen=True, kw_only=True)
 class Masked(Features):
     """What is said of an image some of whose N patches are hidden: ``every`` (B, P + V, D) is the prefix, a class token
-    say, and the visible patches, V of them, which are the first of ``order`` (B, N), all places."""
+    say, and the visible patches, V of them, which are the first of ``order`` (B, N), the indices of all patches."""
 
     every: Tensor
     order: Tensor
@@ -33,17 +33,17 @@ def patches(images: Tensor, side: int) -> Tensor:
     return F.unfold(images, side, stride=side).transpose(1, 2)
 
 
-def _of(x: Tensor, places: Tensor) -> Tensor:
-    """Rows ``places`` (B, K) of x (B, N, D)."""
-    return x.gather(1, places.unsqueeze(2).expand(-1, -1, x.shape[2]))
+def _of(x: Tensor, indices: Tensor) -> Tensor:
+    """Rows ``indices`` (B, K) of x (B, N, D)."""
+    return x.gather(1, indices.unsqueeze(2).expand(-1, -1, x.shape[2]))
 
 
-def visible(net: VisionTransformer, normalised: Tensor, places: Tensor) -> Tensor:
-    """The prefix and the patches at ``places`` (B, V) of images after all blocks, which have seen no others."""
+def visible(net: VisionTransformer, normalised: Tensor, indices: Tensor) -> Tensor:
+    """The prefix and the patches ``indices`` (B, V) of images after all blocks, which have seen no others."""
     prefix = net.num_prefix_tokens
 
     def drop(_: nn.Module, __: Any, tokens: Tensor) -> Tensor:
-        return torch.cat([tokens[:, :prefix], _of(tokens[:, prefix:], places)], dim=1)
+        return torch.cat([tokens[:, :prefix], _of(tokens[:, prefix:], indices)], dim=1)
 
     hook = net.patch_drop.register_forward_hook(drop)
     try:
@@ -235,16 +235,16 @@ class MAE(Method):
 
     @hookimpl
     def losses(self, run: Run, batch: Batch, features: list[Masked]) -> dict[str, Tensor]:
-        (found,), (view,) = features, batch.views
-        return {"reconstruction": self.errors(run, view.data, found).mean()}
+        (masked,), (view,) = features, batch.views
+        return {"reconstruction": self.errors(run, view.data, masked).mean()}
 
-    def errors(self, run: Run, images: Tensor, found: Masked) -> Tensor:
+    def errors(self, run: Run, images: Tensor, masked: Masked) -> Tensor:
         """The squared error of each pixel of the hidden patches (B, N - V, pixels)."""
-        target = _of(patches(run.backbone.normalise(images), self.side), found.order[:, self.shown :])
+        target = _of(patches(run.backbone.normalise(images), self.side), masked.order[:, self.shown :])
         if self.options.normalise:
             variance, mean = torch.var_mean(target, dim=2, keepdim=True)
             target = (target - mean) / (variance + 1e-6).sqrt()
-        errors: Tensor = (self.decoder(found.every, found.order) - target).square()
+        errors: Tensor = (self.decoder(masked.every, masked.order) - target).square()
         return errors
 
     @hookimpl
@@ -252,8 +252,8 @@ class MAE(Method):
         """The mean squared error of the hidden pixels, in the units of the loss."""
         total, rng = 0.0, torch.Generator().manual_seed(0)
         for images in look_through(run, data, Centre(self.options.size, share=1.0)):
-            found = self.masked(run, images, Noise(rng, len(images), run.device))
-            total += float(self.errors(run, images, found).mean((1, 2)).sum())
+            masked = self.masked(run, images, Noise(rng, len(images), run.device))
+            total += float(self.errors(run, images, masked).mean((1, 2)).sum())
         return {"reconstruction_error": total / len(data)}
 
 

@@ -43,17 +43,17 @@ def targets(state: Tensor, segments: Tensor, slots: int) -> Tensor:
     """
     rows = torch.arange(state.shape[1], device=state.device)
     seen = (segments.flatten(1).unsqueeze(2) == rows).any(dim=1).unsqueeze(2)
-    kinds = [F.one_hot(state[:, :, place].long(), count) for place, count in enumerate(KINDS)]
-    told = torch.cat([state[:, :, 3:], *kinds, torch.ones_like(state[:, :, :1])], dim=2) * seen
-    return F.pad(told, (0, 0, 0, max(0, slots - told.shape[1])))
+    kinds = [F.one_hot(state[:, :, column].long(), count) for column, count in enumerate(KINDS)]
+    numbers = torch.cat([state[:, :, 3:], *kinds, torch.ones_like(state[:, :, :1])], dim=2) * seen
+    return F.pad(numbers, (0, 0, 0, max(0, slots - numbers.shape[1])))
 
 
-def hungarian_huber(found: Tensor, wanted: Tensor) -> Tensor:
+def hungarian_huber(predicted: Tensor, elements: Tensor) -> Tensor:
     """The cost (B,) of the best way to match predictions (B, S, D) with elements (B, R, D), R at least S: the sum over
     matched pairs of their Huber loss (delta 1), averaged over D. Which are matched is no part of the gradient."""
     pairs = F.huber_loss(
-        found.unsqueeze(1).expand(-1, wanted.shape[1], -1, -1),
-        wanted.unsqueeze(2).expand(-1, -1, found.shape[1], -1),
+        predicted.unsqueeze(1).expand(-1, elements.shape[1], -1, -1),
+        elements.unsqueeze(2).expand(-1, -1, predicted.shape[1], -1),
         reduction="none",
     ).mean(dim=3)
     matched = [linear_sum_assignment(cost) for cost in pairs.detach().double().cpu().numpy()]
@@ -61,7 +61,7 @@ def hungarian_huber(found: Tensor, wanted: Tensor) -> Tensor:
 
 
 class SlotSet(SlotMethod):
-    """Tells of every object of an image what it is: supervised by the state of a world, and no self-supervision.
+    """Predicts what every object of an image is: supervised by the state of a world, and no self-supervision.
 
     An MLP with a hidden layer of 64 turns each slot into numbers between 0 and 1: x and y, colour, shape and scale, and
     whether it is an object. They are matched with the objects at the least cost (Hungarian algorithm), those that are
@@ -69,8 +69,8 @@ class SlotSet(SlotMethod):
     elements and averaged over images.
 
     On held-out images (``--knn-every``) the log has average precision: a prediction is right if colour, shape and scale
-    are, and a place within a distance: ``ap_inf`` (any), ``ap_1``, ``ap_0.5``, ``ap_0.25`` and ``ap_0.125``, in the
-    units of CLEVR, whose floor is six wide: our canvas is one wide, and its distances are taken six times.
+    are, and its position is within a distance: ``ap_inf`` (any), ``ap_1``, ``ap_0.5``, ``ap_0.25`` and ``ap_0.125``, in
+    the units of CLEVR, whose floor is six wide: our canvas is one wide, and its distances are taken six times.
 
     Official recipe (code): Adam at 4e-4, warmed up over 1,000 steps and halved every 50,000 from the first step on,
     batches of 512 images of 128 pixels, 150,000 steps, ten slots; ``official`` says that as epochs of a million images
@@ -93,44 +93,44 @@ class SlotSet(SlotMethod):
     @hookimpl
     def prepared(self, run: Run, data: Images) -> None:
         discovery(run, self.arch)
-        told = data[0].keys() & data[len(data) - 1].keys()  # images that a modifier adds come after the others
-        lacking = {"state", "segments"} - told
+        fields = data[0].keys() & data[len(data) - 1].keys()  # images that a modifier adds come after the others
+        lacking = {"state", "segments"} - fields
         if not lacking and data[0]["state"].shape[1] != ROW:
-            lacking = {"rows of colour, shape, scale and place"}
+            lacking = {"rows of colour, shape, scale and position"}
         if lacking:
             raise DataError(
                 f"slot-set cannot learn from images without {' and '.join(sorted(lacking))}",
-                cause="it is supervised: it is told which objects there are, and which are seen",
+                cause="it is supervised: it needs to know which objects there are, and which are seen",
                 fix="--data worlds:random-objects and no modifier that adds images, or --method slot-attention",
             )
         self.head = nn.Sequential(linear(run.dim, 64), nn.ReLU(), linear(64, WIDTH), nn.Sigmoid())
 
     @hookimpl
     def losses(self, batch: Batch, features: list[Features]) -> dict[str, Tensor]:
-        found = full_precision(self.head(features[0].tokens))
-        wanted = targets(batch.extra["state"], batch.extra["segments"], found.shape[1])
-        return {"huber": hungarian_huber(found, wanted.to(found.dtype)).mean()}
+        predicted = full_precision(self.head(features[0].tokens))
+        elements = targets(batch.extra["state"], batch.extra["segments"], predicted.shape[1])
+        return {"huber": hungarian_huber(predicted, elements.to(predicted.dtype)).mean()}
 
     @hookimpl
     def measures(self, run: Run, data: Images) -> dict[str, float]:
         looked = look_through(run, data, Centre(self.options.size, share=1.0))
-        found = torch.cat([self.head(run.backbone(pixels).tokens).float().cpu() for pixels in looked])
+        predicted = torch.cat([self.head(run.backbone(pixels).tokens).float().cpu() for pixels in looked])
         rows = [data[row] for row in range(len(data))]
         state, segments = (torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in ("state", "segments"))
-        scores = precisions(found, targets(state, segments, 0))
+        scores = precisions(predicted, targets(state, segments, 0))
         return {f"ap_{distance:g}": score for distance, score in zip(DISTANCES, scores, strict=True)}
 
 
-def precisions(found: Tensor, wanted: Tensor, distances: Sequence[float] = DISTANCES) -> list[float]:
+def precisions(predicted: Tensor, elements: Tensor, distances: Sequence[float] = DISTANCES) -> list[float]:
     """Average precision of predictions (B, S, 24) by each distance, in CLEVR's units."""
-    scores: npt.NDArray[np.float64] = set_precision(_as_set(found), _as_set(wanted), distances)
+    scores: npt.NDArray[np.float64] = set_precision(_as_set(predicted), _as_set(elements), distances)
     return [float(score) for score in scores]
 
 
 def _as_set(numbers: Tensor) -> ObjectSet:
-    places, *kinds, sure = numbers.split((2, *KINDS, 1), dim=2)
+    positions, *kinds, sure = numbers.split((2, *KINDS, 1), dim=2)
     return ObjectSet(
         torch.stack([kind.argmax(dim=2) for kind in kinds], dim=2).numpy(),
-        FLOOR * places.double().numpy(),
+        FLOOR * positions.double().numpy(),
         sure.squeeze(2).double().numpy(),
     )

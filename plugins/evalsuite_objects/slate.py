@@ -54,7 +54,7 @@ def gumbel_softmax(logits: Tensor, temperature: float, hard: bool, dim: int = 1,
 
 
 class _Conv(nn.Module):
-    """A convolution and ReLU; with ``norm`` over all channels and places of an image between them, else with a bias."""
+    """A convolution and ReLU; with ``norm`` over all channels and pixels of an image between them, else with a bias."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, *, norm: bool = True
@@ -116,14 +116,14 @@ class _Attention(nn.Module):
         if mask is not None:
             logits = logits.masked_fill(mask, float("-inf"))
         mixed = self.attn_dropout(full_precision(logits).softmax(dim=-1)) @ v
-        found: Tensor = self.output_dropout(self.proj_o(mixed.transpose(1, 2).flatten(2)))
-        return found
+        output: Tensor = self.output_dropout(self.proj_o(mixed.transpose(1, 2).flatten(2)))
+        return output
 
 
 class _Block(nn.Module):
     """Self-attention to what came before, attention to the slots, and an MLP, each after a norm and with a residual.
 
-    In the first block the norm of the input takes the place of the input in the residual stream, too.
+    In the first block the norm of the input replaces the input in the residual stream, too.
     """
 
     def __init__(self, length: int, width: int, heads: int, dropout: float, gain: float, first: bool) -> None:
@@ -145,8 +145,8 @@ class _Block(nn.Module):
         length = x.shape[1]
         x = (normed if self.first else x) + self.self_attn(normed, normed, self.self_attn_mask[:length, :length])
         x = x + self.encoder_decoder_attn(self.encoder_decoder_attn_layer_norm(x), slots)
-        found: Tensor = x + self.ffn(self.ffn_layer_norm(x))
-        return found
+        output: Tensor = x + self.ffn(self.ffn_layer_norm(x))
+        return output
 
 
 class TransformerDecoder(nn.Module):
@@ -161,8 +161,8 @@ class TransformerDecoder(nn.Module):
     def forward(self, x: Tensor, slots: Tensor) -> Tensor:
         for block in self.blocks:
             x = block(x, slots)
-        found: Tensor = self.layer_norm(x)
-        return found
+        output: Tensor = self.layer_norm(x)
+        return output
 
 
 class _Positions(nn.Module):
@@ -173,8 +173,8 @@ class _Positions(nn.Module):
         nn.init.trunc_normal_(self.pe)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.dropout(x + self.pe[:, : x.shape[1]])
-        return found
+        output: Tensor = self.dropout(x + self.pe[:, : x.shape[1]])
+        return output
 
 
 class _Dictionary(nn.Module):
@@ -183,8 +183,8 @@ class _Dictionary(nn.Module):
         self.dictionary = nn.Embedding(words, width)
 
     def forward(self, words: Tensor) -> Tensor:
-        found: Tensor = self.dictionary(words)
-        return found
+        embedded: Tensor = self.dictionary(words)
+        return embedded
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class SLATE(nn.Module):
         return logits.argmax(dim=1).flatten(1)
 
     def attend(self, inputs: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
-        """The slots (B, S, slot width) of what was read (B, N, D), and whose each place is, (B, S, h, w)."""
+        """The slots (B, S, slot width) of what was read (B, N, D), and each slot's share of each cell, (B, S, h, w)."""
         start = None if noise is None else noise.normal(self.slot_attn.noise.expand(len(inputs), -1, -1))
         slots, attention = self.slot_attn(inputs, start)
         side = math.isqrt(attention.shape[1])
@@ -258,9 +258,9 @@ class SLATE(nn.Module):
         return begun
 
     def embedded(self, words: Tensor) -> Tensor:
-        """Words (B, T) with the beginning before them, and their places, (B, 1 + T, width)."""
-        found: Tensor = self.positional_encoder(self.begun(words))
-        return found
+        """Words (B, T) with the beginning before them, and their positions encoded, (B, 1 + T, width)."""
+        embedded: Tensor = self.positional_encoder(self.begun(words))
+        return embedded
 
     def explains(self) -> list[nn.Module]:
         """The transformer and what it reads besides slots."""
@@ -305,7 +305,7 @@ class PixelSLATE(SLATE):
     """SLATE as the object-centric RL benchmark has it: slots attend to pixels, not to words.
 
     They go through four 5x5 convolutions of ``channels`` without norms, the last not rectified, and get a linear map
-    of their distances to the four sides. The VAE has biases in place of norms, and what begins a sequence is a vector
+    of their distances to the four sides. The VAE has biases instead of norms, and what begins a sequence is a vector
     of its own.
     """
 
@@ -319,8 +319,8 @@ class PixelSLATE(SLATE):
 
     def read(self, images: Tensor, embedded: Tensor | None = None) -> Tensor:
         """The pixels, as vectors."""
-        found: Tensor = self.position(self.cnn(images)).flatten(2).transpose(1, 2)
-        return found
+        vectors: Tensor = self.position(self.cnn(images)).flatten(2).transpose(1, 2)
+        return vectors
 
     def begun(self, words: Tensor) -> Tensor:
         return torch.cat([self.bos().expand(len(words), -1, -1), self.dictionary(words)], dim=1)
@@ -353,7 +353,7 @@ class Options(TypedDict, total=False):
 
 
 def slate(**options: Unpack[Options]) -> Backbone:
-    """``objects:slate``: tokens are slots, their mean is the pooled vector, masks are of 16x16 places.
+    """``objects:slate``: tokens are slots, their mean is the pooled vector, masks are of 16x16 cells.
 
     ``options`` are those of :class:`SLATE`. By default six slots and 4,096 words, as the object-centric RL benchmark
     has them.
@@ -362,7 +362,7 @@ def slate(**options: Unpack[Options]) -> Backbone:
 
 
 def slate_pixels(**options: Unpack[Options]) -> Backbone:
-    """``objects:slate-pixels``, the benchmark's variant: as ``objects:slate``, with masks of 64x64 places.
+    """``objects:slate-pixels``, the benchmark's variant: as ``objects:slate``, with masks of 64x64 cells.
 
     ``options`` are those of :class:`PixelSLATE`.
     """

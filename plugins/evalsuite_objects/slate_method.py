@@ -35,10 +35,10 @@ class SlateMethod(Method):
     """Explains the words of images by slots.
 
     A discrete VAE writes an image down as 16 x 16 words; slots compete for them, and a transformer that sees only the
-    slots tells each word from those before it. The loss is the VAE's squared error plus the cross-entropy of the words,
-    each summed over an image and averaged over images. The VAE learns through a relaxed draw of its words whose
-    temperature falls; the words to be told are a second, hard draw that passes no gradient on. Draws, and the noise
-    that slots begin at, are an image's own whatever number of processes shares the batch; only dropout is each
+    slots predicts each word from those before it. The loss is the VAE's squared error plus the cross-entropy of the
+    words, each summed over an image and averaged over images. The VAE learns through a relaxed draw of its words whose
+    temperature falls; the words to be predicted are a second, hard draw that passes no gradient on. Draws, and the
+    noise that slots begin at, are an image's own whatever number of processes shares the batch; only dropout is each
     process's.
 
     It trains ``objects:slate``, whose slots read the words, and ``objects:slate-pixels``, whose slots read pixels, as
@@ -108,7 +108,7 @@ class SlateMethod(Method):
         if size != side:
             raise UsageError(
                 f"this {spec.arch} has no words for images of {size} pixels",
-                cause=f"its places are those of {side} pixels",
+                cause=f"its positions are those of {side} pixels",
                 fix=f"--arch-option size={size}, or --set slate.size={side}",
             )
 
@@ -148,26 +148,26 @@ class SlateMethod(Method):
 
     @hookimpl
     def losses(self, features: list[Features]) -> dict[str, Tensor]:
-        (found,) = features
-        assert isinstance(found, Explained)
-        return dict(found.losses)
+        (explained,) = features
+        assert isinstance(explained, Explained)
+        return dict(explained.losses)
 
     @hookimpl
     def measures(self, run: Run, data: Images) -> dict[str, float]:
         """Both errors, FG-ARI where it is known whose pixels are whose; and the picture."""
-        net, errors, scores, told = _net(run), [], [], {}
+        net, errors, scores, measured = _net(run), [], [], {}
         looked = look_through(run, data, Centre(self.options.size, share=1.0))
-        for place, (pixels, truth) in enumerate(zip(looked, segments(data), strict=True)):
-            if place == 0:
-                told["slots_error"] = _pictured(run, pixels[:ROWS])
+        for index, (pixels, truth) in enumerate(zip(looked, segments(data), strict=True)):
+            if index == 0:
+                measured["slots_error"] = _pictured(run, pixels[:ROWS])
             images = run.backbone.normalise(pixels)
             for part in images.split(CHUNK):
                 errors.append((net.rebuild(net.likeliest(part)) - part).square().mean(dim=(1, 2, 3)))
             if truth is not None:
                 masks = torch.cat([net(part).masks for part in images.split(CHUNK)])
                 scores.append(foreground_adjusted_rand(truth, owners(masks, truth.shape[1:])))
-        told["reconstruction_error"] = float(torch.cat(errors).mean())
-        return told | ({"attention_fg_ari": float(np.nanmean(np.concatenate(scores)))} if scores else {})
+        measured["reconstruction_error"] = float(torch.cat(errors).mean())
+        return measured | ({"attention_fg_ari": float(np.nanmean(np.concatenate(scores)))} if scores else {})
 
 
 def _net(run: Run) -> SLATE:
@@ -187,13 +187,13 @@ def _trained(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
 
 
 def _pictured(run: Run, pixels: Tensor) -> float:
-    """Draw ``slate.png`` in the run's folder, and tell how far off images drawn from their slots alone are."""
+    """Draw ``slate.png`` in the run's folder, and return the mean squared error of images drawn from slots alone."""
     net, images = _net(run), run.backbone.normalise(pixels)
-    found = net(images)
-    drawn = net.generate(found.tokens)
+    features = net(images)
+    drawn = net.generate(features.tokens)
     columns = {
         "image": pixels, "by its words": net.rebuild(net.likeliest(images)), "by its slots": drawn,
-        "attention": painted(found.masks),
+        "attention": painted(features.masks),
     }  # fmt: skip
     columns_sheet(columns, run.out / "slate.png")
     return float((drawn - images).square().mean())

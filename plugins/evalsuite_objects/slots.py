@@ -133,18 +133,18 @@ class Slots(nn.Module):
 
     def forward(self, inputs: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The slots (B, S, width), and the attention (B, N, S). ``noise`` (B, S, width), normal numbers, is what they
-        begin at; without it they are drawn as told above."""
+        begin at; without it they are drawn as said above."""
         if noise is None:
             noise = self.noise.expand(len(inputs), -1, -1)
             noise = torch.randn_like(noise) if self.training else noise
-        found: tuple[Tensor, Tensor] = self.slot_attention(
+        output: tuple[Tensor, Tensor] = self.slot_attention(
             self.mlp(self.layer_norm(inputs)), self.slot_mu + self.slot_log_sigma.exp() * noise
         )
-        return found
+        return output
 
 
 class PositionEmbedding(nn.Module):
-    """Adds a linear map of each place's distances to the four sides to maps (B, C, H, W): the soft positions."""
+    """Adds a linear map of each cell's distances to the four sides to maps (B, C, H, W): the soft positions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -159,9 +159,9 @@ class PositionEmbedding(nn.Module):
         return maps + embedded.permute(2, 0, 1)
 
 
-def as_masks(attention: Tensor, places: torch.Size) -> Tensor:
-    """Attention (B, N, S) of N = h w places as masks (B, S, h, w): how much of each place is whose."""
-    masks: Tensor = attention.transpose(1, 2).unflatten(2, tuple(places))
+def as_masks(attention: Tensor, cells: torch.Size) -> Tensor:
+    """Attention (B, N, S) of N = h w cells as masks (B, S, h, w): each slot's share of each cell."""
+    masks: Tensor = attention.transpose(1, 2).unflatten(2, tuple(cells))
     return masks
 
 
@@ -184,8 +184,8 @@ class Discovery(nn.Module):
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for place, stride in enumerate(strides):
-            layers += [nn.Conv2d(channels if place else 3, channels, 5, stride, padding=2), nn.ReLU()]
+        for index, stride in enumerate(strides):
+            layers += [nn.Conv2d(channels if index else 3, channels, 5, stride, padding=2), nn.ReLU()]
         self.cnn = _glorot(nn.Sequential(*(layers if rectified else layers[:-1])))
         self.position = PositionEmbedding(channels)
         self.slots = Slots(channels, count, width, hidden, iterations)

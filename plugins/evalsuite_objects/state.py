@@ -12,7 +12,7 @@ __all__ = ["GroundTruth", "ground_truth"]
 class GroundTruth(Backbone):
     """Rows of a world's state (B, rows, 5) as tokens; it is shown no pixels, and has no weights.
 
-    Rows are colour, shape and scale by their places in lists, x and y (Yoon et al., ICML 2023: "GT").
+    Rows are colour, shape and scale as indices into lists, x and y (Yoon et al., ICML 2023: "GT").
     """
 
     def forward(self, state: Tensor) -> Features:

@@ -40,7 +40,7 @@ def _last(outputs: int) -> nn.Conv2d:
 
 
 def _stages(size: int) -> int:
-    """How often an image is halved until it has 4 x 4 places. Raises ValueError where no number of times will do."""
+    """How often an image is halved until it has 4 x 4 cells. Raises ValueError where no number of times will do."""
     stages = (size // CELLS).bit_length() - 1
     if size != CELLS << max(stages, 0):
         raise ValueError(f"images of {size} pixels a side are no 4 doubled some times")
@@ -49,7 +49,7 @@ def _stages(size: int) -> int:
 
 class Encoder(nn.Module):
     """Images (B, 3, ``size``, ``size``) to a map (B, 64, 4, 4), and that to the mean (B, ``latent``) of what is behind
-    it. A stage halves the image and thinks about each place three times."""
+    it. A stage halves the image and then applies three 1x1 convolutions."""
 
     def __init__(self, size: int = 64, latent: int = 256) -> None:
         super().__init__()
@@ -63,8 +63,8 @@ class Encoder(nn.Module):
         self.mean = nn.Linear(CHANNELS * CELLS**2, latent)
 
     def forward(self, x: Tensor) -> Features:
-        found = self.cnn(x)
-        return Features(self.mean(found.flatten(1)), {self.stride: found}, found.flatten(2).transpose(1, 2))
+        maps = self.cnn(x)
+        return Features(self.mean(maps.flatten(1)), {self.stride: maps}, maps.flatten(2).transpose(1, 2))
 
 
 class Decoder(nn.Sequential):
@@ -83,7 +83,7 @@ class Decoder(nn.Sequential):
 
 
 def vae(size: Annotated[int, Field(ge=8, le=1024)] = 64, latent: int = 256) -> Backbone:
-    """``objects:vae``: the mean of the latent as the pooled vector, and the map of 4 x 4 places as sixteen tokens."""
+    """``objects:vae``: the mean of the latent as the pooled vector, and the map of 4 x 4 cells as sixteen tokens."""
     stride = size // CELLS
     spec = BackboneSpec(
         arch="objects:vae", dim=latent, strides={stride: CHANNELS}, gives=frozenset({"pooled", "maps", "tokens"}),
@@ -137,7 +137,7 @@ class VAE(Method):
         if not isinstance(net, Encoder) or spec.image_size != (size, size):
             raise UsageError(
                 f"vae cannot train {spec.arch} on images of {size} pixels",
-                cause="it has a decoder for the map of 4 x 4 places of objects:vae, made for one size of images",
+                cause="it has a decoder for the map of 4 x 4 cells of objects:vae, made for one size of images",
                 fix=f"--arch objects:vae --arch-option size={size}",
             )
         self.log_variance = nn.Linear(CHANNELS * CELLS**2, spec.dim)
@@ -156,9 +156,9 @@ class VAE(Method):
 
     def posterior(self, features: Features, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The mean and the logarithm of the variance of the latent, (B, ``latent``) each."""
-        (found,) = features.maps.values()
+        (maps,) = features.maps.values()
         assert features.pooled is not None
-        return features.pooled.to(dtype), self.log_variance(found.flatten(1)).to(dtype)
+        return features.pooled.to(dtype), self.log_variance(maps.flatten(1)).to(dtype)
 
     @hookimpl
     def measures(self, run: Run, data: Images) -> dict[str, float]:

@@ -35,7 +35,7 @@ from pretrain import (
 from pretrain.blocks import EmaTwin, Queue, full_precision, gather, mlp_head, rank, world_size
 
 DECAY = 0.99  # of the running mean of distances
-GRID = 3  # patches are cut at the places of a grid of 3 x 3
+GRID = 3  # patches are cut at the cells of a grid of 3 x 3
 RESNET18: dict[str, Any] = {
     "inv_delta": 10.0, "kappa": 5.0, "lr": 0.05, "scaling": "none", "weight_decay": 5e-4, "warmup": 0.0, "floor": 0.0,
 }  # fmt: skip
@@ -55,9 +55,9 @@ class OBoW(Method):
     ``margin`` cells, every cell is softly assigned to ``words`` by softmax(-inv_delta / m d), d being squared
     distances and m the running mean of a cell's distance to its nearest word, which follows before it is used. The
     bag of an image is the maximum over cells, scaled to a sum of one. After the step one cell an image, at random out
-    of the map averaged over windows of ``window`` cells, takes the place of the oldest words.
+    of the map averaged over windows of ``window`` cells, replaces the oldest words.
 
-    Student: ``crops`` of ``crop`` pixels, and ``patches`` of ``patch`` pixels cut at jittered places of a grid out
+    Student: ``crops`` of ``crop`` pixels, and ``patches`` of ``patch`` pixels cut at jittered cells of a grid out
     of one further view of ``source`` pixels. Its pooled features f give logits ``kappa`` f . w, the weight w of a word
     being made of the word itself by a network of two layers (n, linear, batch normalisation, ReLU, linear, n). Every
     crop predicts the bags of all levels. The loss of a kind of crop is the Kullback-Leibler divergence, mean over
@@ -73,8 +73,8 @@ class OBoW(Method):
 
     Where this differs from the official code: the linear classifier that it trains on the teacher's features, for
     monitoring only, is left out (``--knn-every`` tells as much); patches are cut on the device, out of a view that is
-    rounded to eight bits; the teacher may be a copy of any backbone with maps. The official log tells the
-    perplexity of a batch's words; with ``--knn-every`` ours tells that of the held-out images, level by level: how
+    rounded to eight bits; the teacher may be a copy of any backbone with maps. The official log has the
+    perplexity of a batch's words; with ``--knn-every`` ours has that of the held-out images, level by level: how
     many words there are in an image and in all images.
     """
 
@@ -107,9 +107,7 @@ class OBoW(Method):
         def __post_init__(self) -> None:
             super().__post_init__()
             if not 0 <= self.patches <= GRID**2 or self.crops < 0 or self.crops + self.patches == 0:
-                raise ValueError(
-                    f"there is nothing to predict from, or no place for it: {self.crops=}, {self.patches=}"
-                )
+                raise ValueError(f"there is nothing to predict from, or no cell for it: {self.crops=}, {self.patches=}")
             if self.patches and self.patch + self.shift > self.source:
                 raise ValueError(f"patches of {self.patch} moved by {self.shift} do not fit into {self.source} pixels")
 
@@ -177,16 +175,16 @@ class OBoW(Method):
         """The teacher's of the whole; those of the crops, pooled; those of the patches, as an image's tokens."""
         o = self.options
         whole, *others = (view.data for view in batch.views)
-        found = [self.teacher(whole)]
+        features = [self.teacher(whole)]
         if o.crops:
             rows = _pooled(run.backbone(torch.cat(others[: o.crops])))
-            found += [Features(crop) for crop in rows.chunk(o.crops)]
+            features += [Features(crop) for crop in rows.chunk(o.crops)]
         if o.patches:
             drawn = corners(len(whole) * world_size(), o.patches, o.source, o.patch, o.shift, run.rng)
             cut = cut_out(others[-1], _mine(drawn).to(whole.device), o.patch)
             rows = _pooled(run.backbone(cut.flatten(0, 1)))
-            found.append(Features(tokens=rows.unflatten(0, cut.shape[:2])))
-        return found
+            features.append(Features(tokens=rows.unflatten(0, cut.shape[:2])))
+        return features
 
     @hookimpl
     def losses(self, run: Run, features: list[Features]) -> dict[str, Tensor]:
@@ -206,8 +204,8 @@ class OBoW(Method):
     def maps(self, features: Features) -> list[Tensor]:
         """The teacher's maps less their borders, fine to coarse."""
         cut = self.options.margin
-        found = [features.maps[stride] for stride in self.strides]
-        return [m[:, :, cut : m.shape[2] - cut, cut : m.shape[3] - cut] for m in found]
+        maps = [features.maps[stride] for stride in self.strides]
+        return [m[:, :, cut : m.shape[2] - cut, cut : m.shape[3] - cut] for m in maps]
 
     def weights(self, level: int) -> Tensor:
         """The student's weight (K, D) for each word of a level: a unit vector made of the word."""
@@ -221,14 +219,14 @@ class OBoW(Method):
             return [self.options.kappa * rows @ weight.to(rows.dtype).T for weight in weights]
 
     def drawn(self, cells: Tensor, rng: torch.Generator) -> Tensor:
-        """A new word of each image (B, C): one place, at random, of its averaged map (B, C, H, W)."""
-        places = F.avg_pool2d(full_precision(cells), self.options.window, 1).flatten(2)
-        place = _mine(torch.randint(places.shape[2], (len(cells) * world_size(),), generator=rng))
-        return places[torch.arange(len(cells), device=cells.device), :, place.to(cells.device)]
+        """A new word of each image (B, C): one cell, at random, of its averaged map (B, C, H, W)."""
+        vectors = F.avg_pool2d(full_precision(cells), self.options.window, 1).flatten(2)
+        chosen = _mine(torch.randint(vectors.shape[2], (len(cells) * world_size(),), generator=rng))
+        return vectors[torch.arange(len(cells), device=cells.device), :, chosen.to(cells.device)]
 
     @hookimpl
     def stepped(self, run: Run) -> None:
-        """The teacher follows, and the words that the step brought take their places. The official code does both in
+        """The teacher follows, and the step's new words replace the oldest. The official code does both in
         the next forward pass or this one, before and after the words are read, which is the same."""
         self.teacher.update(run.backbone)
         for vocabulary, cells in zip(self._levels, self._cells, strict=True):
@@ -319,12 +317,12 @@ class Whole:
 def corners(count: int, patches: int, source: int, patch: int, shift: int, rng: torch.Generator) -> Tensor:
     """Where patches are cut out of ``count`` images of ``source`` pixels: top and left of each (count, patches, 2).
 
-    The places are drawn without repetition from a grid of three by three, each moved down and to the right by up to
+    The cells are drawn without repetition from a grid of three by three, each moved down and to the right by up to
     ``shift`` pixels (``CropImagePatches`` of the official code).
     """
     step = (source - patch - shift) // (GRID - 1)
-    place = torch.rand(count, GRID**2, generator=rng).argsort(1)[:, :patches]
-    grid = torch.stack([place // GRID, place % GRID], 2) * step
+    cells = torch.rand(count, GRID**2, generator=rng).argsort(1)[:, :patches]
+    grid = torch.stack([cells // GRID, cells % GRID], 2) * step
     return grid + torch.randint(shift + 1, grid.shape, generator=rng)
 
 

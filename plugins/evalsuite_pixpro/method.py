@@ -32,10 +32,10 @@ class PixPro(Method):
     either map. The loss of a direction is -2 times the mean cosine of such pairs, image by image; both directions are
     added, so it lies in [-4, 4]. Crops that do not overlap give 0. Batch statistics are of all processes, view by view.
 
-    ``task=contrast`` is the paper's PixContrast: without propagation, a pixel is told from those of the other view that
-    are not near it, by a softmax over all of them at ``temperature`` (eq. 2). Its code was not published: pixels
-    without a partner are left out, and the mean of both directions is ours. ``instance`` adds the instance branch at
-    that weight, the same regression of averaged maps through a projector and a predictor of its own.
+    ``task=contrast`` is the paper's PixContrast: without propagation, a pixel is contrasted with those of the other
+    view that are not near it, by a softmax over all of them at ``temperature`` (eq. 2). Its code was not published:
+    pixels without a partner are left out, and the mean of both directions is ours. ``instance`` adds the instance
+    branch at that weight, the same regression of averaged maps through a projector and a predictor of its own.
 
     Official recipe (code): ResNet-50, batch 1024, LARS 1.0 B / 256 that leaves vectors alone, five epochs of warm-up
     from a hundredth, a cosine to 1e-6 (``floor`` times the rate), 100 or 400 epochs; the last norm of every residual
@@ -230,8 +230,8 @@ def consistency(pixels: Tensor, keys: Tensor, near: Tensor) -> Tensor:
         keys = unit(keys.detach())
         pairs = near.to(keys.dtype)
         target = keys @ pairs.mT  # the sum of a pixel's keys: the backward pass then needs no product of matrices
-        found = (unit(pixels) * target).sum((1, 2)) / (pairs.sum((1, 2)) + 1e-6)
-        return -2 * found.mean()
+        cosines = (unit(pixels) * target).sum((1, 2)) / (pairs.sum((1, 2)) + 1e-6)
+        return -2 * cosines.mean()
 
 
 def pixel_contrast(pixels: Tensor, keys: Tensor, near: Tensor, temperature: float) -> Tensor:

@@ -38,12 +38,12 @@ TURNS = 4
 
 
 def rotations(pixels: Tensor) -> list[Tensor]:
-    """Images (B,C,H,W) turned counter-clockwise by 0, 90, 180 and 270 degrees: exact, for pixels only change places."""
+    """Images (B,C,H,W) turned counter-clockwise by 0, 90, 180 and 270 degrees: exact, for pixels are only permuted."""
     return [torch.rot90(pixels, turns, (2, 3)) for turns in range(TURNS)]
 
 
 class RotNet(Method):
-    """Tells by how much an image was turned.
+    """Predicts by how much an image was turned.
 
     Every image is in the batch four times, the same crop turned by 0, 90, 180 and 270 degrees, and a linear layer on
     the pooled features says which turn it was; the loss is the mean cross-entropy over all four. Turns are exact, for
@@ -54,7 +54,7 @@ class RotNet(Method):
     be fitted on, ``layer:conv1`` to ``layer:conv5``: middle layers are the best of such a network, so never judge it by
     its last alone. Published checkpoints of both load without a flag.
 
-    On held-out images the log has the share of turns that were told rightly, wherever k-NN is asked for
+    On held-out images the log has the share of turns predicted correctly, whenever k-NN is evaluated
     (``--knn-every``).
 
     Official recipe (code): SGD with Nesterov momentum and weight decay 5e-4; AlexNet on ImageNet 50 epochs at 0.01 for
@@ -127,12 +127,12 @@ class RotNet(Method):
 
     @hookimpl
     def measures(self, run: Run, data: Images) -> dict[str, float]:
-        """The share of the four turns of every image, seen whole or in its middle, that is told rightly."""
+        """The share of the four turns of every image, seen whole or in its middle, that is predicted correctly."""
         o = self.options
         right = total = 0
         for pixels in look_through(run, data, Centre(o.size, share=1.0 if o.pad else 0.875)):
-            found = self.features(run, Batch((View(pixels),), torch.arange(len(pixels))))
-            logits, turn = self.answers(found)
+            features = self.features(run, Batch((View(pixels),), torch.arange(len(pixels))))
+            logits, turn = self.answers(features)
             right += int((logits.argmax(1) == turn).sum())
             total += len(turn)
         return {"rotation_accuracy": right / total}
@@ -207,8 +207,8 @@ class NIN(nn.Module):
     @staticmethod
     def block(channels: int, *widths: int, kernel: int, pool: nn.Module | None = None) -> nn.Sequential:
         layers: list[nn.Module] = []
-        for place, width in enumerate(widths):
-            size = kernel if place == 0 else 1
+        for index, width in enumerate(widths):
+            size = kernel if index == 0 else 1
             layers.append(unit(channels, width, size, padding=size // 2, bias=False))
             channels = width
         return nn.Sequential(*layers, *([pool] if pool is not None else []))
@@ -254,7 +254,7 @@ ALEXNET_NAMES = ("conv1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5", 
 
 def layout(state: State) -> Iterator[Candidate]:
     """Both networks as the official code names their tensors, ``_feature_blocks.0`` and so on. The last layer, which
-    tells the turn, is no part of the backbone."""
+    predicts the turn, is no part of the backbone."""
     for arch, anchor, rename in (
         ("rotnet:nin4", NIN_FIRST, nin_name),
         ("rotnet:alexnet", ALEXNET_DENSE, alexnet_name),
@@ -262,9 +262,9 @@ def layout(state: State) -> Iterator[Candidate]:
         for key in state.tensors:
             if key == anchor or key.endswith("." + anchor):
                 prefix = key.removesuffix(anchor)
-                found = {k.removeprefix(prefix): v for k, v in state.tensors.items() if k.startswith(prefix)}
-                sources = {new: name for name in found if (new := rename(name)) is not None}
-                yield Candidate({new: found[name] for new, name in sources.items()}, arch, {}, prefix, sources)
+                tensors = {k.removeprefix(prefix): v for k, v in state.tensors.items() if k.startswith(prefix)}
+                sources = {new: name for name in tensors if (new := rename(name)) is not None}
+                yield Candidate({new: tensors[name] for new, name in sources.items()}, arch, {}, prefix, sources)
 
 
 def nin_name(name: str) -> str | None:
@@ -272,8 +272,8 @@ def nin_name(name: str) -> str | None:
     match = re.fullmatch(r"_feature_blocks\.(\d)\.Block\d_ConvB([123])\.layers\.(Conv|BatchNorm)\.(\w+)", name)
     if match is None:
         return None
-    block, place, part, leaf = match.groups()
-    return f"conv{int(block) + 1}.{int(place) - 1}.{0 if part == 'Conv' else 1}.{leaf}"
+    block, position, part, leaf = match.groups()
+    return f"conv{int(block) + 1}.{int(position) - 1}.{0 if part == 'Conv' else 1}.{leaf}"
 
 
 def alexnet_name(name: str) -> str | None:

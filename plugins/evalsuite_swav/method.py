@@ -91,7 +91,7 @@ class SwAV(Method):
                 raise ValueError(
                     f"{sum(self.crops)} crops cannot be assigned by {self.assign}: two are needed at least"
                 )
-            if any(place >= self.crops[0] for place in self.assign):
+            if any(crop >= self.crops[0] for crop in self.assign):
                 raise ValueError(f"assign is {self.assign}, and small crops are never assigned")
 
     options: Options
@@ -148,11 +148,14 @@ class SwAV(Method):
         with uncast(rows.device):
             z = F.normalize(rows.to(prototypes.dtype)).chunk(len(features))
             scores = [crop @ prototypes.T for crop in z]
-            codes = {place: self.codes(which, scores[place]) for which, place in enumerate(self.options.assign)}
+            codes = {
+                crop_index: self.codes(which, scores[crop_index])
+                for which, crop_index in enumerate(self.options.assign)
+            }
             loss = swapped(scores, codes, self.options.temperature)
         if run.epoch >= self.options.queue_start:
-            for place, seen in zip(self.options.assign, self._seen, strict=False):
-                seen.append(z[place].detach())
+            for crop_index, seen in zip(self.options.assign, self._seen, strict=False):
+                seen.append(z[crop_index].detach())
         return {"swapped": loss}
 
     @torch.no_grad()
@@ -188,5 +191,5 @@ def swapped(scores: Sequence[Tensor], codes: Mapping[int, Tensor], temperature: 
     """
     said = torch.stack([F.log_softmax(s / temperature, 1) for s in scores])
     total = said.sum(0)
-    terms = [-(code * (total - said[place])).sum(1).mean() for place, code in codes.items()]
+    terms = [-(code * (total - said[index])).sum(1).mean() for index, code in codes.items()]
     return torch.stack(terms).mean() / (len(scores) - 1)

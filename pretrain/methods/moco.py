@@ -1,4 +1,4 @@
-"""MoCo: a view is told from the keys of many other images, which a slow copy of the network made."""
+"""MoCo: contrasts a view with the keys of many other images, which a slow copy of the network made."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ class MoCo(Method):
         """The slow backbone's pooled features, its batch normalisation grouped otherwise than the queries'."""
         order, back = shuffle(len(images) * world_size(), rng, images.device)
         mixed = gather(images)[order] if self.options.groups > 1 else images
-        found: Any = self.slow_backbone(mixed).pooled
-        return Features(gather(found)[back] if self.options.groups > 1 else found)
+        pooled: Any = self.slow_backbone(mixed).pooled
+        return Features(gather(pooled)[back] if self.options.groups > 1 else pooled)
 
     @hookimpl
     def pairs(self, batch: Batch, features: list[Features]) -> list[Pairs]:
@@ -145,8 +145,8 @@ class MoCo1(MoCo):
 
 
 def shuffle(count: int, rng: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
-    """How this process's rows of a shuffled batch of ``count`` are found among gathered ones, and how its own rows
-    are found again among the gathered results.
+    """Indices of this process's rows of a shuffled batch of ``count`` among gathered ones, and of its own rows among
+    the gathered results.
 
     Row i of process r is row i * world + r of the whole batch, as everywhere; gathered rows come process by process.
     """
