@@ -39,6 +39,7 @@ LARGEST = 64 << 20  # bytes of a result file
 UNPACKED = 512 << 20  # bytes of the arrays in one file
 LONGEST = 1_000_000  # characters of a text
 DEEPEST = 30  # levels of lists and objects
+GREATEST = 1e100  # of what is measured: squares and sums of such numbers are numbers too
 
 
 def _text(value: str) -> str:
@@ -53,6 +54,12 @@ def _text(value: str) -> str:
 def _whole(value: int) -> int:
     if abs(value) >= 2**63:
         raise ValueError("a whole number of more than 64 bits")
+    return value
+
+
+def _measured(value: float) -> float:
+    if abs(value) > GREATEST:
+        raise ValueError(f"{value} is more than anything measures")
     return value
 
 
@@ -78,6 +85,7 @@ def _plain(value: Any) -> Any:
 
 Text = Annotated[str, AfterValidator(_text)]
 Whole = Annotated[int, AfterValidator(_whole)]
+Measured = Annotated[float, AfterValidator(_measured)]
 Json = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
@@ -88,9 +96,9 @@ class _Record(BaseModel):
 class Score(_Record):
     """A metric's value with its interval; None where it is undefined on the data."""
 
-    value: float | None
-    low: float | None = None
-    high: float | None = None
+    value: Measured | None
+    low: Measured | None = None
+    high: Measured | None = None
     level: float = Field(default=0.95, gt=0, lt=1)
     higher_is_better: bool = True
 
@@ -158,8 +166,8 @@ class Result(_Record):
     warnings: tuple[Text, ...] = ()
     error: Text | None = None
     error_code: Whole = 0
-    timings: dict[Text, float] = Field(default_factory=dict)
-    peak_memory_mb: dict[Text, float] = Field(default_factory=dict)
+    timings: dict[Text, Measured] = Field(default_factory=dict)
+    peak_memory_mb: dict[Text, Measured] = Field(default_factory=dict)
     environment: Json = Field(default_factory=dict)
     command: Text = ""
     created: Text

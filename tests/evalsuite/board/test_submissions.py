@@ -242,6 +242,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "other schema": (edit("schema_version", value="2.0"), "schema version '2.0'; this version reads 1.0"),
     "a number without end": (edit("backbone", "parameters", value=10**400), "backbone.parameters"),
     "a number without end in details": (edit("details", value={"x": [10**30]}), "more than 64 bits"),
+    "more than anything measures": (edit("scores", "top1", "low", value=1e308), "scores.top1.low"),
     "infinity": (_overflowing, "backbone.spec: Value error, inf is no number"),
     "half a character": (edit("backbone", "provenance", value={"recipe": "\ud800"}), "lone surrogate"),
     "arch of another type": (edit("backbone", "spec", value={"arch": {"a": 1}}), "spec is incomplete"),
