@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evalsuite.errors import DataError
-from evalsuite.results import BackboneRecord, ProtocolRecord, Result, Score, cell_path, read, read_all
+from evalsuite.results import GREATEST, BackboneRecord, ProtocolRecord, Result, Score, cell_path, read, read_all
 
 
 def result(**changes) -> Result:
@@ -26,7 +26,7 @@ def result(**changes) -> Result:
     return Result(**{**values, **changes})
 
 
-finite = st.none() | st.floats(allow_nan=False, allow_infinity=False)
+finite = st.none() | st.floats(-GREATEST, GREATEST)
 
 
 @given(values=st.dictionaries(st.text(max_size=8), finite, max_size=4), error=st.none() | st.text(max_size=20))
