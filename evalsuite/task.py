@@ -11,10 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, cast
 
 import numpy as np
 import torch
+from typing_extensions import TypeVar  # with defaults, which typing has from Python 3.13
 
 from evalsuite.backbone import KINDS, Backbone
 from evalsuite.data.digests import data_session
@@ -92,7 +93,7 @@ class Protocol:
         values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return values
 
-    def override(self, settings: Mapping[str, str]) -> Protocol:
+    def override(self, settings: Mapping[str, str]) -> Self:
         """A copy with fields replaced by text from the command line, each read as its field's type.
 
         Raises :class:`UsageError` for a field that does not exist or a value of another type.
@@ -118,9 +119,13 @@ def _short(value: Any) -> Any:
     return type(value)(map(_short, value)) if type(value) in (tuple, list) else value
 
 
+P = TypeVar("P", bound=Protocol, default=Any)
+P_co = TypeVar("P_co", bound=Protocol, covariant=True, default=Protocol)
+
+
 @dataclass
-class Setup:
-    """What a run is given besides the backbone.
+class Setup(Generic[P_co]):
+    """What a run is given besides the backbone; ``Setup[DetectionProtocol]`` is one by a protocol of that type.
 
     ``data_root`` is where data sets lie; ``data`` names the data of a generic task (``voc:PATH``, ``coco:PATH``).
     ``work`` is a folder of this cell's own that outlives a crash: state to resume from belongs there, and it is
@@ -133,7 +138,7 @@ class Setup:
     ``cache`` keeps encoded features between runs.
     """
 
-    protocol: Protocol
+    protocol: P_co
     work: Path
     registry: Registry
     progress: Progress
@@ -159,6 +164,10 @@ class Setup:
         gpu = self.device.type == "cuda"
         self.channels_last = gpu if self.channels_last is None else self.channels_last
         self.pin_memory = gpu if self.pin_memory is None else self.pin_memory
+
+    def by(self, protocol: P, **changes: Any) -> Setup[P]:
+        """This setup for another protocol, with ``changes`` of other fields."""
+        return cast("Setup[P]", dataclasses.replace(cast(Any, self), protocol=protocol, **changes))
 
     @property
     def rng(self) -> np.random.Generator:
@@ -193,8 +202,10 @@ class Outcome:
     warnings: tuple[str, ...] = ()
 
 
-class Task(ABC):
+class Task(ABC, Generic[P]):
     """An evaluator. Subclasses set the class attributes and say how to run; instances hold nothing.
+
+    ``Task[DetectionProtocol]`` is one by protocols of that type: :func:`evaluate` refuses any other.
 
     ``protocols[0]`` is the default. ``needs`` is what of :class:`evalsuite.Features` it reads. ``shows`` are kinds of
     input (:data:`evalsuite.backbone.KINDS`), one of which a backbone must take; a kind among ``needs`` it must take as
@@ -215,31 +226,31 @@ class Task(ABC):
     world: ClassVar[str | None] = None
 
     @abstractmethod
-    def run(self, backbone: Backbone, setup: Setup) -> Outcome:
+    def run(self, backbone: Backbone, setup: Setup[P]) -> Outcome:
         """Evaluate; must be a function of its arguments alone."""
 
     @abstractmethod
-    def fingerprint(self, setup: Setup) -> str:
+    def fingerprint(self, setup: Setup[P]) -> str:
         """A digest of the data this setup would read, found without decoding them.
 
         Raises :class:`evalsuite.errors.DataError` where they are missing.
         """
 
-    def protocol(self, name: str | None = None) -> Protocol:
+    def protocol(self, name: str | None = None) -> P:
         """The protocol of that name, or the default one."""
         if name is None:
-            return self.protocols[0]
+            return cast(P, self.protocols[0])
         for protocol in self.protocols:
             if protocol.id == name:
-                return protocol
+                return cast(P, protocol)
         raise unknown(f"protocol of task {self.name!r}", name, [p.id for p in self.protocols])
 
-    def requires(self, protocol: Protocol) -> frozenset[str]:
+    def requires(self, protocol: P) -> frozenset[str]:
         """What a backbone must give or take for this protocol; ``needs``, unless a protocol takes more."""
         return self.needs
 
     def lacking(
-        self, protocol: Protocol, gives: frozenset[str], takes: frozenset[str]
+        self, protocol: P, gives: frozenset[str], takes: frozenset[str]
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """What this protocol needs of a backbone that does not give it, and the kinds of input it does not take."""
         required = self.requires(protocol)
@@ -248,15 +259,15 @@ class Task(ABC):
             kinds.append(" or ".join(sorted(self.shows)))
         return tuple(sorted(required - KINDS - gives)), tuple(dict.fromkeys(kinds))
 
-    def fits(self, backbone: Backbone, protocol: Protocol) -> bool:
+    def fits(self, backbone: Backbone, protocol: P) -> bool:
         """Whether the backbone gives and takes what the protocol requires."""
         return not any(self.lacking(protocol, backbone.gives, backbone.takes))
 
-    def promises(self, protocol: Protocol) -> tuple[Metric, ...]:
+    def promises(self, protocol: P) -> tuple[Metric, ...]:
         """The metrics of this protocol; ``metrics``, unless a protocol measures others. The leading one is in them."""
         return self.metrics
 
-    def leading(self, protocol: Protocol) -> str:
+    def leading(self, protocol: P) -> str:
         """The name of the metric that counts; ``primary``, unless a protocol measures something else."""
         return self.primary
 
@@ -267,11 +278,11 @@ class Task(ABC):
         """
         return None
 
-    def refuse(self, backbone: Backbone, protocol: Protocol) -> None:
+    def refuse(self, backbone: Backbone, protocol: P) -> None:
         """Raise :class:`BackboneError` if the backbone does not give or take what the protocol requires."""
         if self.fits(backbone, protocol):
             return
-        able = [p.id for p in self.protocols if self.fits(backbone, p)]
+        able = [p.id for p in self.protocols if self.fits(backbone, cast(P, p))]
         fix = f"--protocol {' or '.join(able)}" if able else "choose a task that needs only that"
         if protocol.id in able:  # as it is published it could be run
             fix = f"leave out {' and '.join(f'--set {name}=...' for name in protocol.modified)}"
@@ -287,13 +298,15 @@ class Task(ABC):
         )
 
 
-def evaluate(task: Task, backbone: Backbone, setup: Setup) -> Outcome:
+def evaluate(task: Task[P], backbone: Backbone, setup: Setup[P]) -> Outcome:
     """Run one task on one backbone and hold the outcome to what the task promises.
 
     The backbone comes back as it was: same weights, same mode. Raises :class:`BackboneError` before any work if
-    the backbone lacks what the task needs, :class:`PluginError` if the outcome breaks the promise, :class:`DataError`
-    if the metric that counts has no value; every other one without a value is a warning that says why.
+    the backbone lacks what the task needs, :class:`PluginError` if the protocol is none of the task's types or the
+    outcome breaks the promise, :class:`DataError` if the metric that counts has no value; every other one without a
+    value is a warning that says why.
     """
+    _refuse_foreign(task, setup.protocol)
     task.refuse(backbone, setup.protocol)
     was_training = backbone.training
     manual_seed(setup.seed)
@@ -325,6 +338,17 @@ def evaluate(task: Task, backbone: Backbone, setup: Setup) -> Outcome:
                 fix="name them otherwise, or return their mean",
             )
     return _valued(task, outcome, setup.protocol)
+
+
+def _refuse_foreign(task: Task[P], protocol: Protocol) -> None:
+    """Raise :class:`PluginError` for a protocol of another type than the task's own, before it reads its fields."""
+    kinds = {type(own) for own in task.protocols}
+    if not isinstance(protocol, tuple(kinds)):
+        raise PluginError(
+            f"task {task.name!r} was given protocol {protocol.id!r}, which is none of its kind",
+            cause=f"it is a {type(protocol).__name__}, no {' or '.join(sorted(kind.__name__ for kind in kinds))}",
+            fix=f"pass task.protocol(name), of the names {', '.join(own.id for own in task.protocols)}",
+        )
 
 
 def _valued(task: Task, outcome: Outcome, protocol: Protocol) -> Outcome:

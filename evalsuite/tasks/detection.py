@@ -25,7 +25,7 @@ from evalsuite.metrics.detection import (
 from evalsuite.pictures import detections_sheet
 from evalsuite.protocols import Detected, DetectionProtocol
 from evalsuite.statistics import REPLICATES
-from evalsuite.task import Metric, Outcome, Protocol, Setup, Task
+from evalsuite.task import Metric, Outcome, Setup, Task
 
 __all__ = ["Coco", "Detect", "Voc"]
 
@@ -53,29 +53,29 @@ def _coco_metric(name: str) -> Metric:
     return Metric(name, undefined=f"no object of the test images is {size}") if size else Metric(name)
 
 
-class _Detection(Task):
+class _Detection(Task[DetectionProtocol]):
     needs = frozenset({"maps"})
     engines = ("torchvision", "detectron2")
     primary = "AP"
     protocols: ClassVar[tuple[DetectionProtocol, ...]]
 
-    def requires(self, protocol: Protocol) -> frozenset[str]:
-        c4 = isinstance(protocol, DetectionProtocol) and protocol.model == "c4"
+    def requires(self, protocol: DetectionProtocol) -> frozenset[str]:
+        c4 = protocol.model == "c4"
         return self.needs | ({"stages"} if c4 else set())
 
     @abstractmethod
-    def sets(self, setup: Setup) -> tuple[DetectionSet, DetectionSet]:
+    def sets(self, setup: Setup[DetectionProtocol]) -> tuple[DetectionSet, DetectionSet]:
         """What to train on and what to test on."""
 
-    def fingerprint(self, setup: Setup) -> str:
+    def fingerprint(self, setup: Setup[DetectionProtocol]) -> str:
         train, test = self.sets(setup)
         if setup.strict:
             for part in (train, test):
                 _readable(part, setup, known=True)
         return fingerprint(train.fingerprint, test.fingerprint)
 
-    def run(self, backbone: Backbone, setup: Setup) -> Outcome:
-        protocol = _protocol(setup)
+    def run(self, backbone: Backbone, setup: Setup[DetectionProtocol]) -> Outcome:
+        protocol = setup.protocol
         train, test = (_readable(part, setup) for part in self.sets(setup))
         check(train, test, protocol.masks)
         copies = copied(train, test)
@@ -179,11 +179,11 @@ class Coco(_Detection):
         DetectionProtocol(id="smoke", version=1, ranked=False, **{**_splits, **SMALL}),
     )  # fmt: skip
 
-    def promises(self, protocol: Protocol) -> tuple[Metric, ...]:
-        masks = isinstance(protocol, DetectionProtocol) and protocol.masks
+    def promises(self, protocol: DetectionProtocol) -> tuple[Metric, ...]:
+        masks = protocol.masks
         return tuple(metric for metric in self.metrics if masks or not metric.name.startswith("mask_"))
 
-    def sets(self, setup: Setup) -> tuple[DetectionSet, DetectionSet]:
+    def sets(self, setup: Setup[DetectionProtocol]) -> tuple[DetectionSet, DetectionSet]:
         return _of_root(setup, "coco")
 
 
@@ -224,7 +224,7 @@ class Voc(_Detection):
         ),
     )  # fmt: skip
 
-    def sets(self, setup: Setup) -> tuple[DetectionSet, DetectionSet]:
+    def sets(self, setup: Setup[DetectionProtocol]) -> tuple[DetectionSet, DetectionSet]:
         return _of_root(setup, "voc")
 
     def score(
@@ -260,7 +260,7 @@ class Detect(_Detection):
         DetectionProtocol(id="smoke", version=1, ranked=False, **SMALL, **_own),
     )  # fmt: skip
 
-    def sets(self, setup: Setup) -> tuple[DetectionSet, DetectionSet]:
+    def sets(self, setup: Setup[DetectionProtocol]) -> tuple[DetectionSet, DetectionSet]:
         layout, path = DetectionSource.given(
             setup.data, setup.registry, task=self.name, lacks="has no boxes",
             fix="--data voc:PATH or --data coco:PATH",
@@ -268,14 +268,9 @@ class Detect(_Detection):
         return _load(layout, path, setup)
 
 
-def _protocol(setup: Setup) -> DetectionProtocol:
-    assert isinstance(setup.protocol, DetectionProtocol)
-    return setup.protocol
-
-
-def _readable(part: DetectionSet, setup: Setup, known: bool = False) -> DetectionSet:
+def _readable(part: DetectionSet, setup: Setup[DetectionProtocol], known: bool = False) -> DetectionSet:
     """The images that can be read. Each is read once, before any training; masks are drawn where they are learnt."""
-    masks = _protocol(setup).masks
+    masks = setup.protocol.masks
 
     def read(row: int) -> tuple[()]:
         record = part.records[row]
@@ -288,15 +283,15 @@ def _readable(part: DetectionSet, setup: Setup, known: bool = False) -> Detectio
     return usable(part, read, setup.progress, strict=setup.strict, known=known, kind=kind)[0]
 
 
-def _of_root(setup: Setup, name: str) -> tuple[DetectionSet, DetectionSet]:
+def _of_root(setup: Setup[DetectionProtocol], name: str) -> tuple[DetectionSet, DetectionSet]:
     layout = source(setup.registry, name)
     assert isinstance(layout, DetectionSource)
     return _load(layout, layout.locate(setup.data_root), setup)
 
 
-def _load(layout: DetectionSource, path: Path, setup: Setup) -> tuple[DetectionSet, DetectionSet]:
+def _load(layout: DetectionSource, path: Path, setup: Setup[DetectionProtocol]) -> tuple[DetectionSet, DetectionSet]:
     """Both splits."""
-    protocol = _protocol(setup)
+    protocol = setup.protocol
 
     def load() -> tuple[DetectionSet, DetectionSet]:
         train, test = layout.pair(path, protocol.train_split, protocol.test_split)

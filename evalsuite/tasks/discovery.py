@@ -73,7 +73,7 @@ PROPERTIES = (*(Metric(name) for name in ("properties", *NAMES)), Metric("positi
 DISCOVERY = DiscoveryProtocol(id="discovery", version=1, masks=True)
 
 
-class ObjectDiscovery(Task):
+class ObjectDiscovery(Task[DiscoveryProtocol]):
     """Are slots objects? Frames of ``random-objects`` are shown to a frozen encoder, no agent.
 
     ``fg_ari`` and ``ari`` hold the encoder's masks (:attr:`evalsuite.Features.masks`, the largest at each pixel)
@@ -103,26 +103,25 @@ class ObjectDiscovery(Task):
         replace(DISCOVERY, id="smoke", ranked=False, train_images=96, test_images=32, epochs=4),
     )
 
-    def promises(self, protocol: Protocol) -> tuple[Metric, ...]:
-        return self.metrics if _asked(protocol).masks else PROPERTIES
+    def promises(self, protocol: DiscoveryProtocol) -> tuple[Metric, ...]:
+        return self.metrics if protocol.masks else PROPERTIES
 
-    def leading(self, protocol: Protocol) -> str:
-        return self.primary if _asked(protocol).masks else "properties"
+    def leading(self, protocol: DiscoveryProtocol) -> str:
+        return self.primary if protocol.masks else "properties"
 
-    def requires(self, protocol: Protocol) -> frozenset[str]:
-        asked = _asked(protocol)
-        reads = {"tokens", "pooled"} & {asked.reads}
-        return frozenset(reads | ({"masks"} if asked.masks else set()))
+    def requires(self, protocol: DiscoveryProtocol) -> frozenset[str]:
+        reads = {"tokens", "pooled"} & {protocol.reads}
+        return frozenset(reads | ({"masks"} if protocol.masks else set()))
 
     def oracle(self) -> Backbone:
         return _Connected()
 
-    def fingerprint(self, setup: Setup) -> str:
+    def fingerprint(self, setup: Setup[DiscoveryProtocol]) -> str:
         """The rules are the data."""
         return hashlib.sha256(f"{VERSION} {asdict(_rules(setup))}".encode()).hexdigest()[:32]
 
-    def run(self, backbone: Backbone, setup: Setup) -> Outcome:
-        protocol, found = _asked(setup.protocol), _rules(setup)
+    def run(self, backbone: Backbone, setup: Setup[DiscoveryProtocol]) -> Outcome:
+        protocol, found = setup.protocol, _rules(setup)
         encoder = ObservationEncoder(
             backbone, setup.device, reads=protocol.reads, size=protocol.encode_size, precision=setup.precision
         )
@@ -153,13 +152,8 @@ class ObjectDiscovery(Task):
         )
 
 
-def _asked(protocol: Protocol) -> DiscoveryProtocol:
-    assert isinstance(protocol, DiscoveryProtocol)
-    return protocol
-
-
-def _rules(setup: Setup) -> Rules:
-    found = rules(WORLD, _asked(setup.protocol).variant)
+def _rules(setup: Setup[DiscoveryProtocol]) -> Rules:
+    found = rules(WORLD, setup.protocol.variant)
     assert isinstance(found, Rules)
     return found
 
@@ -233,7 +227,7 @@ class _Held:
     figures: Mapping[str, Path]
 
 
-def _hold(kept: _Kept, setup: Setup) -> _Held:
+def _hold(kept: _Kept, setup: Setup[DiscoveryProtocol]) -> _Held:
     """The masks against the truth, what needs no encoder, and a picture of a few."""
     images, truth, owner = np.concatenate(kept.images), np.concatenate(kept.segments), np.concatenate(kept.owner)
     count = kept.masks[0].shape[1]
@@ -339,7 +333,9 @@ def _matched(costs: Tensor, there: Tensor) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-def _fit_head(head: _Head, seen: _Seen, backbone: Backbone, setup: Setup, protocol: DiscoveryProtocol) -> _Head:
+def _fit_head(
+    head: _Head, seen: _Seen, backbone: Backbone, setup: Setup[DiscoveryProtocol], protocol: DiscoveryProtocol
+) -> _Head:
     count = len(seen.vectors)
     steps = math.ceil(count / protocol.batch_size) * protocol.epochs
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from time import monotonic
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import matplotlib
 import numpy as np
@@ -25,7 +25,7 @@ from evalsuite.backbone import Backbone
 from evalsuite.errors import BackboneError, ResourceError, UsageError
 from evalsuite.features.poolings import ObservationEncoder
 from evalsuite.files import atomic
-from evalsuite.protocols import AgentProtocol, Arena, Played, PPOProtocol, ProxyProtocol, Reading
+from evalsuite.protocols import AgentProtocol, Arena, Played, PPOProtocol, ProxyProtocol
 from evalsuite.states import going_on_from, read_state
 from evalsuite.statistics import REPLICATES, iqm, over_seeds, stratified_bootstrap, weight_blocks
 from evalsuite.task import Metric, Outcome, Protocol, Setup, Task, evaluate
@@ -52,7 +52,10 @@ LOOKS = (
 )  # fmt: skip
 
 
-def _recipes(counts: tuple[int, ...], looks: tuple[str, ...], short: int, **own: Any) -> tuple[Reading, ...]:
+OwnProtocol = AgentProtocol | ProxyProtocol
+
+
+def _recipes(counts: tuple[int, ...], looks: tuple[str, ...], short: int, **own: Any) -> tuple[OwnProtocol, ...]:
     """The protocols all tasks here share; ``counts`` are numbers of objects that were not learnt."""
     unseen = (*looks, *(f"objects-{n}" for n in counts))
     paper = PPOProtocol(id="ppo-2m", version=1, steps=2_000_000, unseen=unseen, **own)
@@ -66,7 +69,7 @@ def _recipes(counts: tuple[int, ...], looks: tuple[str, ...], short: int, **own:
 GENERALISATION = Metric("generalisation", undefined="the protocol tests on no variant but the one that it learns on")
 
 
-class _Objects(Task):
+class _Objects(Task[OwnProtocol]):
     """One task of the benchmark.
 
     Protocols: ``ppo-2m`` (default) is the benchmark's recipe (Yoon et al., ICML 2023; jsikyoon/OCRL, configs/):
@@ -84,19 +87,18 @@ class _Objects(Task):
     needs = frozenset[str]()
     shows = frozenset({"image", "state"})
     engines = ("sb3",)
-    protocols: ClassVar[tuple[Reading, ...]]
+    protocols: ClassVar[tuple[OwnProtocol, ...]]
 
-    def promises(self, protocol: Protocol) -> tuple[Metric, ...]:
+    def promises(self, protocol: OwnProtocol) -> tuple[Metric, ...]:
         return PROXY if isinstance(protocol, ProxyProtocol) else self.metrics
 
-    def leading(self, protocol: Protocol) -> str:
+    def leading(self, protocol: OwnProtocol) -> str:
         return "accuracy" if isinstance(protocol, ProxyProtocol) else self.primary
 
-    def requires(self, protocol: Protocol) -> frozenset[str]:
-        reads = protocol.reads if isinstance(protocol, Reading) else "auto"
-        return frozenset() if reads == "auto" else frozenset({reads})
+    def requires(self, protocol: OwnProtocol) -> frozenset[str]:
+        return frozenset() if protocol.reads == "auto" else frozenset({protocol.reads})
 
-    def refuse(self, backbone: Backbone, protocol: Protocol) -> None:
+    def refuse(self, backbone: Backbone, protocol: OwnProtocol) -> None:
         super().refuse(backbone, protocol)
         if not backbone.gives & {"tokens", "pooled"}:
             raise BackboneError(
@@ -105,24 +107,23 @@ class _Objects(Task):
                 fix="choose a backbone that gives a vector an image, or a set of them",
             )
 
-    def fingerprint(self, setup: Setup) -> str:
+    def fingerprint(self, setup: Setup[OwnProtocol]) -> str:
         """The rules are the data."""
-        protocol = _reading(setup)
+        protocol = setup.protocol
         known = [asdict(rules(self.name, variant)) for variant in (protocol.variant, *protocol.unseen)]
         return hashlib.sha256(f"{VERSION} {known}".encode()).hexdigest()[:32]
 
-    def run(self, backbone: Backbone, setup: Setup) -> Outcome:
-        if isinstance(setup.protocol, ProxyProtocol):
-            return _proxy(self, backbone, setup, setup.protocol)
-        return self._play(backbone, setup)
+    def run(self, backbone: Backbone, setup: Setup[OwnProtocol]) -> Outcome:
+        protocol = setup.protocol
+        if isinstance(protocol, ProxyProtocol):
+            return _proxy(self, backbone, setup, protocol)
+        return self._play(backbone, setup, protocol)
 
     def arena(self, protocol: AgentProtocol) -> Arena:
         """Where the agent acts."""
         return _Arena(self.name, protocol.time_limit_is_terminal)
 
-    def _play(self, backbone: Backbone, setup: Setup) -> Outcome:
-        protocol = setup.protocol
-        assert isinstance(protocol, AgentProtocol)
+    def _play(self, backbone: Backbone, setup: Setup[OwnProtocol], protocol: AgentProtocol) -> Outcome:
         if setup.limit is not None:
             protocol = replace(protocol, test_episodes=min(protocol.test_episodes, setup.limit))
         engine = setup.registry.get("engine", setup.engine or self.engines[0])()
@@ -200,7 +201,7 @@ class ObjectReaching(_Objects):
     name = "object-reaching"
     protocols = _recipes((1, 2, 3, 5, 6), REACHING, 400_000, lr=5e-5, clip=0.1, entropy=0.0)
 
-    def refuse(self, backbone: Backbone, protocol: Protocol) -> None:
+    def refuse(self, backbone: Backbone, protocol: OwnProtocol) -> None:
         super().refuse(backbone, protocol)
         _try_simulator(pictures=backbone.spec.takes != "state")
 
@@ -213,11 +214,6 @@ def _try_simulator(pictures: bool) -> None:
     place.reset(np.random.default_rng(0))
     if pictures:
         place.image(image)
-
-
-def _reading(setup: Setup) -> Reading:
-    assert isinstance(setup.protocol, Reading)
-    return setup.protocol
 
 
 def _resampled(success: npt.NDArray[np.bool_], seed: int = 0) -> Floats:
@@ -337,7 +333,7 @@ def _frames(
     return torch.from_numpy(np.concatenate(parts)), labels
 
 
-def _proxy(task: Task, backbone: Backbone, setup: Setup, protocol: ProxyProtocol) -> Outcome:
+def _proxy(task: _Objects, backbone: Backbone, setup: Setup[OwnProtocol], protocol: ProxyProtocol) -> Outcome:
     encoder = ObservationEncoder(
         backbone, setup.device, reads=protocol.reads, pooling=protocol.pooling, layers=protocol.layers,
         size=protocol.encode_size, precision=setup.precision,
@@ -373,7 +369,12 @@ def _proxy(task: Task, backbone: Backbone, setup: Setup, protocol: ProxyProtocol
 
 
 def _fit_head(
-    head: _Head, seen: Tensor, labels: npt.NDArray[np.int64], backbone: Backbone, setup: Setup, protocol: ProxyProtocol
+    head: _Head,
+    seen: Tensor,
+    labels: npt.NDArray[np.int64],
+    backbone: Backbone,
+    setup: Setup[OwnProtocol],
+    protocol: ProxyProtocol,
 ) -> _Head:
     steps = math.ceil(len(seen) / protocol.batch_size) * protocol.epochs
 
@@ -437,22 +438,21 @@ class Suite(Protocol):
         recipes = tuple(f"{name}@{part.hash}" for name, part in self.parts().items())
         object.__setattr__(self, "recipes", recipes)
 
-    def parts(self) -> dict[str, Protocol]:
+    def parts(self) -> dict[str, OwnProtocol]:
         """The protocol of each task."""
         changes = dict(setting.split("=", 1) for setting in self.settings)
         return {name: PARTS[name].protocol(self.id).override(changes) for name in self.tasks}
 
-    def override(self, settings: Mapping[str, str]) -> Protocol:
+    def override(self, settings: Mapping[str, str]) -> Self:
         own = {name: text for name, text in settings.items() if name in ("tasks", "runs")}
         changed = super().override(own)
-        assert isinstance(changed, Suite)
         rest = tuple(f"{name}={text}" for name, text in settings.items() if name not in own)
         changed = replace(changed, settings=(*self.settings, *rest))
         moved = {name for part in changed.parts().values() for name in part.modified}
         return replace(changed, modified=tuple(sorted({*changed.modified, *moved})))
 
 
-class ObjectCentric(Task):
+class ObjectCentric(Task[Suite]):
     """The five tasks of the object-centric benchmark (Yoon et al., ICML 2023), with one backbone.
 
     ``success`` is the mean over tasks and agents, with an interval over agents and episodes. ``iqm`` is the mean of
@@ -480,20 +480,17 @@ class ObjectCentric(Task):
         Suite(id="proxy", version=1),
     )
 
-    def promises(self, protocol: Protocol) -> tuple[Metric, ...]:
-        assert isinstance(protocol, Suite)
+    def promises(self, protocol: Suite) -> tuple[Metric, ...]:
         shared = PROXY if self.leading(protocol) == "accuracy" else _Objects.metrics
         return (*shared, Metric("iqm"), *map(Metric, protocol.tasks))
 
-    def leading(self, protocol: Protocol) -> str:
+    def leading(self, protocol: Suite) -> str:
         return "accuracy" if protocol.id == "proxy" else self.primary
 
-    def requires(self, protocol: Protocol) -> frozenset[str]:
-        assert isinstance(protocol, Suite)
+    def requires(self, protocol: Suite) -> frozenset[str]:
         return frozenset[str]().union(*(PARTS[name].requires(part) for name, part in protocol.parts().items()))
 
-    def refuse(self, backbone: Backbone, protocol: Protocol) -> None:
-        assert isinstance(protocol, Suite)
+    def refuse(self, backbone: Backbone, protocol: Suite) -> None:
         super().refuse(backbone, protocol)
         for name, part in protocol.parts().items():
             try:
@@ -503,19 +500,19 @@ class ObjectCentric(Task):
                 fix = f"{error.fix}; or without it: --set tasks={others}" if others else error.fix
                 raise ResourceError(error.problem, cause=error.cause, fix=fix) from error
 
-    def fingerprint(self, setup: Setup) -> str:
-        known = [PARTS[name].fingerprint(replace(setup, protocol=part)) for name, part in _suite(setup).parts().items()]
+    def fingerprint(self, setup: Setup[Suite]) -> str:
+        known = [PARTS[name].fingerprint(setup.by(part)) for name, part in setup.protocol.parts().items()]
         return hashlib.sha256(" ".join(known).encode()).hexdigest()[:32]
 
-    def run(self, backbone: Backbone, setup: Setup) -> Outcome:
-        suite, lead = _suite(setup), self.leading(setup.protocol)
+    def run(self, backbone: Backbone, setup: Setup[Suite]) -> Outcome:
+        suite, lead = setup.protocol, self.leading(setup.protocol)
         parts = suite.parts()
         seeds = [setup.seed + STRIDE * run for run in range(suite.runs)]
         found: dict[str, list[Outcome]] = {name: [] for name in parts}
         for name, part in parts.items():
             for seed in seeds:
                 work = setup.work / f"{name}-{seed}"
-                own = replace(setup, protocol=part, seed=seed, work=work)
+                own = setup.by(part, seed=seed, work=work)
                 found[name].append(_once(PARTS[name], backbone, own))
         return Outcome(
             **_joined(found, lead),
@@ -531,12 +528,7 @@ class ObjectCentric(Task):
         )
 
 
-def _suite(setup: Setup) -> Suite:
-    assert isinstance(setup.protocol, Suite)
-    return setup.protocol
-
-
-def _once(task: Task, backbone: Backbone, setup: Setup) -> Outcome:
+def _once(task: _Objects, backbone: Backbone, setup: Setup[OwnProtocol]) -> Outcome:
     """What a task found; read back where a run that was stopped later has left it."""
     path = setup.work / "outcome.pt"
     key = (

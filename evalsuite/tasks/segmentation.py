@@ -19,7 +19,7 @@ from evalsuite.metrics.segmentation import SEGMENTATION_METRICS, bootstrap_score
 from evalsuite.pictures import iou_chart, segmentation_sheet
 from evalsuite.protocols import SegmentationProtocol, Segmented
 from evalsuite.statistics import REPLICATES
-from evalsuite.task import Metric, Outcome, Protocol, Setup, Task
+from evalsuite.task import Metric, Outcome, Setup, Task
 
 __all__ = ["Ade20k", "CamVid", "Cityscapes", "Segment", "VocSegmentation"]
 
@@ -54,7 +54,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-class _Segmentation(Task):
+class _Segmentation(Task[SegmentationProtocol]):
     needs = frozenset({"maps"})
     engines = ("native", "mmseg")
     primary = "mIoU"
@@ -62,30 +62,30 @@ class _Segmentation(Task):
     protocols: ClassVar[tuple[SegmentationProtocol, ...]]
 
     @abstractmethod
-    def place(self, setup: Setup) -> tuple[Source[SegmentationSet], Path]:
+    def place(self, setup: Setup[SegmentationProtocol]) -> tuple[Source[SegmentationSet], Path]:
         """The layout of the data, and where they lie."""
 
-    def sets(self, setup: Setup) -> tuple[SegmentationSet, SegmentationSet]:
+    def sets(self, setup: Setup[SegmentationProtocol]) -> tuple[SegmentationSet, SegmentationSet]:
         """What to train on and what to test on."""
         layout, path = self.place(setup)
-        protocol = _protocol(setup)
+        protocol = setup.protocol
         return _load(layout, path, protocol.train_split, protocol.test_split, setup.limit)
 
-    def fingerprint(self, setup: Setup) -> str:
+    def fingerprint(self, setup: Setup[SegmentationProtocol]) -> str:
         train, test = self.sets(setup)
         if setup.strict:
             for part in (train, test):
                 _readable(part, setup, known=True)
         return fingerprint(train.fingerprint, test.fingerprint)
 
-    def refuse(self, backbone: Backbone, protocol: Protocol) -> None:
+    def refuse(self, backbone: Backbone, protocol: SegmentationProtocol) -> None:
         super().refuse(backbone, protocol)
         stride = protocol.output_stride if isinstance(protocol, SegmentationProtocol) else None
         if stride is not None and not backbone.dilates(stride):
             backbone.dilated(stride)  # which says why not
 
-    def run(self, backbone: Backbone, setup: Setup) -> Outcome:
-        protocol = _protocol(setup)
+    def run(self, backbone: Backbone, setup: Setup[SegmentationProtocol]) -> Outcome:
+        protocol = setup.protocol
         (train, learnt), (test, tested) = (_readable(part, setup) for part in self.sets(setup))
         check_pixels(train, learnt, test, tested)
         copies = copied(train, test)
@@ -124,7 +124,7 @@ class _Segmentation(Task):
 class _Named(_Segmentation):
     """A data set of its own name below the data root."""
 
-    def place(self, setup: Setup) -> tuple[Source[SegmentationSet], Path]:
+    def place(self, setup: Setup[SegmentationProtocol]) -> tuple[Source[SegmentationSet], Path]:
         layout = source(setup.registry, self.name)
         return layout, layout.locate(setup.data_root)
 
@@ -257,18 +257,15 @@ class Segment(_Segmentation):
         SegmentationProtocol(id="smoke", version=1, ranked=False, **SMALL, **_own),
     )  # fmt: skip
 
-    def place(self, setup: Setup) -> tuple[Source[SegmentationSet], Path]:
+    def place(self, setup: Setup[SegmentationProtocol]) -> tuple[Source[SegmentationSet], Path]:
         return SegmentationSource.given(
             setup.data, setup.registry, task=self.name, lacks="has no masks", fix="--data pairs:PATH"
         )
 
 
-def _protocol(setup: Setup) -> SegmentationProtocol:
-    assert isinstance(setup.protocol, SegmentationProtocol)
-    return setup.protocol
-
-
-def _readable(part: SegmentationSet, setup: Setup, known: bool = False) -> tuple[SegmentationSet, frozenset[int]]:
+def _readable(
+    part: SegmentationSet, setup: Setup[SegmentationProtocol], known: bool = False
+) -> tuple[SegmentationSet, frozenset[int]]:
     """The images that can be read with their masks, and the values of these; each is read once, before any training."""
 
     def read(row: int) -> list[int]:

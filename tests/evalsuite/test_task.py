@@ -104,7 +104,7 @@ def test_a_schedule_warms_up_then_steps_down():
         id="p", version=1, model="fpn", train_split="a", test_split="b", iterations=100, batch_size=2,
         lr=1.0, warmup_iterations=10, warmup_factor=0.1, milestones=(50, 80),
     )  # fmt: skip
-    rates = [protocol.rate(i) for i in (0, 5, 10, 49, 50, 79, 80)]
+    rates = [protocol.lr_factor(i) for i in (0, 5, 10, 49, 50, 79, 80)]
     assert rates == pytest.approx([0.1, 0.55, 1.0, 1.0, 0.1, 0.1, 0.01])
 
 
@@ -143,6 +143,22 @@ def backbone() -> Backbone:
 @pytest.fixture
 def setup(tmp_path: Path) -> Setup:
     return Setup(protocol=RECIPE, work=tmp_path, registry=Registry(), progress=Progress(quiet=True))
+
+
+def test_a_protocol_of_another_type_does_not_reach_a_task(backbone, setup):
+    other = DetectionProtocol(
+        id="d", version=1, model="fpn", train_split="a", test_split="b", iterations=1, batch_size=1, lr=1.0
+    )  # fmt: skip
+    with pytest.raises(PluginError, match="task 'mean' was given protocol 'd'") as refusal:
+        evaluate(Mean(), backbone, setup.by(other))
+    assert refusal.value.cause == "it is a DetectionProtocol, no Recipe"
+    assert refusal.value.fix.endswith("of the names r")
+
+    @dataclass(frozen=True, kw_only=True)
+    class Longer(Recipe):
+        more: int = 1
+
+    assert evaluate(Mean(), backbone, setup.by(Longer(id="l", version=1), seed=3)).scores["mean"] is not None
 
 
 def test_evaluating_leaves_the_backbone_as_it_was(backbone, setup):
