@@ -28,7 +28,7 @@ from evalsuite.metrics.objects import adjusted_rand, foreground_adjusted_rand, o
 from evalsuite.pictures import columns_sheet, painted
 from evalsuite.statistics import REPLICATES, bootstrap_mean, weight_blocks
 from evalsuite.task import Metric, Outcome, Protocol, Setup, Task
-from evalsuite.training import Fit, fit, launched, mix_seed
+from evalsuite.training import Fit, cosine, fit, launched, mix_seed
 from evalsuite.worlds import COLOURS, SCALES, SHAPES, VERSION, Rules, World, rules
 from evalsuite.worlds.objects import RGB
 
@@ -89,7 +89,7 @@ class ObjectDiscovery(Task[DiscoveryProtocol]):
     The head is that of jsikyoon/OCRL, utils/property_predictor.py at 01d0bd56. What departs: its cross-entropy takes
     probabilities for logits (a softmax of a softmax), ours does not; what it calls R^2 is the explained part,
     SSR / SST; its rate is 1e-4. ``details`` have what needs no encoder: FG-ARI of k-means on colours, with as many
-    clusters as there are masks, and of parts of one colour that hang together.
+    clusters as there are masks, and of the connected components of one colour.
     """
 
     name = "object-discovery"
@@ -267,7 +267,7 @@ def _clusters(image: npt.NDArray[np.uint8], count: int) -> Ints:
 
 
 def _connected(image: npt.NDArray[np.uint8], colours: tuple[str, ...]) -> Ints:
-    """Parts of one colour that hang together, labels (H, W), the ground 0. Pixels of mixed colour, at the edges of
+    """Connected components of one colour, labels (H, W), the ground 0. Pixels of mixed colour, at the edges of
     objects, and specks go to the nearest part."""
     parts = np.zeros(image.shape[:2], dtype=np.int64)
     for name in colours:
@@ -343,17 +343,13 @@ def _fit_head(
         return seen.vectors[index], seen.kinds[index], seen.places[index], seen.there[index]
 
     run = Fit(
-        model=head, optimizer=torch.optim.Adam(head.parameters(), protocol.lr), lr_factor=partial(_cosine, steps=steps),
+        model=head, optimizer=torch.optim.Adam(head.parameters(), protocol.lr), lr_factor=partial(cosine, steps=steps),
         iterations=steps, sample=sample, length=count, batch_size=protocol.batch_size, seed=setup.seed,
         key=f"{backbone.identity} {protocol.hash} {count} {setup.seed}", state=setup.work / "state.pt",
         saves=setup.save_every,
     )  # fmt: skip
     fit(run, launched(setup.device), setup.progress)
     return head.to(setup.device)
-
-
-def _cosine(step: int, steps: int) -> float:
-    return 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 @dataclass(frozen=True)
@@ -396,7 +392,7 @@ def _told(head: _Head, seen: _Seen, mean: Tensor) -> _Told:
 
 
 class _Connected(Backbone):
-    """Takes an image apart into parts of one colour that hang together, and measures each."""
+    """Splits an image into connected components of one colour, and measures each."""
 
     PARTS = 8
 

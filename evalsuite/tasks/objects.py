@@ -29,7 +29,7 @@ from evalsuite.protocols import AgentProtocol, Arena, Played, PPOProtocol, Proxy
 from evalsuite.states import going_on_from, read_state
 from evalsuite.statistics import REPLICATES, iqm, over_seeds, stratified_bootstrap, weight_blocks
 from evalsuite.task import Metric, Outcome, Protocol, Setup, Task, evaluate
-from evalsuite.training import Fit, fit, launched, mix_seed
+from evalsuite.training import Fit, cosine, fit, launched, mix_seed
 from evalsuite.worlds import VERSION, ObjectsVector, Rules, rules, world
 
 __all__ = [
@@ -384,18 +384,14 @@ def _fit_head(
     run = Fit(
         model=head,
         optimizer=torch.optim.AdamW(head.parameters(), protocol.lr, weight_decay=protocol.weight_decay),
-        lr_factor=partial(_cosine, steps=steps), iterations=steps, sample=sample, length=len(seen),
+        # transformers with their norms last need the warm-up
+        lr_factor=partial(cosine, steps=steps, warmup=steps // 10), iterations=steps, sample=sample, length=len(seen),
         batch_size=protocol.batch_size, seed=setup.seed,
         key=f"{backbone.identity} {protocol.hash} {len(seen)} {setup.seed}", state=setup.work / "state.pt",
         saves=setup.save_every,
     )  # fmt: skip
     fit(run, launched(setup.device), setup.progress)
     return head.to(setup.device)
-
-
-def _cosine(step: int, steps: int) -> float:
-    """Half a cosine, after a rise over a tenth of all steps: transformers with their norms last need it."""
-    return 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1.0, (step + 1) / max(1, steps // 10))
 
 
 @torch.inference_mode()
@@ -577,7 +573,7 @@ def _joined(found: Mapping[str, list[Outcome]], lead: str) -> dict[str, Any]:
     named = [f"{name}/run-{run}" for name, outcomes in found.items() for run in range(len(outcomes))]
     return {
         "scores": scores, "replicates": replicates,
-        "samples": {  # the episodes of an agent stand and fall together
+        "samples": {  # the episodes of one agent are resampled as a group
             lead: np.concatenate([outcome.samples[lead] for outcome in every]),
             "group": np.repeat(np.arange(len(every)), lengths),
         },

@@ -14,7 +14,7 @@ from evalsuite.training.fit import (
     mix_seed,
     uncast,
 )
-from evalsuite.training.optim import LARS
+from evalsuite.training.optim import LARS, cosine
 from evalsuite.training.processes import together
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Fit",
     "StepInfo",
     "Steps",
+    "cosine",
     "fit",
     "full_precision",
     "full_precision_outputs",

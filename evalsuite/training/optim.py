@@ -1,17 +1,21 @@
-"""Optimizers that torch does not have: LARS."""
+"""What torch does not have: the optimizer LARS, and a cosine schedule by its formula."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    pass
+__all__ = ["LARS", "cosine"]
 
-__all__ = ["LARS"]
+
+def cosine(step: int, steps: int, warmup: int = 0) -> float:
+    """The factor on the learning rate at a step counted from 0: half a cosine from 1 to 0 over ``steps``, times a
+    linear rise over the first ``warmup`` of them (Loshchilov and Hutter, 2017, without restarts)."""
+    return 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1.0, (step + 1) / max(1, warmup))
 
 
 class LARS(torch.optim.Optimizer):

@@ -119,8 +119,8 @@ class SlotDiscovery(SlotMethod):
     ``quick`` is ours: a quarter of an hour of one processor core, on frames of 32 pixels, with a small encoder
     (``--data worlds:random-objects:16384 --arch-option channels=32 --arch-option width=32 --arch-option hidden=64
     --arch-option strides=[1,2]``). Its attention then has an FG-ARI of 0.77 in ``object-discovery`` (seed 0), where
-    untrained ones have 0.00 to 0.21 (eight seeds), and k-means on colours 0.58. Sprites are flat: parts of one colour
-    that hang together have 0.91 without an encoder.
+    untrained ones have 0.00 to 0.21 (eight seeds), and k-means on colours 0.58. Sprites are flat: connected
+    components of one colour have 0.91 without an encoder.
     """
 
     @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from torch import nn
 
 from evalsuite.errors import DataError, ResourceError, TrainingError
 from evalsuite.progress import Progress
-from evalsuite.training import Fit, Steps, fit, full_precision, full_precision_outputs, launched, mix_seed
+from evalsuite.training import Fit, Steps, cosine, fit, full_precision, full_precision_outputs, launched, mix_seed
 
 
 class Model(nn.Module):
@@ -365,3 +365,8 @@ def test_who_hears_of_a_step_adds_to_the_log_and_knows_where_a_run_goes_on(tmp_p
     assert [e["double"] for e in first.log] == [4, 8, 10]
     train(plan(tmp_path, iterations=7, stepped=stepped, resumed=begun.append))
     assert begun == [0, 5]
+
+
+def test_a_cosine_falls_from_one_to_zero_after_its_warmup():
+    assert [cosine(step, 4) for step in range(5)] == pytest.approx([1.0, 0.8535534, 0.5, 0.1464466, 0.0])
+    assert [cosine(step, 4, warmup=2) for step in range(3)] == pytest.approx([0.5, 0.8535534, 0.5])
