@@ -1,4 +1,4 @@
-"""Which backbone is better, and can it be told at all: from result files alone, no network and no GPU.
+"""Which backbone is better, and is the difference significant: from result files alone, no network and no GPU.
 
 Cells are compared where task, protocol, engine, data and limits are the same. The test is on paired samples: both
 backbones saw the same images, and their per-sample scores and bootstrap replicates are stored in the same order.
@@ -69,7 +69,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One task by one protocol. ``groups`` are runs of the ranking, best first, that cannot be told apart."""
+    """One task by one protocol. ``groups`` are runs of the ranking, best first, without a significant difference."""
 
     task: str
     protocol: str
@@ -91,18 +91,18 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        found = asdict(self)
-        for comparison, made in zip(found["comparisons"], self.comparisons, strict=True):
-            for pair, known in zip(comparison["pairs"], made.pairs, strict=True):
+        report = asdict(self)
+        for comparison, original in zip(report["comparisons"], self.comparisons, strict=True):
+            for pair, known in zip(comparison["pairs"], original.pairs, strict=True):
                 pair["separable"] = known.separable
-        return found
+        return report
 
     def markdown(self) -> str:
-        """Tables for people: scores, pairs, and which backbones cannot be told apart."""
+        """Tables for people: scores, pairs, and which backbones are not significantly different."""
         lines = [f"- **{_cell(label)}** {identity[:12]}" for label, identity in self.backbones.items()]
         for comparison in self.comparisons:
             lines += ["", *_section(comparison)]
-        lines += ["", f"p after Holm over all pairs and tasks; told apart below {ALPHA:g}. Intervals are of 95 %."]
+        lines += ["", f"p after Holm over all pairs and tasks; significant below {ALPHA:g}. Intervals are of 95 %."]
         if self.skipped:
             lines += ["", "Not compared:", *(f"- {_cell(line)}" for line in self.skipped)]
         return "\n".join(lines) + "\n"
@@ -184,27 +184,27 @@ _Cell = dict[str, list[_Entry]]
 def _entries(path: Path) -> list[_Entry]:
     if not path.exists():
         raise DataError(f"{path} was not found", cause="there is no such file or folder", fix="check the path")
-    found = [(path, read(path))] if path.is_file() else list(read_all(path))
-    if not found:
+    results = [(path, read(path))] if path.is_file() else list(read_all(path))
+    if not results:
         raise DataError(
             f"{path} holds no result", cause="there is no seed-*.json below it", fix="give the --out of evalsuite run"
         )
-    return [_Entry(path, where, result) for where, result in found]
+    return [_Entry(path, where, result) for where, result in results]
 
 
 def _labelled(entries: Sequence[_Entry]) -> list[_Entry]:
     """Entries with their backbones' names; the argument, or the weights, go with a name that is there twice.
 
-    The same weights in two arguments are two backbones: two runs of one backbone are what one compares to see that
-    nothing is found between them.
+    The same weights in two arguments are two backbones: comparing two runs of one backbone shows that no
+    difference is significant.
     """
     known = list(dict.fromkeys((e.argument, e.result.backbone.name, e.result.backbone.identity) for e in entries))
     names = Counter(name for _, name, _ in known)
-    places = Counter((argument, name) for argument, name, _ in known)
+    counts = Counter((argument, name) for argument, name, _ in known)
     labels = {}
     for argument, name, identity in known:
         label = name if names[name] == 1 else f"{name} ({argument})"
-        labels[argument, name, identity] = label if places[argument, name] == 1 else f"{label} {identity[:8]}"
+        labels[argument, name, identity] = label if counts[argument, name] == 1 else f"{label} {identity[:8]}"
     return [
         _Entry(e.argument, e.path, e.result, labels[e.argument, e.result.backbone.name, e.result.backbone.identity])
         for e in entries
@@ -223,8 +223,8 @@ def _cells(entries: Iterable[_Entry]) -> tuple[dict[Key, _Cell], list[str]]:
             skipped.append(f"{entry.label} on {_recipe(result)}, seed {result.seed}: {reason}")
             continue
         if result.by_file_sizes:
-            told = f"{entry.label} on {_recipe(result)}, seed {result.seed}: {BY_FILE_SIZES}; evaluate it again"
-            skipped.append(told)
+            message = f"{entry.label} on {_recipe(result)}, seed {result.seed}: {BY_FILE_SIZES}; evaluate it again"
+            skipped.append(message)
             continue
         key = (
             result.task, f"{result.protocol.id}-{result.protocol.version}", result.protocol.hash, result.engine,
@@ -286,9 +286,9 @@ def _evidence(entries: Sequence[_Entry], metric: str, stream: int) -> _Evidence:
 def _compared(key: Key, cell: _Cell) -> Comparison:
     first = next(iter(cell.values()))[0].result
     metric, better = first.primary, first.scores[first.primary].higher_is_better
-    found = {label: _evidence(entries, metric, i) for i, (label, entries) in enumerate(cell.items())}
-    pairs = tuple(_pair(a, b, found[a], found[b], better) for a, b in itertools.combinations(found, 2))
-    return Comparison(key[0], key[1], metric, better, {label: _estimate(e) for label, e in found.items()}, pairs, ())
+    evidence = {label: _evidence(entries, metric, i) for i, (label, entries) in enumerate(cell.items())}
+    pairs = tuple(_pair(a, b, evidence[a], evidence[b], better) for a, b in itertools.combinations(evidence, 2))
+    return Comparison(key[0], key[1], metric, better, {label: _estimate(e) for label, e in evidence.items()}, pairs, ())
 
 
 def _estimate(evidence: _Evidence) -> Estimate:
@@ -330,7 +330,7 @@ def _pair(first: str, second: str, a: _Evidence, b: _Evidence, better: bool) -> 
 
 
 def _deciding(tests: Mapping[str, float], seeds: int) -> str | None:
-    """Samples alone do not tell what another seed would give; of several seeds the bootstrap over both decides."""
+    """Samples alone do not show what another seed would give; of several seeds the bootstrap over both decides."""
     order = ("bootstrap", "permutation") if seeds > 1 else ("mcnemar", "permutation", "bootstrap")
     return next((name for name in order if name in tests), None)
 
@@ -338,7 +338,7 @@ def _deciding(tests: Mapping[str, float], seeds: int) -> str | None:
 def _adjusted(made: Sequence[Comparison]) -> list[Comparison]:
     """With p-values adjusted over all pairs of all tasks, and with the groups that follow."""
     ps = iter(statistics.holm([p.p for c in made for p in c.pairs if p.p is not None]))
-    found = []
+    adjusted = []
     for comparison in made:
         pairs = tuple(
             Pair(**{**vars(pair), "adjusted": next(ps)}) if pair.p is not None else pair for pair in comparison.pairs
@@ -346,13 +346,13 @@ def _adjusted(made: Sequence[Comparison]) -> list[Comparison]:
         ranked = sorted(
             comparison.scores, key=lambda n: comparison.scores[n].value, reverse=comparison.higher_is_better
         )
-        apart = {pair for p in pairs if p.separable for pair in ((p.first, p.second), (p.second, p.first))}
-        runs = statistics.ties(ranked, apart)
-        found.append(Comparison(**{**vars(comparison), "pairs": pairs, "groups": tuple(map(tuple, runs))}))
-    return found
+        different = {pair for p in pairs if p.separable for pair in ((p.first, p.second), (p.second, p.first))}
+        runs = statistics.ties(ranked, different)
+        adjusted.append(Comparison(**{**vars(comparison), "pairs": pairs, "groups": tuple(map(tuple, runs))}))
+    return adjusted
 
 
-# --- telling ----------------------------------------------------------------------------------------------------
+# --- rendering --------------------------------------------------------------------------------------------------
 
 
 def _section(comparison: Comparison) -> list[str]:
@@ -365,7 +365,7 @@ def _section(comparison: Comparison) -> list[str]:
         lines.append(f"| {_cell(label)} | {e.value:.4f} | {_interval(e.low, e.high)} | {e.seeds or ''} |")
     lines += [
         "",
-        "| pair | difference | interval | test | p | p (Holm) | told apart |",
+        "| pair | difference | interval | test | p | p (Holm) | significant |",
         "|---|---|---|---|---|---|---|",
     ]
     for p in comparison.pairs:

@@ -27,12 +27,12 @@ def pages(registry: Registry) -> dict[str, str]:
 
 
 def families(registry: Registry) -> dict[str, list[Task]]:
-    """Tasks by what the module they stand in is about: the first line of its docstring."""
-    found: dict[str, list[Task]] = {}
+    """Tasks by the subject of their module: the first line of its docstring."""
+    by_subject: dict[str, list[Task]] = {}
     for task in _tasks(registry):
-        about = inspect.cleandoc(sys.modules[type(task).__module__].__doc__ or "").partition("\n")[0]
-        found.setdefault(about, []).append(task)
-    return dict(sorted(found.items()))
+        subject = inspect.cleandoc(sys.modules[type(task).__module__].__doc__ or "").partition("\n")[0]
+        by_subject.setdefault(subject, []).append(task)
+    return dict(sorted(by_subject.items()))
 
 
 def hooks(specs: type[Any]) -> str:
@@ -58,17 +58,17 @@ def _tasks(registry: Registry) -> list[Task]:
 
 
 def _index(registry: Registry) -> str:
-    told = (
+    intro = (
         "Made of the source, like the page of each task. A protocol is a recipe with a version and a hash; results of "
         "different hashes never share a column. [Protocols](protocols.md) explains the fields of each kind."
     )
-    parts = [MADE, "# Tasks", told]
-    for about, tasks in families(registry).items():
+    parts = [MADE, "# Tasks", intro]
+    for subject, tasks in families(registry).items():
         rows = [
             [f"[{t.name}]({t.name}.md)", registry.entry("task", t.name).summary, t.primary, _codes(t.engines) or "-"]
             for t in tasks
         ]
-        parts += [f"## {about}", table(["task", "", "counts", "engines"], rows)]
+        parts += [f"## {subject}", table(["task", "", "counts", "engines"], rows)]
     return _joined(parts)
 
 
@@ -97,19 +97,19 @@ def _data(registry: Registry, task: Task) -> list[str]:
     if task.name not in registry.names("dataset"):
         return ["Data of your own, named by `--data`." if task.generic else "None on disk: its worlds are generated."]
     source = registry.get("dataset", task.name)
-    told = f"Licence, in short: {source.licence}. Home: <{source.homepage}>."
-    return ["Expected below the data root:", f"```text\n{inspect.cleandoc(source.tree).strip()}\n```", told]
+    licence = f"Licence, in short: {source.licence}. Home: <{source.homepage}>."
+    return ["Expected below the data root:", f"```text\n{inspect.cleandoc(source.tree).strip()}\n```", licence]
 
 
 def _metrics(task: Task) -> list[str]:
-    told = [table(["metric", "better", "range"], map(_metric, task.metrics))]
+    parts = [table(["metric", "better", "range"], map(_metric, task.metrics))]
     for protocol in task.protocols:
         own = [metric for metric in task.promises(protocol) if metric not in task.metrics]
         if own:
-            told += [f"Of `{protocol.id}` besides:", table(["metric", "better", "range"], map(_metric, own))]
+            parts += [f"Of `{protocol.id}` besides:", table(["metric", "better", "range"], map(_metric, own))]
         if task.leading(protocol) != task.primary:
-            told.append(f"By `{protocol.id}` it is `{task.leading(protocol)}` that counts.")
-    return told
+            parts.append(f"By `{protocol.id}` it is `{task.leading(protocol)}` that counts.")
+    return parts
 
 
 def _metric(metric: Metric) -> list[str]:
@@ -119,29 +119,34 @@ def _metric(metric: Metric) -> list[str]:
 def _protocol(task: Task, protocol: Protocol) -> str:
     recipe = type(protocol)
     link = f"[{recipe.__name__}](protocols.md#{_anchor(recipe)})"
-    told = f"Version {protocol.version}, hash `{protocol.hash}`, of kind {link}."
+    summary = f"Version {protocol.version}, hash `{protocol.hash}`, of kind {link}."
     if not protocol.ranked:
-        told += " It is for trying things out: no leaderboard ranks it."
+        summary += " It is for trying things out: no leaderboard ranks it."
     if more := task.requires(protocol) - task.needs:
-        told += f" It needs {_codes(sorted(more))} of the backbone, too."
+        summary += f" It needs {_codes(sorted(more))} of the backbone, too."
     own = [f for f in fields(protocol) if f.name not in NAMES and getattr(protocol, f.name) != f.default]
     rows = [[f"`{f.name}`", shown(getattr(protocol, f.name))] for f in own]
-    return _joined([f"### {protocol.id}", told, table(["field", "value"], rows) if rows else ""]).rstrip()
+    return _joined([f"### {protocol.id}", summary, table(["field", "value"], rows) if rows else ""]).rstrip()
 
 
 def _recipes(registry: Registry) -> str:
     """One section a kind of protocol, and one for each kind it is made of."""
-    found: dict[type[Protocol], None] = {}
+    kinds: dict[type[Protocol], None] = {}
     for task in _tasks(registry):
         for protocol in task.protocols:
-            found |= dict.fromkeys(c for c in reversed(type(protocol).__mro__) if c in _kinds(type(protocol)))
+            kinds |= dict.fromkeys(c for c in reversed(type(protocol).__mro__) if c in _kinds(type(protocol)))
     parts = [MADE, "# Protocols", prose(Protocol)]
-    for recipe in found:
-        base = next((c for c in recipe.__mro__[1:] if c in found), None)
-        told = comments(recipe)
+    for recipe in kinds:
+        base = next((c for c in recipe.__mro__[1:] if c in kinds), None)
+        descriptions = comments(recipe)
         above = {f.name: f.default for f in (fields(base) if base else ())}
         rows = [
-            [f"`{f.name}`", kind(f), "*its own*" if f.default is MISSING else shown(f.default), told.get(f.name, "")]
+            [
+                f"`{f.name}`",
+                kind(f),
+                "*its own*" if f.default is MISSING else shown(f.default),
+                descriptions.get(f.name, ""),
+            ]
             for f in fields(recipe)
             if f.name not in NAMES and (f.name not in above or above[f.name] != f.default)
         ]
@@ -186,10 +191,10 @@ def markdown(text: str) -> str:
 
 def comments(options: type[Any]) -> dict[str, str]:
     """What is written beside each field in the source, of all classes a dataclass derives from."""
-    found: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
     for parent in reversed(options.__mro__[:-1]):
-        found |= re.findall(r"^\s+(\w+): .*?  # (.*)$", inspect.getsource(parent), re.MULTILINE)
-    return found
+        descriptions |= re.findall(r"^\s+(\w+): .*?  # (.*)$", inspect.getsource(parent), re.MULTILINE)
+    return descriptions
 
 
 def kind(field: Field[Any]) -> str:

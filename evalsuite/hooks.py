@@ -70,7 +70,7 @@ class Entry(NamedTuple):
 
 
 class Registry:
-    """Shelves of names, each bound to a ``"module:attr"`` string that is imported only when asked for.
+    """Shelves of names, each bound to a ``"module:attr"`` string that is imported only when it is requested.
 
     >>> registry = Registry()
     >>> registry.task("counting", "evalsuite_counting:Counting")
@@ -114,8 +114,8 @@ class Registry:
         """Everything registered, on one shelf or on all, by shelf and name."""
         if shelf is not None:
             self._check_shelf(shelf)
-        found = (e for claims in self._entries.values() for e in claims if shelf in (None, e.shelf))
-        return sorted(found, key=lambda e: (SHELVES.index(e.shelf), e.name, e.owner))
+        chosen = (e for claims in self._entries.values() for e in claims if shelf in (None, e.shelf))
+        return sorted(chosen, key=lambda e: (SHELVES.index(e.shelf), e.name, e.owner))
 
     def names(self, shelf: str) -> list[str]:
         """The names on a shelf, sorted, each once."""
@@ -141,9 +141,9 @@ class Registry:
         module, _, attribute = entry.target.partition(":")
         try:
             with nullcontext() if module in sys.modules else _watched(entry.owner, module):
-                found: Any = importlib.import_module(module)
+                target: Any = importlib.import_module(module)
                 for part in attribute.split("."):
-                    found = getattr(found, part)
+                    target = getattr(target, part)
         except Refusal:
             raise
         except (Exception, SystemExit, _Exited) as error:  # a plugin's module may raise anything
@@ -159,7 +159,7 @@ class Registry:
                 cause=f"{entry.owner} binds it to {entry.target!r}: {_reason(error)}",
                 fix=f"pip install what provides {missing!r}" if missing else f"mend or leave out: -p no:{entry.owner}",
             ) from error
-        return found
+        return target
 
     def clashes(self) -> list[list[Entry]]:
         """Names claimed by more than one plugin."""
@@ -208,7 +208,7 @@ def _clash(claims: list[Entry]) -> PluginError:
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plugin that was found: its entry-point (or module) name and the distribution that brings it."""
+    """A discovered plugin: its entry-point (or module) name and the distribution that brings it."""
 
     name: str
     distribution: str
@@ -307,7 +307,7 @@ def _installed() -> Iterator[tuple[Plugin, EntryPoint]]:
 
 
 def _admit(manager: pluggy.PluginManager, loaded: Loaded, plugin: Plugin, find: Callable[[], ModuleType]) -> None:
-    """Load one plugin and let it register; whatever goes wrong, nothing of it stays behind."""
+    """Load one plugin and let it register; on any failure nothing of it stays registered."""
     registry = loaded.registry
     if any(p.name == plugin.name for p in loaded.plugins):
         loaded.faults.append(Fault(plugin, "another distribution brings a plugin of that name"))
@@ -315,12 +315,12 @@ def _admit(manager: pluggy.PluginManager, loaded: Loaded, plugin: Plugin, find: 
     registry.owner = plugin.name
     try:
         with _watched(plugin.name, plugin.module):
-            found = find()
-            manager.register(found, plugin.name)
+            module = find()
+            manager.register(module, plugin.name)
             manager.check_pending()
-            if not manager.get_hookcallers(found):
+            if not manager.get_hookcallers(module):
                 raise TypeError("it has no hook: mark evalsuite_register with @evalsuite.hookimpl")
-            others = [p for p in manager.get_plugins() if p is not found]
+            others = [p for p in manager.get_plugins() if p is not module]
             manager.subset_hook_caller("evalsuite_register", others)(registry=registry)
     except (KeyboardInterrupt, _Hang):
         raise
@@ -371,7 +371,7 @@ def _watched(plugin: str, module: str) -> Iterator[None]:
     At the end of them the main thread is interrupted by a signal, which raises in the plugin; where that does not help
     (another thread, an exception swallowed), the process ends a little later with the same words.
     """
-    if getattr(_watching, "on", False):  # a plugin's import that asks for another's target
+    if getattr(_watching, "on", False):  # a plugin's import that requests another's target
         yield
         return
     late = _TooLong(plugin, module, _patience())

@@ -38,12 +38,12 @@ def scatter(title: str, across: str, points: Sequence[Point]) -> Markup:
     frame = _Frame([math.log10(p[0]) for p in points], [v for p in points for v in p[1:4] if v is not None])
     marks = []
     for x, y, low, high, label in points:
-        cx, cy = frame.place(math.log10(x), y)
+        cx, cy = frame.position(math.log10(x), y)
         if low is not None and high is not None:
-            ends = frame.place(0, low)[1], frame.place(0, high)[1]
+            ends = frame.position(0, low)[1], frame.position(0, high)[1]
             marks.append(f'<line class="half" x1="{cx:.1f}" x2="{cx:.1f}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}"/>')
-        told = escape(f"{label}: {y:.4f}")
-        marks.append(f'<circle class="dot" cx="{cx:.1f}" cy="{cy:.1f}" r="3"><title>{told}</title></circle>')
+        tooltip = escape(f"{label}: {y:.4f}")
+        marks.append(f'<circle class="dot" cx="{cx:.1f}" cy="{cy:.1f}" r="3"><title>{tooltip}</title></circle>')
     return frame.drawn(title, across, si(10**frame.x0), si(10**frame.x1), "".join(marks))
 
 
@@ -64,10 +64,10 @@ def lines(
     frame = _Frame([scaled(x) for x, _ in every], [y for _, y in every])
     marks = []
     if chosen is not None and (not logarithmic or chosen > 0):
-        x = frame.place(scaled(chosen), frame.y0)[0]
+        x = frame.position(scaled(chosen), frame.y0)[0]
         marks.append(f'<line class="chosen" x1="{x:.1f}" x2="{x:.1f}" y1="{INSET[1]}" y2="{SIZE[1] - INSET[3]}"/>')
     for number, (name, points) in enumerate(series.items()):
-        path = " ".join("{:.1f},{:.1f}".format(*frame.place(scaled(x), y)) for x, y in points)
+        path = " ".join("{:.1f},{:.1f}".format(*frame.position(scaled(x), y)) for x, y in points)
         ink = INKS[number % len(INKS)]
         marks.append(f'<polyline fill="none" stroke="{ink}" stroke-width="1.6" points="{path}"/>')
         if len(series) > 1:
@@ -84,15 +84,15 @@ def bars(values: Mapping[str, float | None], most: int = 200) -> Markup:
     order = sorted(values.items(), key=lambda item: (item[1] is None, -(item[1] or 0.0), item[0]))
     rows = []
     for name, value in order[:most]:
-        width, told = 100 * min(max(value or 0.0, 0.0), 1.0), "" if value is None else f"{value:.3f}"
+        width, number = 100 * min(max(value or 0.0, 0.0), 1.0), "" if value is None else f"{value:.3f}"
         bar = f'<span class="track"><i style="width:{width:.1f}%"></i></span>'
-        rows.append(f'<div><span>{escape(name)}</span>{bar}<span class="number">{told}</span></div>')
+        rows.append(f'<div><span>{escape(name)}</span>{bar}<span class="number">{number}</span></div>')
     left = f"<p>and {len(order) - most} more</p>" if len(order) > most else ""
     return Markup(f'<div class="bars">{"".join(rows)}</div>{left}')
 
 
 def matrix(counts: npt.NDArray[np.int64], names: Sequence[str]) -> Markup:
-    """A confusion matrix: rows are the truth, columns what was said, shades the shares of a row."""
+    """A confusion matrix: rows are the truth, columns the prediction, shades the shares of a row."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     rows = []
@@ -122,7 +122,7 @@ class _Frame:
     def __init__(self, across: Sequence[float], up: Sequence[float]) -> None:
         self.x0, self.x1, self.y0, self.y1 = min(across), max(across), min(up), max(up)
 
-    def place(self, x: float, y: float) -> tuple[float, float]:
+    def position(self, x: float, y: float) -> tuple[float, float]:
         (width, height), (left, top, right, below) = SIZE, INSET
         share_x = (x - self.x0) / (self.x1 - self.x0) if self.x1 > self.x0 else 0.5
         share_y = (y - self.y0) / (self.y1 - self.y0) if self.y1 > self.y0 else 0.5

@@ -63,14 +63,14 @@ def report(folder: str | Path, out: str | Path | None = None) -> Path:
     Raises :class:`DataError` where there is no result.
     """
     folder = Path(folder)
-    found = _distinct(read_all(folder)) if folder.is_dir() else []
-    if not found:
+    results = _distinct(read_all(folder)) if folder.is_dir() else []
+    if not results:
         raise DataError(
             f"{folder} holds no result", cause="there is no seed-*.json below it", fix="give the --out of evalsuite run"
         )
-    cells = [_cell(number, path, result) for number, (path, result) in enumerate(found)]
-    backbones = {r.backbone.identity: r.backbone for _, r in found}
-    environments = {json.dumps(r.environment, sort_keys=True): r.environment for _, r in found}
+    cells = [_cell(number, path, result) for number, (path, result) in enumerate(results)]
+    backbones = {r.backbone.identity: r.backbone for _, r in results}
+    environments = {json.dumps(r.environment, sort_keys=True): r.environment for _, r in results}
     pages = environment()
     pages.filters["number"] = lambda value: f"{value:.4g}" if isinstance(value, float) else value
     page = pages.get_template("report.html.j2").render(
@@ -150,8 +150,8 @@ def _curves(result: Result) -> Iterator[Markup]:
     if isinstance(curve := details.get("curve"), list):
         yield lines("success on the way", "step", {"success": [(p["steps"], p["success"]) for p in curve]})
     for name in ("precision_by_recall", "mask_precision_by_recall"):
-        if isinstance(found := details.get(name), dict):
-            series = {f"IoU {iou}": [(0.01 * i, y) for i, y in enumerate(ys)] for iou, ys in found.items()}
+        if isinstance(curves := details.get(name), dict):
+            series = {f"IoU {iou}": [(0.01 * i, y) for i, y in enumerate(ys)] for iou, ys in curves.items()}
             yield lines(f"{'masks' if name.startswith('mask') else 'boxes'}: precision over recall", "recall", series)
 
 

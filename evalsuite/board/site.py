@@ -97,8 +97,8 @@ class _Files(http.server.SimpleHTTPRequestHandler):
 
 def _links(board: Board) -> dict[Any, str]:
     """Where each page lies, by task or ("backbone", label): file names made of letters, digits and a short hash."""
-    found: dict[Any, str] = {task: f"tasks/{_slug(task)}.html" for task in _by_task(board)}
-    return found | {("backbone", c.label): f"backbones/{_slug(c.label)}.html" for c in board.contenders}
+    links: dict[Any, str] = {task: f"tasks/{_slug(task)}.html" for task in _by_task(board)}
+    return links | {("backbone", c.label): f"backbones/{_slug(c.label)}.html" for c in board.contenders}
 
 
 def _slug(text: str) -> str:
@@ -107,10 +107,10 @@ def _slug(text: str) -> str:
 
 
 def _by_task(board: Board) -> dict[str, list[Column]]:
-    found: dict[str, list[Column]] = {}
+    columns: dict[str, list[Column]] = {}
     for column in board.columns:
-        found.setdefault(column.task, []).append(column)
-    return found
+        columns.setdefault(column.task, []).append(column)
+    return columns
 
 
 def _part(board: Board, column: Column, links: Mapping[Any, str]) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def _rows_of(board: Board, contender: Contender, links: Mapping[Any, str], scale
 
 def _compact(board: Board, links: Mapping[Any, str]) -> dict[str, Any]:
     """What the index page's script needs; cells are [column, backbone, value, low, high, rank, best, worst, tied]."""
-    places = {contender.label: place for place, contender in enumerate(board.contenders)}
+    index_of = {contender.label: index for index, contender in enumerate(board.contenders)}
     return {
         "columns": [
             {"title": c.title, "task": c.task, "protocol": c.protocol, "engine": c.engine or "", "metric": c.metric,
@@ -148,7 +148,7 @@ def _compact(board: Board, links: Mapping[Any, str]) -> dict[str, Any]:
             for c in board.contenders
         ],
         "cells": [
-            [number, places[label], *map(_short, (s.value, s.low, s.high)), s.rank, s.best, s.worst, int(s.tied)]
+            [number, index_of[label], *map(_short, (s.value, s.low, s.high)), s.rank, s.best, s.worst, int(s.tied)]
             for number, column in enumerate(board.columns) for label, s in board.standings[column.key].items()
         ],
     }  # fmt: skip

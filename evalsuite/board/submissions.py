@@ -86,11 +86,11 @@ def check(folder: str | Path, registry: Registry) -> list[Fault]:
     cells: dict[Path, Result] = {}
     for path in sorted(files):
         if path.match("seed-*.json"):
-            found = _read(path)
-            if isinstance(found, Result):
-                cells[path] = found
+            parsed = _read(path)
+            if isinstance(parsed, Result):
+                cells[path] = parsed
             else:
-                faults += [Fault(_name(path, root), problem) for problem in found]
+                faults += [Fault(_name(path, root), problem) for problem in parsed]
     if not any(path.match("seed-*.json") for path in files):
         faults.append(Fault(".", "there is no result: no seed-*.json below results/"))
     owned = {root / CARD}
@@ -175,7 +175,7 @@ def _check_card(root: Path, files: set[Path]) -> list[Fault]:
     try:
         Card.model_validate(content)
     except ValidationError as error:
-        return [Fault(CARD, _told(fault)) for fault in error.errors()]
+        return [Fault(CARD, _message(fault)) for fault in error.errors()]
     return []
 
 
@@ -215,7 +215,7 @@ def _read(path: Path) -> Result | list[str]:
     try:
         return validated(content)
     except ValidationError as error:
-        return [_told(fault) for fault in error.errors()[:5]]
+        return [_message(fault) for fault in error.errors()[:5]]
     except ValueError as error:
         return [str(error)]
 
@@ -225,7 +225,7 @@ def _read(path: Path) -> Result | list[str]:
 
 def _problems(path: Path, result: Result, root: Path, files: set[Path], registry: Registry) -> Iterator[str]:
     yield from _of_words(result)
-    yield from _of_place(path, result, root)
+    yield from _of_path(path, result, root)
     if result.status != "ok":
         yield "it failed; only results that came to an end are taken"
         return
@@ -278,8 +278,8 @@ def _of_words(result: Result) -> Iterator[str]:
         yield f"created {result.created[:40]!r} is no date"
 
 
-def _of_place(path: Path, result: Result, root: Path) -> Iterator[str]:
-    """A cell lies where its content says; what tells variants apart (engine, data) may follow the protocol."""
+def _of_path(path: Path, result: Result, root: Path) -> Iterator[str]:
+    """The path of a cell follows from its content; what variants differ in (engine, data) may follow the protocol."""
     due = cell_path(root, result.backbone.name, result.backbone.identity, result.task, result.protocol, result.seed)
     backbone, recipe = path.parent.parent, path.parent.name
     at_home = backbone == due.parent.parent and (recipe == due.parent.name or recipe.startswith(due.parent.name + "+"))
@@ -335,7 +335,7 @@ def _of_samples(path: Path, result: Result) -> Iterator[str]:
     """The claimed numbers must follow from the stored ones: scores from samples, intervals from replicates."""
     arrays = _arrays(path)
     if isinstance(arrays, str):
-        return  # told already
+        return  # reported already
     for name, score in result.scores.items():
         samples, replicates = arrays.get(f"samples/{name}"), arrays.get(f"replicates/{name}")
         if samples is not None and (score.value is None or abs(float(samples.mean()) - score.value) > CLOSE):
@@ -421,7 +421,7 @@ def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _told(fault: Any) -> str:
+def _message(fault: Any) -> str:
     where = ".".join(str(part) for part in fault["loc"])
     return f"{where}: {fault['msg']}" if where else str(fault["msg"])
 

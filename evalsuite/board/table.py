@@ -31,7 +31,7 @@ WIDTH = statistics.NormalDist().inv_cdf(0.975)  # standard deviations in half an
 
 @dataclass(frozen=True)
 class Column:
-    """What was measured. ``key`` tells it from every other column, ``title`` does so to people."""
+    """What was measured. ``key`` is unique among columns, ``title`` is for people."""
 
     key: str
     title: str
@@ -202,7 +202,7 @@ def _column(result: Result) -> Column:
 
 
 def _titled(columns: Iterable[Column]) -> list[Column]:
-    """Titles say as little as tells columns apart: task, protocol, then engine, hash and data where they differ."""
+    """The shortest titles that are unique: task, protocol, then engine, hash and data where they differ."""
     known = list(columns)
     titles = {c.key: f"{c.task} {c.protocol}" for c in known}
     for part in ("engine", "protocol_hash", "data"):
@@ -214,7 +214,7 @@ def _titled(columns: Iterable[Column]) -> list[Column]:
 
 
 def _labels(backbones: Mapping[str, Result]) -> dict[str, str]:
-    """Names; with as much of the identity, in brackets that no name of a submission has, as tells two apart."""
+    """Names; equal ones with as much of the identity as makes them unique in brackets that no submission's name has."""
     labels = {identity: result.backbone.name for identity, result in backbones.items()}
     for digits in (8, 64):
         counts = Counter(labels.values())
@@ -270,20 +270,20 @@ def _ranked(standings: Mapping[str, Standing], column: Column) -> dict[str, Stan
     sides = {label: _sides(standings[label], sign) for label in order}
     lows = sorted(side[0] for side in sides.values() if side)
     highs = sorted(side[1] for side in sides.values() if side)
-    found: dict[str, Standing] = {}
+    ranked: dict[str, Standing] = {}
     top = sides[order[0]]
-    for place, label in enumerate(order, 1):
+    for position, label in enumerate(order, 1):
         standing, side = standings[label], sides[label]
         best = worst = None
         if side is not None:
             best = 1 + len(lows) - bisect_right(lows, side[1])
             worst = len(order) - bisect_left(highs, side[0])
-        rank = place
-        if place > 1 and standing.value == standings[order[place - 2]].value:
-            rank = found[order[place - 2]].rank
+        rank = position
+        if position > 1 and standing.value == standings[order[position - 2]].value:
+            rank = ranked[order[position - 2]].rank
         tied = label != order[0] and side is not None and top is not None and side[1] >= top[0]
-        found[label] = Standing(**{**asdict(standing), "rank": rank, "best": best, "worst": worst, "tied": tied})
-    return found
+        ranked[label] = Standing(**{**asdict(standing), "rank": rank, "best": best, "worst": worst, "tied": tied})
+    return ranked
 
 
 def _sides(standing: Standing, sign: int) -> tuple[float, float] | None:

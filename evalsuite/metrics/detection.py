@@ -91,7 +91,7 @@ class TruthLike(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What is to be found in one image.
+    """The ground truth of one image.
 
     ``boxes`` (N, 4) float64 xyxy; ``labels`` (N,) int64 from 0 to K-1; ``crowd`` (N,) bool, COCO's groups,
     which several detections may match and none must; ``difficult`` (N,) bool, VOC's objects that count for
@@ -112,7 +112,7 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """What a detector says of one image: ``boxes`` (N, 4) xyxy, ``scores`` (N,), ``labels`` (N,) from 0 to
+    """The detections of one image: ``boxes`` (N, 4) xyxy, ``scores`` (N,), ``labels`` (N,) from 0 to
     K-1, and ``masks``, N compressed RLE dictionaries, or None. Any order."""
 
     image_id: int
@@ -150,11 +150,11 @@ class VocScores:
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """What became of N detections over I images, K classes and T thresholds: what average precision needs.
+    """The matching of N detections over I images, K classes and T thresholds: what average precision needs.
 
     Detections lie by class, and within one by falling score. ``label`` and ``image`` (N,) say whose they are
-    (images by their place in the truth); ``outcome`` (T, N) is 1 for a true positive, 0 for a false one, -1
-    for what is ignored. ``positives`` (I, K) counts the objects to be found.
+    (images by their index in the truth); ``outcome`` (T, N) is 1 for a true positive, 0 for a false one, -1
+    for what is ignored. ``positives`` (I, K) counts the objects to be detected.
     """
 
     kind: Literal["coco", "voc"]
@@ -192,7 +192,7 @@ def coco_scores(
     """COCO's twelve numbers and the AP of each class.
 
     Computed by faster-coco-eval, which agrees with pycocotools. An image without a record in ``detections``
-    is one where nothing was found. With ``iou_type="segm"`` both sides need masks, and the size of a
+    is one without detections. With ``iou_type="segm"`` both sides need masks, and the size of a
     detection is the area of its mask.
 
     Raises:
@@ -200,8 +200,8 @@ def coco_scores(
             arrays of unequal lengths, numbers that are not finite, masks missing.
     """
     columns = _columns(truth, detections, classes)
-    ground, found = _coco_datasets(truth, columns, classes, iou_type)
-    return _coco_summary(ground, found, iou_type)
+    ground, predicted = _coco_datasets(truth, columns, classes, iou_type)
+    return _coco_summary(ground, predicted, iou_type)
 
 
 def coco_scores_from_json(
@@ -240,8 +240,8 @@ def coco_scores_from_json(
         "categories": [dict(entry) for entry in categories],
         "annotations": [{"iscrowd": 0, **entry, "id": i} for i, entry in enumerate(annotations, 1)],
     }
-    found = COCO(ground, print_function=_silent).loadRes([dict(entry) for entry in results]).dataset
-    return _coco_summary(ground, found, iou_type)
+    predicted = COCO(ground, print_function=_silent).loadRes([dict(entry) for entry in results]).dataset
+    return _coco_summary(ground, predicted, iou_type)
 
 
 @_collector_resting()
@@ -257,14 +257,14 @@ def coco_matches(
         UsageError: as :func:`coco_scores`.
     """
     columns = _columns(truth, detections, classes)
-    ground, found = _coco_datasets(truth, columns, classes, iou_type)
-    evaluation = _evaluation(ground, found, iou_type, separate_eval=True)
+    ground, predicted = _coco_datasets(truth, columns, classes, iou_type)
+    evaluation = _evaluation(ground, predicted, iou_type, separate_eval=True)
     evaluation.params.areaRng, evaluation.params.areaRngLbl = [_EVERY_AREA], ["all"]
     evaluation.params.maxDets = [_COCO_MAX_DETECTIONS]
-    places = np.argsort(columns.ids, kind="stable")  # the library goes through images by rising id
+    by_id = np.argsort(columns.ids, kind="stable")  # the library goes through images by rising id
     present = np.zeros((len(classes), len(truth)), dtype=np.bool_)
-    present[columns.found_labels, columns.found_image] = True
-    present = present[:, places]
+    present[columns.predicted_labels, columns.predicted_image] = True
+    present = present[:, by_id]
     cells = []
     for block in _class_blocks(evaluation, len(truth)):
         evaluation.evaluate()
@@ -278,14 +278,14 @@ def coco_matches(
         classes=tuple(classes),
         thresholds=_COCO_THRESHOLDS,
         label=label[order],
-        image=places[np.concatenate([cell.image for cell in cells])][order],
+        image=by_id[np.concatenate([cell.image for cell in cells])][order],
         outcome=np.concatenate([cell.outcome for cell in cells], axis=1)[:, order],
         positives=_count(columns.image[counted], columns.labels[counted], len(truth), len(classes)),
     )
 
 
-def _coco_summary(ground: dict[str, Any], found: dict[str, Any], iou_type: IouType) -> CocoScores:
-    evaluation = _evaluation(ground, found, iou_type, separate_eval=False)
+def _coco_summary(ground: dict[str, Any], predicted: dict[str, Any], iou_type: IouType) -> CocoScores:
+    evaluation = _evaluation(ground, predicted, iou_type, separate_eval=False)
     keys = evaluation.params.catIds
     curves = []
     for _ in _class_blocks(evaluation, len(ground["images"])):
@@ -303,17 +303,17 @@ def _coco_summary(ground: dict[str, Any], found: dict[str, Any], iou_type: IouTy
     values = (None if value < 0 else float(value) for value in evaluation.stats)
     defined = precision[..., (precision > -1).all(axis=(0, 1))]  # classes with an object
     curves_by_iou = {
-        f"{threshold:.2f}": defined[place].mean(axis=1).round(4).tolist() if defined.size else []
-        for place, threshold in enumerate(evaluation.params.iouThrs) if round(100 * threshold) in (50, 75)
+        f"{threshold:.2f}": defined[t].mean(axis=1).round(4).tolist() if defined.size else []
+        for t, threshold in enumerate(evaluation.params.iouThrs) if round(100 * threshold) in (50, 75)
     }  # fmt: skip
     return CocoScores(dict(zip(COCO_METRICS, values, strict=True)), per_class, curves_by_iou)
 
 
-def _evaluation(ground: dict[str, Any], found: dict[str, Any], iou_type: IouType, *, separate_eval: bool) -> Any:
-    """The library's evaluator, told to print nothing; with ``separate_eval`` it keeps what it matched."""
+def _evaluation(ground: dict[str, Any], predicted: dict[str, Any], iou_type: IouType, *, separate_eval: bool) -> Any:
+    """The library's evaluator, which prints nothing; with ``separate_eval`` it keeps its matches."""
     return COCOeval_faster(
         COCO(ground, print_function=_silent),
-        COCO(found, print_function=_silent),
+        COCO(predicted, print_function=_silent),
         iou_type,
         print_function=_silent,
         separate_eval=separate_eval,
@@ -365,20 +365,22 @@ def _coco_datasets(
     images = [{"id": int(r.image_id), "height": int(r.height), "width": int(r.width)} for r in truth]
     categories = [{"id": k, "name": name} for k, name in enumerate(classes, 1)]
     common = {"images": images, "categories": categories}
-    area = columns.found_area
+    area = columns.predicted_area
     if iou_type == "segm":
         _need_masks(columns)
-        area = np.asarray(rle.area(columns.found_masks) if columns.found_masks else [], dtype=np.float64)
+        area = np.asarray(rle.area(columns.predicted_masks) if columns.predicted_masks else [], dtype=np.float64)
     ground = _annotations(columns.ids, columns.image, columns.boxes, columns.labels, columns.area)
-    found = _annotations(columns.ids, columns.found_image, columns.found_boxes, columns.found_labels, area)
+    predicted = _annotations(
+        columns.ids, columns.predicted_image, columns.predicted_boxes, columns.predicted_labels, area
+    )
     for entry, crowd in zip(ground, columns.crowd.tolist(), strict=True):
         entry["iscrowd"] = int(crowd)
-    for entry, score in zip(found, columns.scores.tolist(), strict=True):
+    for entry, score in zip(predicted, columns.scores.tolist(), strict=True):
         entry["score"] = score
     if iou_type == "segm":
-        for entry, mask in zip(ground + found, [*columns.masks, *columns.found_masks], strict=True):
+        for entry, mask in zip(ground + predicted, [*columns.masks, *columns.predicted_masks], strict=True):
             entry["segmentation"] = mask
-    return {**common, "annotations": ground}, {**common, "annotations": found}
+    return {**common, "annotations": ground}, {**common, "annotations": predicted}
 
 
 def _annotations(ids: Ints, image: Ints, boxes: Floats, labels: Ints, area: Floats) -> list[dict[str, Any]]:
@@ -393,11 +395,11 @@ def _annotations(ids: Ints, image: Ints, boxes: Floats, labels: Ints, area: Floa
 def _need_masks(columns: _Columns) -> None:
     for side, masks, count in (
         ("truth", columns.masks, len(columns.labels)),
-        ("detections", columns.found_masks, len(columns.found_labels)),
+        ("detections", columns.predicted_masks, len(columns.predicted_labels)),
     ):
         if len(masks) != count:
             raise UsageError(
-                f"mask AP was asked for, but the {side} have {len(masks)} masks for {count} objects",
+                f"mask AP was requested, but the {side} have {len(masks)} masks for {count} objects",
                 cause="the data set has no segmentations, or the detector gives boxes alone",
                 fix='score boxes (iou_type="bbox"), or use data and a model with masks',
             )
@@ -411,11 +413,11 @@ def _having(entries: object, keys: set[str], name: str) -> Sequence[Mapping[str,
             cause="this is not a COCO instances file with a COCO results list",
             fix="see the data format page of cocodataset.org",
         )
-    for place, entry in enumerate(entries):
+    for index, entry in enumerate(entries):
         missing = keys - entry.keys() if isinstance(entry, Mapping) else keys
         if missing:
             raise DataError(
-                f'entry {place} of "{name}" lacks {", ".join(sorted(missing))}',
+                f'entry {index} of "{name}" lacks {", ".join(sorted(missing))}',
                 cause="the file is not in COCO's format, or was cut",
                 fix="see the data format page of cocodataset.org",
             )
@@ -465,7 +467,7 @@ def voc_matches(
         UsageError: as :func:`coco_scores`.
     """
     columns = _columns(truth, detections, classes)
-    order = np.lexsort((-columns.scores, columns.found_labels))
+    order = np.lexsort((-columns.scores, columns.predicted_labels))
     overlap, best = _best_overlaps(columns)
     overlap, best = overlap[order], best[order]
     unscored = columns.difficult | columns.crowd
@@ -481,8 +483,8 @@ def voc_matches(
         kind="voc",
         classes=tuple(classes),
         thresholds=np.asarray(thresholds, dtype=np.float64),
-        label=columns.found_labels[order],
-        image=columns.found_image[order],
+        label=columns.predicted_labels[order],
+        image=columns.predicted_image[order],
         outcome=outcome,
         positives=_count(columns.image[counted], columns.labels[counted], len(truth), len(classes)),
     )
@@ -491,21 +493,21 @@ def voc_matches(
 def _best_overlaps(columns: _Columns) -> tuple[Floats, Ints]:
     """For each detection, its largest IoU with an object of its image and class, and that object; (0, 0) if
     none."""
-    overlap = np.zeros(len(columns.found_labels))
-    best = np.zeros(len(columns.found_labels), dtype=np.int64)
+    overlap = np.zeros(len(columns.predicted_labels))
+    best = np.zeros(len(columns.predicted_labels), dtype=np.int64)
     images = np.arange(len(columns.ids) + 1)
     firsts = np.searchsorted(columns.image, images)
-    found_firsts = np.searchsorted(columns.found_image, images)
+    predicted_firsts = np.searchsorted(columns.predicted_image, images)
     for i in images[:-1]:
         objects = slice(firsts[i], firsts[i + 1])
-        found = slice(found_firsts[i], found_firsts[i + 1])
-        if objects.start == objects.stop or found.start == found.stop:
+        predicted = slice(predicted_firsts[i], predicted_firsts[i + 1])
+        if objects.start == objects.stop or predicted.start == predicted.stop:
             continue
-        iou = _iou(columns.found_boxes[found], columns.boxes[objects])
-        iou[columns.found_labels[found, None] != columns.labels[objects]] = 0.0
+        iou = _iou(columns.predicted_boxes[predicted], columns.boxes[objects])
+        iou[columns.predicted_labels[predicted, None] != columns.labels[objects]] = 0.0
         nearest = iou.argmax(axis=1)
-        overlap[found] = iou[np.arange(len(nearest)), nearest]
-        best[found] = firsts[i] + nearest
+        overlap[predicted] = iou[np.arange(len(nearest)), nearest]
+        best[predicted] = firsts[i] + nearest
     return overlap, best
 
 
@@ -658,9 +660,9 @@ def _defined_mean(values: Floats) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class _Columns:
-    """The images end to end, in the order of the truth: M objects and (``found_``, ``scores``) N detections.
+    """The images end to end, in the order of the truth: M objects and (``predicted_``, ``scores``) N detections.
 
-    ``image`` and ``found_image`` are places in ``ids`` (I,), and rise.
+    ``image`` and ``predicted_image`` are indices into ``ids`` (I,), ascending.
     """
 
     ids: Ints
@@ -671,24 +673,24 @@ class _Columns:
     difficult: Bools
     area: Floats
     masks: list[Any]
-    found_image: Ints
-    found_boxes: Floats
-    found_labels: Ints
+    predicted_image: Ints
+    predicted_boxes: Floats
+    predicted_labels: Ints
     scores: Floats
-    found_masks: list[Any]
+    predicted_masks: list[Any]
 
     @property
-    def found_area(self) -> Floats:
-        area: Floats = (self.found_boxes[:, 2:] - self.found_boxes[:, :2]).prod(axis=1)
+    def predicted_area(self) -> Floats:
+        area: Floats = (self.predicted_boxes[:, 2:] - self.predicted_boxes[:, :2]).prod(axis=1)
         return area
 
 
 def _columns(truth: Sequence[TruthLike], detections: Iterable[Detections], classes: Sequence[str]) -> _Columns:
     ids = np.array([record.image_id for record in truth], dtype=np.int64)
     by_image: dict[int, Detections] = {}
-    for told in detections:
-        _require(told.image_id not in by_image, f"two records of detections for image {told.image_id}")
-        by_image[told.image_id] = told
+    for predictions in detections:
+        _require(predictions.image_id not in by_image, f"two records of detections for image {predictions.image_id}")
+        by_image[predictions.image_id] = predictions
     _require(len(ids) > 0, "there is no image to score on")
     _require(len(np.unique(ids)) == len(ids), "two images have the same id")
     strangers = by_image.keys() - set(ids.tolist())
@@ -697,10 +699,10 @@ def _columns(truth: Sequence[TruthLike], detections: Iterable[Detections], class
     _require(len(set(classes)) == len(classes), "two classes have the same name")
     for record in truth:
         _agree(record, "boxes", "labels", "crowd", "difficult", "area")
-    for told in by_image.values():
-        _agree(told, "boxes", "labels", "scores")
-    found = [by_image[key] for key in ids.tolist() if key in by_image]
-    found_sizes = [len(by_image[key].scores) if key in by_image else 0 for key in ids.tolist()]
+    for predictions in by_image.values():
+        _agree(predictions, "boxes", "labels", "scores")
+    predicted = [by_image[key] for key in ids.tolist() if key in by_image]
+    predicted_sizes = [len(by_image[key].scores) if key in by_image else 0 for key in ids.tolist()]
     columns = _Columns(
         ids=ids,
         image=np.repeat(np.arange(len(ids)), [len(record.labels) for record in truth]),
@@ -710,11 +712,11 @@ def _columns(truth: Sequence[TruthLike], detections: Iterable[Detections], class
         difficult=_join([record.difficult for record in truth], np.bool_),
         area=_join([record.area for record in truth], np.float64),
         masks=[mask for record in truth for mask in record.masks or ()],
-        found_image=np.repeat(np.arange(len(ids)), found_sizes),
-        found_boxes=_join([np.reshape(record.boxes, (-1, 4)) for record in found], np.float64, (0, 4)),
-        found_labels=_join([record.labels for record in found], np.int64),
-        scores=_join([record.scores for record in found], np.float64),
-        found_masks=[mask for record in found for mask in record.masks or ()],
+        predicted_image=np.repeat(np.arange(len(ids)), predicted_sizes),
+        predicted_boxes=_join([np.reshape(record.boxes, (-1, 4)) for record in predicted], np.float64, (0, 4)),
+        predicted_labels=_join([record.labels for record in predicted], np.int64),
+        scores=_join([record.scores for record in predicted], np.float64),
+        predicted_masks=[mask for record in predicted for mask in record.masks or ()],
     )
     _check(columns, len(classes))
     return columns
@@ -734,9 +736,9 @@ def _agree(record: TruthLike | Detections, *names: str) -> None:
 
 
 def _check(columns: _Columns, classes: int) -> None:
-    for labels in (columns.labels, columns.found_labels):
+    for labels in (columns.labels, columns.predicted_labels):
         _require(((labels >= 0) & (labels < classes)).all(), f"a label is outside 0..{classes - 1}")
-    for numbers in (columns.boxes, columns.area, columns.found_boxes, columns.scores):
+    for numbers in (columns.boxes, columns.area, columns.predicted_boxes, columns.scores):
         _require(np.isfinite(numbers).all(), "a box, an area or a score is not a finite number")
 
 

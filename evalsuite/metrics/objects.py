@@ -1,4 +1,4 @@
-"""Metrics of encoders that take images apart: whose pixel is it, and which objects are there."""
+"""Metrics of encoders that decompose images into objects: which object owns a pixel, and which objects there are."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Floats = npt.NDArray[np.float64]
 
 
 def owners(masks: Tensor, size: tuple[int, int]) -> npt.NDArray[np.int64]:
-    """Whose each pixel is (B, H, W), of masks (B, S, h, w): brought to that size (bilinear), and the largest taken."""
+    """The slot of each pixel (B, H, W), from masks (B, S, h, w): resized to that size (bilinear), the largest taken."""
     sized = F.interpolate(masks.float(), size, mode="bilinear", align_corners=False)
-    found: npt.NDArray[np.int64] = sized.argmax(dim=1).cpu().numpy()
-    return found
+    owner: npt.NDArray[np.int64] = sized.argmax(dim=1).cpu().numpy()
+    return owner
 
 
-def adjusted_rand(truth: npt.ArrayLike, found: npt.ArrayLike) -> Floats:
+def adjusted_rand(truth: npt.ArrayLike, predicted: npt.ArrayLike) -> Floats:
     """The adjusted Rand index of each image (B,): how well two ways of parting its pixels agree (Hubert and Arabie
     1985); 1 where they are the same, around 0 where they agree as chance does.
 
@@ -36,17 +36,17 @@ def adjusted_rand(truth: npt.ArrayLike, found: npt.ArrayLike) -> Floats:
 
     Raises :class:`UsageError` where the two are not of one shape.
     """
-    one, other = _labels(truth, found)
+    one, other = _labels(truth, predicted)
     return np.array([adjusted_rand_score(a, b) for a, b in zip(one, other, strict=True)])
 
 
-def foreground_adjusted_rand(truth: npt.ArrayLike, found: npt.ArrayLike) -> Floats:
+def foreground_adjusted_rand(truth: npt.ArrayLike, predicted: npt.ArrayLike) -> Floats:
     """:func:`adjusted_rand` of the pixels that belong to an object, those whose truth is 0 or more: FG-ARI (Greff et
-    al., ICML 2019). Whether the ground was found does not matter.
+    al., ICML 2019). How the background is segmented does not matter.
 
-    An image with a single object has 1 if all its pixels are found to be one thing, else 0. One without any is NaN.
+    An image with a single object has 1 if all its pixels have one predicted label, else 0. One without any is NaN.
     """
-    one, other = _labels(truth, found)
+    one, other = _labels(truth, predicted)
     seen = one >= 0
     return np.array(
         [adjusted_rand_score(a[s], b[s]) if s.any() else np.nan for a, b, s in zip(one, other, seen, strict=True)],
@@ -54,8 +54,8 @@ def foreground_adjusted_rand(truth: npt.ArrayLike, found: npt.ArrayLike) -> Floa
     )
 
 
-def _labels(truth: npt.ArrayLike, found: npt.ArrayLike) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    one, other = np.asarray(truth), np.asarray(found)
+def _labels(truth: npt.ArrayLike, predicted: npt.ArrayLike) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    one, other = np.asarray(truth), np.asarray(predicted)
     if one.shape != other.shape or one.ndim < 2:
         raise UsageError(
             f"labels {one.shape} and {other.shape} do not part the same pixels",
@@ -76,26 +76,26 @@ class ObjectSet:
     present: npt.NDArray[Any]
 
 
-def set_precision(found: ObjectSet, truth: ObjectSet, distances: Sequence[float] = (np.inf,)) -> Floats:
+def set_precision(predicted: ObjectSet, truth: ObjectSet, distances: Sequence[float] = (np.inf,)) -> Floats:
     """Average precision of set prediction, one number a distance: AP as slot attention was measured on CLEVR
     (Locatello et al., NeurIPS 2020; ``average_precision_clevr`` of google-research/slot_attention at 0c1bbe5f).
 
     All predictions of all images are ranked, the surest first. One is right if the nearest object of its image that
-    is like it in every kind lies nearer than the distance and was not found before; the next nearest is not
+    is like it in every kind lies nearer than the distance and was not matched before; the next nearest is not
     tried. Precision is then made monotone and averaged over recall, as PASCAL VOC does from 2010 on. Tied predictions
     are one step of the curve, where the official code leaves their order to an unstable sort; which of two
-    that are equally sure finds an object is told by their order. NaN where there is no object.
+    that are equally sure matches an object is decided by their order. NaN where there is no object.
 
     Raises :class:`UsageError` where the two are not about the same images, kinds and dimensions.
     """
-    _fit(found, truth)
-    alike = (found.kinds[:, :, None] == truth.kinds[:, None]).all(axis=3) & truth.present[:, None].astype(bool)
-    apart = np.linalg.norm(found.places[:, :, None] - truth.places[:, None], axis=3)
-    apart = np.where(alike, apart, np.inf)
-    nearest, away = apart.argmin(axis=2), apart.min(axis=2)
-    order = np.argsort(-found.present.ravel(), kind="stable")
+    _fit(predicted, truth)
+    alike = (predicted.kinds[:, :, None] == truth.kinds[:, None]).all(axis=3) & truth.present[:, None].astype(bool)
+    distance = np.linalg.norm(predicted.places[:, :, None] - truth.places[:, None], axis=3)
+    distance = np.where(alike, distance, np.inf)
+    nearest, away = distance.argmin(axis=2), distance.min(axis=2)
+    order = np.argsort(-predicted.present.ravel(), kind="stable")
     objects = int(truth.present.astype(bool).sum())
-    return np.array([_precision(found.present, nearest, away < d, order, objects) for d in distances])
+    return np.array([_precision(predicted.present, nearest, away < d, order, objects) for d in distances])
 
 
 def _precision(
@@ -113,19 +113,19 @@ def _precision(
     _, first = np.unique(names, return_index=True)
     right = np.zeros(near.size, dtype=bool)
     right[taken[first]] = True
-    # recall ends at the share of objects that were found, the curve beyond at zero
+    # recall ends at the share of objects that were matched, the curve beyond at zero
     return (
         float(average_precision(sure.ravel(), right, curve="envelope")) * right.sum() / objects if len(first) else 0.0
     )
 
 
-def _fit(found: ObjectSet, truth: ObjectSet) -> None:
-    shapes = [(s.kinds.shape, s.places.shape, s.present.shape) for s in (found, truth)]
+def _fit(predicted: ObjectSet, truth: ObjectSet) -> None:
+    shapes = [(s.kinds.shape, s.places.shape, s.present.shape) for s in (predicted, truth)]
     fits = all(len({kinds[:2], places[:2], present}) == 1 for kinds, places, present in shapes)
     of = {(kinds[0], kinds[2], places[2]) for kinds, places, _ in shapes} if fits else set()
     if len(of) != 1:
         raise UsageError(
-            f"predictions {shapes[0]} cannot be held against objects {shapes[1]}",
+            f"predictions {shapes[0]} do not match the shapes of objects {shapes[1]}",
             cause="kinds are (B, N, K), places (B, N, D) and present (B, N), with the same B, K and D on both sides",
             fix="pass both in these shapes",
         )

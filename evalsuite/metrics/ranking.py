@@ -63,8 +63,8 @@ def class_accuracy(
         with np.errstate(invalid="ignore"):
             good = np.add.reduceat(w * np.asarray(hits, dtype=np.float64)[order], starts, axis=1)
             shares[:, there] = good / np.add.reduceat(w, starts, axis=1)
-    found: Floats = shares[0] if weights is None else shares
-    return found
+    accuracies: Floats = shares[0] if weights is None else shares
+    return accuracies
 
 
 @overload
@@ -236,7 +236,7 @@ def calibration_error(
 
 
 class _Ranking:
-    """Samples from the highest score down. ``start`` and ``end`` are the first and last place of each one's ties."""
+    """Samples from the highest score down. ``start`` and ``end`` are the first and last index of each one's ties."""
 
     def __init__(self, scores: npt.ArrayLike, targets: npt.ArrayLike, weights: npt.ArrayLike | None) -> None:
         values, truth = np.asarray(scores, dtype=np.float64), np.asarray(targets, dtype=np.float64)

@@ -79,14 +79,14 @@ def score_similarities(
     ranked = np.take_along_axis(sims, order, axis=1)
     hits = np.take_along_axis(truth, order, axis=1).astype(np.float64)
     start, end = _ties(ranked)
-    found = np.concatenate([np.zeros((len(sims), 1)), np.cumsum(hits, axis=1)], axis=1)
-    total, left = found[:, -1], (~out).sum(axis=1)
+    cumulative_hits = np.concatenate([np.zeros((len(sims), 1)), np.cumsum(hits, axis=1)], axis=1)
+    total, left = cumulative_hits[:, -1], (~out).sum(axis=1)
     with np.errstate(invalid="ignore"):
-        places = np.arange(1, sims.shape[1] + 1, dtype=np.float64)
-        ap = (hits * np.take_along_axis(found, end + 1, axis=1) / places[end]).sum(axis=1) / total
+        ranks = np.arange(1, sims.shape[1] + 1, dtype=np.float64)
+        ap = (hits * np.take_along_axis(cumulative_hits, end + 1, axis=1) / ranks[end]).sum(axis=1) / total
         precision, recall, hit = {}, {}, {}
         for k in ks:
-            expected, chance = _within(k, found, start, end, left)
+            expected, chance = _within(k, cumulative_hits, start, end, left)
             precision[k], recall[k], hit[k] = expected / k, expected / total, chance
     return Retrieved(precision, recall, hit, ap, total.astype(np.int64), out.sum(axis=1))
 
@@ -186,10 +186,10 @@ def relevance(query_labels: npt.ArrayLike, candidate_labels: npt.ArrayLike) -> B
         raise UsageError(
             f"labels of queries {wanted.shape} and of candidates {shown.shape}",
             cause="they are (Q,) integers, and (N,) integers or (N, L) marks",
-            fix="give each query the label it asks for",
+            fix="give each query the label to retrieve",
         )
-    found: Bools = wanted[:, None] == shown[None] if shown.ndim == 1 else (shown == 1).T[wanted]
-    return found
+    relevant: Bools = wanted[:, None] == shown[None] if shown.ndim == 1 else (shown == 1).T[wanted]
+    return relevant
 
 
 def _unit(features: Tensor | npt.ArrayLike, device: torch.device | str) -> Tensor:
@@ -199,28 +199,28 @@ def _unit(features: Tensor | npt.ArrayLike, device: torch.device | str) -> Tenso
 
 
 def _ties(ranked: Floats) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The first and last place of the ties of each place, in rows that descend."""
-    places = np.broadcast_to(np.arange(ranked.shape[1]), ranked.shape)
+    """The first and last index of the ties of each entry, in rows that descend."""
+    ranks = np.broadcast_to(np.arange(ranked.shape[1]), ranked.shape)
     new = np.ones(ranked.shape, dtype=bool)
     new[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
-    start = np.maximum.accumulate(np.where(new, places, 0), axis=1)
+    start = np.maximum.accumulate(np.where(new, ranks, 0), axis=1)
     last = np.ones(ranked.shape, dtype=bool)
     last[:, :-1] = new[:, 1:]
-    behind = np.where(last, places, ranked.shape[1])
+    behind = np.where(last, ranks, ranked.shape[1])
     end = np.minimum.accumulate(behind[:, ::-1], axis=1)[:, ::-1]
     return start, end
 
 
 def _within(
-    k: int, found: Floats, start: npt.NDArray[Any], end: npt.NDArray[Any], left: npt.NDArray[Any]
+    k: int, cumulative_hits: Floats, start: npt.NDArray[Any], end: npt.NDArray[Any], left: npt.NDArray[Any]
 ) -> tuple[Floats, Floats]:
     """How many relevant candidates the first k hold, and the chance of one at least, over the orders of the tied."""
-    queries = np.arange(len(found))
+    queries = np.arange(len(cumulative_hits))
     k_of = np.minimum(k, left)
-    place = np.maximum(k_of - 1, 0)
-    first, last = start[queries, place], end[queries, place]
-    above = found[queries, first]
-    size, good, take = last + 1 - first, found[queries, last + 1] - above, k_of - first
+    kth = np.maximum(k_of - 1, 0)
+    first, last = start[queries, kth], end[queries, kth]
+    above = cumulative_hits[queries, first]
+    size, good, take = last + 1 - first, cumulative_hits[queries, last + 1] - above, k_of - first
     expected = np.where(k_of > 0, above + good * take / size, 0.0)
     # No relevant one among `take` of `size`, of which `good` are: choose(size - good, take) / choose(size, take).
     bad = size - good

@@ -217,7 +217,7 @@ def _matrix(prediction: Tensor, truth: Tensor, classes: int) -> Tensor:
     for labels, last, what in ((prediction, classes - 1, "predicted"), (truth, IGNORE, "true")):
         low, high = (int(side) for side in labels.aminmax())
         _require(low >= 0 and high <= last, f"{what} labels go from {low} to {high}, classes are 0 to {classes - 1}")
-    # one row for every byte: what lies between the classes and IGNORE is found without another pass
+    # one row for every byte: labels between the classes and IGNORE are detected without another pass
     pairs = truth.to(torch.int32).mul_(classes).add_(prediction)
     rows = torch.bincount(pairs.flatten(), minlength=256 * classes).view(256, classes).cpu()
     _require(not rows[classes:IGNORE].any(), f"true labels are above {classes - 1} and not {IGNORE}")

@@ -1,4 +1,4 @@
-"""Comparing: the tests' own error rates, what is told apart from result files, and what is refused."""
+"""Comparing: the tests' own error rates, which differences are significant from result files, and what is refused."""
 
 from __future__ import annotations
 

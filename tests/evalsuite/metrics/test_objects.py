@@ -126,9 +126,9 @@ def test_without_objects_there_is_no_precision():
 
 def test_sets_of_other_kinds_are_refused():
     other = objects([[[0], [1]]], [[[0.0, 0.0], [1.0, 0.0]]], [[1, 1]])
-    with pytest.raises(UsageError, match="cannot be held against"):
+    with pytest.raises(UsageError, match="do not match the shapes"):
         set_precision(other, TRUTH)
-    with pytest.raises(UsageError, match="cannot be held against"):
+    with pytest.raises(UsageError, match="do not match the shapes"):
         set_precision(ObjectSet(TRUTH.kinds, TRUTH.places, np.zeros((1, 3))), TRUTH)
 
 
