@@ -1,4 +1,4 @@
-"""Any checkpoint to a backbone whose weights are known to be in place, or a refusal.
+"""Any checkpoint to a backbone whose weights are known to be loaded, or a refusal.
 
 :mod:`reading` opens files without running them, :mod:`layouts` knows how architectures name their tensors,
 :mod:`origins` which network of a file is meant, :mod:`matching` how much of an architecture is filled, :mod:`loading`

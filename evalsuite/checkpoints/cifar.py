@@ -1,7 +1,7 @@
 """What the shapes of a ResNet for small images say of its architecture: ``small:`` names and options.
 
 Of He et al.'s networks for CIFAR several forms are in use that have the same tensors and compute other features. Where
-the names tell whose code it is, that code's form is taken; the note says what else it could be.
+the names show whose code it is, that code's form is taken; the note says what else it could be.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Small(NamedTuple):
 def small_resnet(shapes: Shapes, depths: tuple[int, ...], known: Mapping[str, Any]) -> Small | None:
     """The small network with a 3x3 stem that has these ``shapes`` and blocks by stage, under torchvision's names.
 
-    ``known`` are options that the file's naming tells. None for a network with another stem.
+    ``known`` are options that follow from the file's naming. None for a network with another stem.
     """
     stem, inner = shapes.get("conv1.weight", ()), shapes.get("layer1.0.conv2.weight", (0, 0))
     if stem[1:] != (3, 3, 3) or not depths:

@@ -84,15 +84,15 @@ def _named(file: File) -> Iterator[tuple[str, str, dict[str, Any]]]:
 def settings(file: File) -> dict[str, dict[str, Any]]:
     """What a file keeps of the settings it was made with, by where it stands: plain values in plain containers."""
     tree = file.tree if isinstance(file.tree, Mapping) else {}
-    found: dict[str, Any] = {"top level": {k: v for k, v in tree.items() if isinstance(k, str) and _scalar(v)}}
+    sections: dict[str, Any] = {"top level": {k: v for k, v in tree.items() if isinstance(k, str) and _scalar(v)}}
     meta: Any = tree.get("meta")
     for where, value in [*((k, tree.get(k)) for k in SAVED), *((f"{n} beside it", v) for n, v in file.beside.items())]:
-        found[where] = _plain(value)
+        sections[where] = _plain(value)
     for key, text in file.header.items():
-        found[f"header ({key})"] = _plain(_object(text)) if key != HEADER else None
+        sections[f"header ({key})"] = _plain(_object(text)) if key != HEADER else None
     for key in ("cfg", "config") if isinstance(meta, Mapping) else ():
-        found[f"meta.{key}"] = _of_text(meta[key]) if isinstance(meta.get(key), str) else _plain(meta.get(key))
-    return {where: saved for where, saved in found.items() if isinstance(saved, dict)}
+        sections[f"meta.{key}"] = _of_text(meta[key]) if isinstance(meta.get(key), str) else _plain(meta.get(key))
+    return {where: saved for where, saved in sections.items() if isinstance(saved, dict)}
 
 
 def _object(text: str) -> Any:
@@ -107,7 +107,7 @@ def _of_text(text: str) -> dict[str, Any]:
     """Of a configuration that OpenMMLab wrote as Python: names of architectures, numbers of heads, how pixels are
     normalised."""
     assigned = re.findall(r"\b(arch|num_heads)\s*=\s*(?:'([\w.-]{1,80})'|(\d{1,4})\b)", text[:LONGEST])
-    found: dict[str, Any] = {
+    config: dict[str, Any] = {
         f"{key} {i}": {key: int(number) if number else word} for i, (key, word, number) in enumerate(assigned)
     }
     values = r"\s*=\s*[\[(]([\d., ]{5,80})[\])]"
@@ -116,8 +116,8 @@ def _of_text(text: str) -> dict[str, Any]:
         if given := re.search(pattern, text[:LONGEST]):
             numbers = [part.strip() for part in given[1].strip(" ,").split(",")]
             if all(re.fullmatch(r"\d{1,3}(\.\d{0,9})?", n) for n in numbers):
-                found[pattern[2:].partition("\\")[0]] = [float(n) for n in numbers]
-    return found
+                config[pattern[2:].partition("\\")[0]] = [float(n) for n in numbers]
+    return config
 
 
 def _plain(value: Any, depth: int = 0, left: list[int] | None = None) -> Any:
@@ -271,13 +271,13 @@ def input_of(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], str]:
 def _input(given: Mapping[str, Any]) -> dict[str, Any]:
     """timm's names and transformers'; what makes no sense is left out."""
     values: dict[str, Any] = {}
-    told: dict[str, Any] = {
+    statistics: dict[str, Any] = {
         name: next((given[k] for k in (name, f"image_{name}") if k in given), []) for name in ("mean", "std")
     }
-    whole = all(_scalars(numbers) and len(numbers) == 3 for numbers in told.values())
-    if whole and min(told["std"]) >= 1 < max(told["mean"] + told["std"]):  # of 0 to 255
-        told = {name: [v / 255 for v in numbers] for name, numbers in told.items()}
-    for name, numbers in told.items():
+    whole = all(_scalars(numbers) and len(numbers) == 3 for numbers in statistics.values())
+    if whole and min(statistics["std"]) >= 1 < max(statistics["mean"] + statistics["std"]):  # of 0 to 255
+        statistics = {name: [v / 255 for v in numbers] for name, numbers in statistics.items()}
+    for name, numbers in statistics.items():
         if _scalars(numbers) and len(numbers) == 3 and all((0 if name == "mean" else 1e-6) <= v <= 1 for v in numbers):
             values[name] = tuple(map(float, numbers))
     if given.get("do_normalize") is False:

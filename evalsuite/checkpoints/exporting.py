@@ -51,7 +51,7 @@ ALIKE = 1e-4  # how far features of the same network may lie apart in two implem
 @dataclass(frozen=True)
 class Exported:
     """A file that was written: for which architecture of the target, the identity of the backbone in it, and what
-    the target has to be told to use it."""
+    the target has to be configured to use it."""
 
     path: Path
     arch: str
@@ -142,17 +142,20 @@ def _as_theirs(backbone: Backbone, to: str, registry: Registry) -> Backbone:
 
 @torch.no_grad()
 def _alike(one: Backbone, other: Backbone) -> bool:
-    """Whether both say the same of an image."""
+    """Whether both give the same features of an image."""
     device = next(one.parameters()).device
     pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     training = one.training
-    found = one.eval()(pixels.to(device)).maps
+    maps = one.eval()(pixels.to(device)).maps
     one.train(training)
-    again = other(pixels).maps
-    if found.keys() != again.keys():
+    other_maps = other(pixels).maps
+    if maps.keys() != other_maps.keys():
         return False
-    far = (float((found[s].cpu() - again[s]).abs().max()) / max(float(again[s].abs().max()), 1e-12) for s in again)
-    return all(distance < ALIKE for distance in far)
+    differences = (
+        float((maps[s].cpu() - other_maps[s]).abs().max()) / max(float(other_maps[s].abs().max()), 1e-12)
+        for s in other_maps
+    )
+    return all(distance < ALIKE for distance in differences)
 
 
 # detectron2 --------------------------------------------------------------------------------------------------
@@ -163,9 +166,9 @@ def _detectron2_name(name: str) -> str:
     match = re.fullmatch(r"(?:layer([1-4])\.(\d+)\.)?(conv|bn|downsample\.)([0-3])\.(\w+)", name)
     assert match, name
     stage, block, kind, number, leaf = match.groups()
-    place = "stem" if stage is None else f"res{int(stage) + 1}.{block}"
+    prefix = "stem" if stage is None else f"res{int(stage) + 1}.{block}"
     parts = {"conv": f"conv{number}", "bn": f"conv{number}.norm"}
-    return f"{place}.{parts.get(kind, 'shortcut' if number == '0' else 'shortcut.norm')}.{leaf}"
+    return f"{prefix}.{parts.get(kind, 'shortcut' if number == '0' else 'shortcut.norm')}.{leaf}"
 
 
 def _save_detectron2(tensors: Mapping[str, Tensor], note: Mapping[str, str], path: Path, suffix: str) -> None:

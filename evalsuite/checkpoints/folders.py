@@ -42,7 +42,7 @@ def read(path: str | Path, *, trust: bool = False) -> File:
 
     A folder may be one that this suite wrote, a snapshot of a hub, or a model's folder in the Hugging Face cache
     (``models--ORG--NAME``, of which the main revision is taken). ``File.beside`` then holds ``config.json`` and its
-    like, from the folder named, not from the place a link leads to.
+    like, from the folder named, not from the target of a link.
 
     Raises :class:`BackboneError` for a folder that holds no weights or several files to choose from, for shards that
     are not whole, and for whatever :func:`reading.read` refuses.
@@ -154,8 +154,8 @@ def _index_of(path: Path) -> Path | None:
 
 def _read_shards(index: Path, trust: bool) -> File:
     """All tensors of the files an index names. Its sha256 is that of the shards' own, in the order of their names."""
-    told, _ = _text(index)
-    table = told.get("weight_map") if told is not None else None
+    content, _ = _text(index)
+    table = content.get("weight_map") if content is not None else None
     if not isinstance(table, dict) or not table or not all(isinstance(v, str) for v in table.values()):
         raise BackboneError(f"{index} is no index of shards", cause="it holds no weight_map of names", fix=BROKEN)
     names = sorted(set(table.values()))

@@ -28,7 +28,7 @@ FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors"
 @contextmanager
 def at_once(scheme: str, name: str) -> Iterator[None]:
     """Within the block weights of ``timm:`` or ``torchvision:`` are fetched, or read from the cache of their library;
-    without a network from the cache alone, where Hugging Face's library would ask for news of them again and again.
+    without a network from the cache alone, where Hugging Face's library would keep checking for updates of them.
 
     Raises :class:`BackboneError` after ``WAIT`` seconds where the network is needed and not there.
     """

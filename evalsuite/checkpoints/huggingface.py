@@ -111,11 +111,11 @@ class Tower(NamedTuple):
     unknown: list[str]
 
 
-def _tower(found: Tensors, block: str = r"(?:encoder\.|model\.)*layers?\.(\d+)\.") -> Tower:
+def _tower(state_dict: Tensors, block: str = r"(?:encoder\.|model\.)*layers?\.(\d+)\.") -> Tower:
     tensors: dict[str, Tensor] = {}
     sources: Sources = {}
     unknown = []
-    for name, tensor in found.items():
+    for name, tensor in state_dict.items():
         if COMPUTED.search(name) or POOLER.match(name):
             continue
         inner = re.match(block, name)
@@ -164,8 +164,8 @@ def _shaped(tower: Tower) -> None:
 def vit(state: State) -> Iterator[Candidate]:
     """ViT, DeiT, ViT-MAE, ViT-MSN, DINOv2 (with registers), DINOv3's ViTs and BEiT."""
     for anchor in ("embeddings.patch_embeddings.projection.weight", "embeddings.patch_embeddings.weight"):
-        for prefix, found in behind(state.tensors, anchor):
-            tower = _tower(found)
+        for prefix, state_dict in behind(state.tensors, anchor):
+            tower = _tower(state_dict)
             if "blocks.0.attn.q.weight" in tower.tensors:
                 yield _of_vit(tower, prefix, state, "norm1" in " ".join(map(str, tower.sources.values())))
 
@@ -284,8 +284,8 @@ def _dinov3(tower: Tower, prefix: str, words: Words, heads: tuple[int, str] | No
 
 def clip(state: State) -> Iterator[Candidate]:
     """The vision towers of CLIP and SigLIP, alone or beside a text tower (which is left)."""
-    for prefix, found in behind(state.tensors, "embeddings.patch_embedding.weight"):
-        tower = _tower(found)
+    for prefix, state_dict in behind(state.tensors, "embeddings.patch_embedding.weight"):
+        tower = _tower(state_dict)
         if "blocks.0.attn.q.weight" not in tower.tensors:
             continue
         _shaped(tower)
@@ -355,9 +355,9 @@ RESNET_BLOCK = re.compile(
 )
 
 
-def _by_rules(found: Tensors, rules: tuple[tuple[str, str], ...]) -> Tower:
+def _by_rules(state_dict: Tensors, rules: tuple[tuple[str, str], ...]) -> Tower:
     tower = Tower({}, {}, [])
-    for name, tensor in found.items():
+    for name, tensor in state_dict.items():
         new = _renamed(name, rules)
         if new is None and name.startswith(("embeddings.", "encoder.", "embedder.")):
             tower.unknown.append(name)
@@ -368,8 +368,8 @@ def _by_rules(found: Tensors, rules: tuple[tuple[str, str], ...]) -> Tower:
 
 def convnext(state: State) -> Iterator[Candidate]:
     """ConvNeXt and its second version. All norms have timm's epsilon but the last, whose is config.json's."""
-    for prefix, found in behind(state.tensors, "encoder.stages.0.layers.0.dwconv.weight"):
-        tower = _by_rules(found, CONVNEXT)
+    for prefix, state_dict in behind(state.tensors, "encoder.stages.0.layers.0.dwconv.weight"):
+        tower = _by_rules(state_dict, CONVNEXT)
         if tower.unknown:
             yield _none(tower, prefix, state, "a ConvNeXt")
             continue
@@ -387,9 +387,9 @@ def convnext(state: State) -> Iterator[Candidate]:
 
 def resnet(state: State) -> Iterator[Candidate]:
     """ResNets, whose bottlenecks have their stride in the 3x3 convolution as torchvision's have."""
-    for prefix, found in behind(state.tensors, "embedder.embedder.convolution.weight"):
-        tower = _by_rules({_resnet_name(k) or k: v for k, v in found.items()}, RESNET)
-        sources = {(_resnet_name(k) or _renamed(k, RESNET) or k): k for k in found}
+    for prefix, state_dict in behind(state.tensors, "embedder.embedder.convolution.weight"):
+        tower = _by_rules({_resnet_name(k) or k: v for k, v in state_dict.items()}, RESNET)
+        sources = {(_resnet_name(k) or _renamed(k, RESNET) or k): k for k in state_dict}
         tower = tower._replace(sources=dict(sources))
         whole = state.file.beside.get("config.json", {})
         inner = whole.get("backbone_config")
@@ -420,12 +420,12 @@ def _resnet_name(name: str) -> str | None:
 
 def swin(state: State) -> Iterator[Candidate]:
     """Swin and its second version; of the latter the window is in config.json alone."""
-    for prefix, found in behind(state.tensors, "embeddings.patch_embeddings.projection.weight"):
-        if not any(re.match(r"encoder\.layers\.0\.blocks\.0\.", k) for k in found):
+    for prefix, state_dict in behind(state.tensors, "embeddings.patch_embeddings.projection.weight"):
+        if not any(re.match(r"encoder\.layers\.0\.blocks\.0\.", k) for k in state_dict):
             continue
-        downsampled = {k: v for k, v in found.items() if re.match(r"encoder\.layers\.\d\.downsample\.", k)}
+        downsampled = {k: v for k, v in state_dict.items() if re.match(r"encoder\.layers\.\d\.downsample\.", k)}
         tower = _tower(
-            {k: v for k, v in found.items() if k not in downsampled}, r"encoder\.layers\.(\d)\.blocks\.(\d+)\."
+            {k: v for k, v in state_dict.items() if k not in downsampled}, r"encoder\.layers\.(\d)\.blocks\.(\d+)\."
         )
         for old, tensor in downsampled.items():
             new = re.sub(r"^encoder\.layers\.(\d)\.", lambda m: f"layers.{int(m[1]) + 1}.", old)
@@ -433,8 +433,8 @@ def swin(state: State) -> Iterator[Candidate]:
         _rename(tower, (r"^blocks\.(\d)\.(\d+)\.", r"layers.\1.blocks.\2."))
         tower.unknown[:] = [k for k in tower.unknown if not k.startswith("embeddings.norm.")]
         for leaf in ("weight", "bias"):
-            if f"embeddings.norm.{leaf}" in found:
-                tower.tensors[f"patch_embed.norm.{leaf}"] = found[f"embeddings.norm.{leaf}"]
+            if f"embeddings.norm.{leaf}" in state_dict:
+                tower.tensors[f"patch_embed.norm.{leaf}"] = state_dict[f"embeddings.norm.{leaf}"]
                 tower.sources[f"patch_embed.norm.{leaf}"] = f"embeddings.norm.{leaf}"
         if tower.unknown:
             yield _none(tower, prefix, state, "a Swin transformer")
@@ -472,7 +472,7 @@ def _swin_v2(tower: Tower, prefix: str, words: Words) -> Candidate:
     depths = [count(tensors, rf"layers\.{i}\.blocks\.(\d+)\.norm1\.weight") for i in range(4)]
     heads = [len(tensors.get(f"layers.{i}.blocks.0.attn.logit_scale", ())) for i in range(4)]
     if not isinstance(window, int) or not isinstance(size, int) or not all(depths) or not all(heads):
-        note = "a Swin transformer of the second version, whose window only a config.json beside it can tell"
+        note = "a Swin transformer of the second version, whose window only a config.json beside it gives"
         return Candidate(tensors, None, {}, prefix, tower.sources, note)
     width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
     options = {

@@ -90,10 +90,10 @@ def behind(tensors: Tensors, anchor: str) -> Iterator[tuple[str, dict[str, Tenso
             yield prefix, {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def renamed(found: Tensors, rename: Callable[[str], str | None]) -> tuple[dict[str, Tensor], Sources]:
-    """``found`` under new names (None drops one), and for each new name the old one."""
-    names = {k: new for k in found if (new := rename(k)) is not None}
-    return {new: found[k] for k, new in names.items()}, {new: k for k, new in names.items()}
+def renamed(tensors: Tensors, rename: Callable[[str], str | None]) -> tuple[dict[str, Tensor], Sources]:
+    """``tensors`` under new names (None drops one), and for each new name the old one."""
+    names = {k: new for k in tensors if (new := rename(k)) is not None}
+    return {new: tensors[k] for k, new in names.items()}, {new: k for k, new in names.items()}
 
 
 def count(names: Iterable[str], pattern: str) -> int:
@@ -119,16 +119,18 @@ WIDE = {(64, 1): "resnet{}", (128, 1): "wide_resnet{}_2", (128, 32): "resnext{}_
 def resnet(state: State) -> Iterator[Candidate]:
     """torchvision's names, which are timm's and most training code's: ``conv1``, ``bn1``, ``layer1`` to ``layer4``.
 
-    ``shortcut`` in place of ``downsample`` is kuangliu/pytorch-cifar's name.
+    ``shortcut`` instead of ``downsample`` is kuangliu/pytorch-cifar's name.
     """
-    for prefix, found in behind(state.tensors, "layer1.0.conv1.weight"):
-        yield as_resnet(*renamed(found, lambda k: re.sub(r"^(layer\d\.\d+\.)shortcut\.", r"\1downsample.", k)), prefix)
+    for prefix, state_dict in behind(state.tensors, "layer1.0.conv1.weight"):
+        yield as_resnet(
+            *renamed(state_dict, lambda k: re.sub(r"^(layer\d\.\d+\.)shortcut\.", r"\1downsample.", k)), prefix
+        )
 
 
 def wide_resnet(state: State) -> Iterator[Candidate]:
     """Wide ResNets as in xternalz/WideResNet-pytorch: ``block1.layer.0``, ``convShortcut``."""
-    for prefix, found in behind(state.tensors, "block1.layer.0.conv1.weight"):
-        tensors, sources = renamed(found, _from_wide)
+    for prefix, state_dict in behind(state.tensors, "block1.layer.0.conv1.weight"):
+        tensors, sources = renamed(state_dict, _from_wide)
         yield as_resnet(tensors, sources, prefix, "activations taken as ReLU", shortcut_from="activated")
 
 
@@ -139,8 +141,8 @@ def _from_wide(name: str) -> str:
 
 def cifar100(state: State) -> Iterator[Candidate]:
     """weiaicunzai/pytorch-cifar100's ResNets: ``conv2_x.0.residual_function.0``."""
-    for prefix, found in behind(state.tensors, "conv2_x.0.residual_function.0.weight"):
-        yield as_resnet(*renamed(found, _from_cifar100), prefix)
+    for prefix, state_dict in behind(state.tensors, "conv2_x.0.residual_function.0.weight"):
+        yield as_resnet(*renamed(state_dict, _from_cifar100), prefix)
 
 
 def _from_cifar100(name: str) -> str:
@@ -152,8 +154,8 @@ def _from_cifar100(name: str) -> str:
 
 def staged(state: State) -> Iterator[Candidate]:
     """D-X-Y/ResNeXt-DenseNet's ResNets for CIFAR: ``conv_1_3x3``, ``stage_1.0.conv_a``."""
-    for prefix, found in behind(state.tensors, "stage_1.0.conv_a.weight"):
-        yield as_resnet(*renamed(found, _from_staged), prefix, zeros="end")
+    for prefix, state_dict in behind(state.tensors, "stage_1.0.conv_a.weight"):
+        yield as_resnet(*renamed(state_dict, _from_staged), prefix, zeros="end")
 
 
 def _from_staged(name: str) -> str:
@@ -170,31 +172,35 @@ def indexed(state: State) -> Iterator[Candidate]:
     """A ResNet's children in a Sequential, named by index (lightly, and ports of SimCLR that name it ``f``)."""
     for first in (3, 4):  # without and with the pooling after the stem
         children = {"0": "conv1", "1": "bn1"} | {str(first + i): f"layer{1 + i}" for i in range(4)}
-        for prefix, found in behind(state.tensors, f"{first}.0.conv1.weight"):
-            if "0.weight" in found and f"{first + 3}.0.conv1.weight" in found and "1.running_mean" in found:
-                yield as_resnet(*_under(found, children), prefix)
+        for prefix, state_dict in behind(state.tensors, f"{first}.0.conv1.weight"):
+            if (
+                "0.weight" in state_dict
+                and f"{first + 3}.0.conv1.weight" in state_dict
+                and "1.running_mean" in state_dict
+            ):
+                yield as_resnet(*_under(state_dict, children), prefix)
 
 
 def obow(state: State) -> Iterator[Candidate]:
     """OBoW's feature extractor: block 0 holds Conv and bn, blocks 1 to 4 are torchvision's layers."""
     children = {"0.Conv": "conv1", "0.bn": "bn1"} | {str(i): f"layer{i}" for i in (1, 2, 3, 4)}
-    for prefix, found in behind(state.tensors, "0.Conv.weight"):
-        if "4.0.conv1.weight" in found:
-            yield as_resnet(*_under(found, children), prefix)
+    for prefix, state_dict in behind(state.tensors, "0.Conv.weight"):
+        if "4.0.conv1.weight" in state_dict:
+            yield as_resnet(*_under(state_dict, children), prefix)
 
 
 def detectron2(state: State) -> Iterator[Candidate]:
     """detectron2's ResNets: ``stem.conv1``, ``res2`` to ``res5``, norms inside convolutions, ``shortcut``.
 
-    The last stage of a C4 detector lies in ``roi_heads.res5``.
+    The last stage of a C4 detector is in ``roi_heads.res5``.
     """
-    for prefix, found in behind(state.tensors, "stem.conv1.weight"):
-        if not any(k.startswith("res5.") for k in found):
+    for prefix, state_dict in behind(state.tensors, "stem.conv1.weight"):
+        if not any(k.startswith("res5.") for k in state_dict):
             inner = next((k[: k.index("res5.")] for k in state.tensors if "roi_heads.res5." in k), None)
             if inner is not None:
-                found |= {k[len(inner) :]: v for k, v in state.tensors.items() if k.startswith(inner + "res5.")}
+                state_dict |= {k[len(inner) :]: v for k, v in state.tensors.items() if k.startswith(inner + "res5.")}
         note = "channels taken as RGB, as in converted torchvision weights; detectron2's own MSRA models expect BGR"
-        yield as_resnet(*renamed(found, _from_detectron2), prefix, note)
+        yield as_resnet(*renamed(state_dict, _from_detectron2), prefix, note)
 
 
 def _from_detectron2(name: str) -> str | None:
@@ -209,23 +215,23 @@ def _from_detectron2(name: str) -> str | None:
     return f"{part}.{leaf}" if stage is None else f"layer{int(stage) - 1}.{block}.{part}.{leaf}"
 
 
-def _under(found: Tensors, children: Mapping[str, str]) -> tuple[dict[str, Tensor], Sources]:
+def _under(state_dict: Tensors, children: Mapping[str, str]) -> tuple[dict[str, Tensor], Sources]:
     pattern = re.compile(f"({'|'.join(re.escape(c) for c in children)})\\.(.*)")
-    return renamed(found, lambda k: f"{children[m[1]]}.{m[2]}" if (m := pattern.fullmatch(k)) else None)
+    return renamed(state_dict, lambda k: f"{children[m[1]]}.{m[2]}" if (m := pattern.fullmatch(k)) else None)
 
 
-def as_resnet(found: dict[str, Tensor], sources: Sources, prefix: str, note: str = "", **known: Any) -> Candidate:
-    shapes = {k: tuple(v.shape) for k, v in found.items()}
+def as_resnet(tensors: dict[str, Tensor], sources: Sources, prefix: str, note: str = "", **known: Any) -> Candidate:
+    shapes = {k: tuple(v.shape) for k, v in tensors.items()}
     depths = tuple(count(shapes, rf"layer{i}\.(\d+)\.conv1\.weight") for i in (1, 2, 3, 4))
     small = small_resnet(shapes, tuple(itertools.takewhile(bool, depths)), known)
     if small is None:
         arch, options, odd = _resnet_arch(shapes, depths)
-        return Candidate(found, arch, options, prefix, sources, "; ".join(n for n in (note, odd) if n))
+        return Candidate(tensors, arch, options, prefix, sources, "; ".join(n for n in (note, odd) if n))
     if small.norm:
         final = re.compile(rf"^{small.norm}\.")
-        found = {final.sub("norm.", k): v for k, v in found.items()}
-        sources = {final.sub("norm.", k): sources.get(k, k) for k in sources or found}
-    return Candidate(found, small.arch, small.options, prefix, sources, "; ".join(n for n in (note, small.note) if n))
+        tensors = {final.sub("norm.", k): v for k, v in tensors.items()}
+        sources = {final.sub("norm.", k): sources.get(k, k) for k in sources or tensors}
+    return Candidate(tensors, small.arch, small.options, prefix, sources, "; ".join(n for n in (note, small.note) if n))
 
 
 def _resnet_arch(
@@ -290,15 +296,15 @@ def _deep_stem(
 
 def vit(state: State) -> Iterator[Candidate]:
     """timm's names, which DINO, iBOT, MAE, MoCo v3 and DINOv2 share: ``cls_token``, ``patch_embed``, ``blocks``."""
-    for prefix, found in behind(state.tensors, "patch_embed.proj.weight"):
-        chunked = any(re.match(r"blocks\.\d+\.\d+\.norm1", k) for k in found)  # DINOv2 under FSDP
-        found, sources = renamed(found, functools.partial(_timm_vit_name, chunked=chunked))
-        if "blocks.0.attn.qkv.weight" in found and found["patch_embed.proj.weight"].ndim == 5:
+    for prefix, state_dict in behind(state.tensors, "patch_embed.proj.weight"):
+        chunked = any(re.match(r"blocks\.\d+\.\d+\.norm1", k) for k in state_dict)  # DINOv2 under FSDP
+        tensors, sources = renamed(state_dict, functools.partial(_timm_vit_name, chunked=chunked))
+        if "blocks.0.attn.qkv.weight" in tensors and tensors["patch_embed.proj.weight"].ndim == 5:
             note = "a ViT of clips, whose patches have a length in time (V-JEPA, VideoMAE); here backbones see images"
-            yield Candidate(found, None, {}, prefix, sources, note)
-        elif "blocks.0.attn.qkv.weight" in found and found["patch_embed.proj.weight"].ndim == 4:
-            beit = "blocks.0.attn.q_bias" in found or "pos_embed" not in found
-            yield as_beit(found, sources, prefix) if beit else as_vit(found, sources, prefix, state)
+            yield Candidate(tensors, None, {}, prefix, sources, note)
+        elif "blocks.0.attn.qkv.weight" in tensors and tensors["patch_embed.proj.weight"].ndim == 4:
+            beit = "blocks.0.attn.q_bias" in tensors or "pos_embed" not in tensors
+            yield as_beit(tensors, sources, prefix) if beit else as_vit(tensors, sources, prefix, state)
 
 
 def _timm_vit_name(name: str, chunked: bool) -> str | None:
@@ -309,52 +315,52 @@ def _timm_vit_name(name: str, chunked: bool) -> str | None:
     return name.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2.")
 
 
-def as_vit(found: dict[str, Tensor], sources: Sources, prefix: str, state: State) -> Candidate:
+def as_vit(tensors: dict[str, Tensor], sources: Sources, prefix: str, state: State) -> Candidate:
     """A ViT under timm's names, by the nearest of timm's architectures."""
-    width, channels, patch, wide = found["patch_embed.proj.weight"].shape
-    if channels != 3 or patch != wide or "pos_embed" not in found or found["pos_embed"].ndim != 3:
-        return Candidate(found, None, {}, prefix, sources, _no_vit(found))
-    counted = vits.heads(width, state, prefix, found["pos_embed"])
-    options: dict[str, Any] = {"embed_dim": width, "depth": count(found, r"blocks\.(\d+)\.norm1\.weight")}
+    width, channels, patch, wide = tensors["patch_embed.proj.weight"].shape
+    if channels != 3 or patch != wide or "pos_embed" not in tensors or tensors["pos_embed"].ndim != 3:
+        return Candidate(tensors, None, {}, prefix, sources, _no_vit(tensors))
+    counted = vits.heads(width, state, prefix, tensors["pos_embed"])
+    options: dict[str, Any] = {"embed_dim": width, "depth": count(tensors, r"blocks\.(\d+)\.norm1\.weight")}
     options |= {"patch_size": patch, "num_heads": counted.number}
-    kind = "distilled" if "dist_token" in found else "plain"
-    if "blocks.0.mlp.fc1.weight" in found and "blocks.0.mlp.fc2.weight" in found:
-        out, back = found["blocks.0.mlp.fc1.weight"].shape[0], found["blocks.0.mlp.fc2.weight"].shape[1]
+    kind = "distilled" if "dist_token" in tensors else "plain"
+    if "blocks.0.mlp.fc1.weight" in tensors and "blocks.0.mlp.fc2.weight" in tensors:
+        out, back = tensors["blocks.0.mlp.fc1.weight"].shape[0], tensors["blocks.0.mlp.fc2.weight"].shape[1]
         options["mlp_ratio"], kind = out / width, "gated" if out == 2 * back else kind
-    grid = _positions(found, sources, options)
+    grid = _positions(tensors, sources, options)
     if grid is None:
-        odd = f"a ViT whose {found['pos_embed'].shape[1]} positions are no square"
-        return Candidate(found, None, {}, prefix, sources, odd)
+        odd = f"a ViT whose {tensors['pos_embed'].shape[1]} positions are no square"
+        return Candidate(tensors, None, {}, prefix, sources, odd)
     options["img_size"] = grid * patch
-    _vit_variants(found, options)
+    _vit_variants(tensors, options)
     name, options, custom = vits.nearest(options, kind)
     guesses: dict[str, tuple[Any, str]] = {"num_heads": (counted.number, counted.why)} if counted.guess else {}
-    if "norm_pre.weight" in found or "attn_pool.latent" in found:
+    if "norm_pre.weight" in tensors or "attn_pool.latent" in tensors:
         guesses["act_layer"] = ("gelu", "OpenAI's CLIP and some after it have quick_gelu, SigLIP 2 gelu_tanh")
     note = "; ".join(n for n in (custom, "" if counted.guess else counted.why) if n)
-    return Candidate(found, f"timm:{name}", options, prefix, sources, note, guesses=guesses)
+    return Candidate(tensors, f"timm:{name}", options, prefix, sources, note, guesses=guesses)
 
 
-def _no_vit(found: Tensors) -> str:
-    if found.get("pos_embed", found["patch_embed.proj.weight"][0]).ndim == 4:
+def _no_vit(tensors: Tensors) -> str:
+    if tensors.get("pos_embed", tensors["patch_embed.proj.weight"][0]).ndim == 4:
         return "SAM's ViT, whose positions are a map and whose attention is in windows, which no layout reads"
     return "a ViT without square RGB patches or a table of positions"
 
 
 def as_beit(
-    found: Tensors, sources: Sources, prefix: str, heads: int | None = None, eps: float = 1e-6, note: str = ""
+    tensors: Tensors, sources: Sources, prefix: str, heads: int | None = None, eps: float = 1e-6, note: str = ""
 ) -> Candidate:
     """A BEiT under timm's names: biases of queries and values, relative positions in each block or shared by all."""
-    width, channels, patch, wide = found["patch_embed.proj.weight"].shape
-    depth = count(found, r"blocks\.(\d+)\.norm1\.weight")
-    tables = [v for k, v in found.items() if k.endswith("relative_position_bias_table")]
+    width, channels, patch, wide = tensors["patch_embed.proj.weight"].shape
+    depth = count(tensors, r"blocks\.(\d+)\.norm1\.weight")
+    tables = [v for k, v in tensors.items() if k.endswith("relative_position_bias_table")]
     side = (math.isqrt(tables[0].shape[0] - 3) + 1) // 2 if tables else 0
-    if "pos_embed" in found and found["pos_embed"].ndim == 3:
-        side = math.isqrt(found["pos_embed"].shape[1] - 1)
-    if not side or channels != 3 or patch != wide or "blocks.0.mlp.fc1.weight" not in found:
-        return Candidate(found, None, {}, prefix, sources, _no_vit(found))
-    shared = "rel_pos_bias.relative_position_bias_table" in found
-    ratio = found["blocks.0.mlp.fc1.weight"].shape[0] / width
+    if "pos_embed" in tensors and tensors["pos_embed"].ndim == 3:
+        side = math.isqrt(tensors["pos_embed"].shape[1] - 1)
+    if not side or channels != 3 or patch != wide or "blocks.0.mlp.fc1.weight" not in tensors:
+        return Candidate(tensors, None, {}, prefix, sources, _no_vit(tensors))
+    shared = "rel_pos_bias.relative_position_bias_table" in tensors
+    ratio = tensors["blocks.0.mlp.fc1.weight"].shape[0] / width
     options: dict[str, Any] = {"img_size": side * patch} if side * patch != 224 else {}
     name = {(768, 12, 16): "beit_base_patch16_224", (1024, 24, 16): "beit_large_patch16_224"}.get((width, depth, patch))
     shown = heads or (tables[0].shape[1] if tables else 0)
@@ -364,35 +370,37 @@ def as_beit(
         options |= {"embed_dim": width, "depth": depth, "patch_size": patch}
     options |= {"num_heads": heads} if name is None or heads != vits.PLAIN[width] else {}
     options |= {"mlp_ratio": ratio} if ratio != 4 else {}
-    options |= {"use_abs_pos_emb": True} if "pos_embed" in found else {}
+    options |= {"use_abs_pos_emb": True} if "pos_embed" in tensors else {}
     options |= {} if tables and not shared else {"use_rel_pos_bias": False}
     options |= {"use_shared_rel_pos_bias": True} if shared else {}
-    options |= {} if "blocks.0.gamma_1" in found else {"init_values": 0.0}
-    options |= {} if "blocks.0.attn.q_bias" in found else {"qkv_bias": False}
-    options |= {} if "fc_norm.weight" in found else {"global_pool": "token"}
+    options |= {} if "blocks.0.gamma_1" in tensors else {"init_values": 0.0}
+    options |= {} if "blocks.0.attn.q_bias" in tensors else {"qkv_bias": False}
+    options |= {} if "fc_norm.weight" in tensors else {"global_pool": "token"}
     options |= {"norm_eps": eps} if eps != 1e-6 else {}
     guesses = {"num_heads": (heads, counted.why)} if counted.guess else {}
-    return Candidate(found, f"timm:{name or 'beit_base_patch16_224'}", options, prefix, sources, note, guesses=guesses)
+    return Candidate(
+        tensors, f"timm:{name or 'beit_base_patch16_224'}", options, prefix, sources, note, guesses=guesses
+    )
 
 
-def _positions(found: dict[str, Tensor], sources: Sources, options: dict[str, Any]) -> int | None:
+def _positions(tensors: dict[str, Tensor], sources: Sources, options: dict[str, Any]) -> int | None:
     """The side of the grid of positions; sets the options of class and register tokens.
 
     DINOv2 adds positions before its registers come in; adding the class token's position to the token itself is the
     same thing under timm's names.
     """
-    length, classed = found["pos_embed"].shape[1], "cls_token" in found
-    if "register_tokens" in found:
-        found["reg_token"], sources["reg_token"] = (
-            found.pop("register_tokens"),
+    length, classed = tensors["pos_embed"].shape[1], "cls_token" in tensors
+    if "register_tokens" in tensors:
+        tensors["reg_token"], sources["reg_token"] = (
+            tensors.pop("register_tokens"),
             sources.pop("register_tokens"),
         )
         if classed and length - 1 == math.isqrt(length - 1) ** 2:
-            found["cls_token"] = found["cls_token"] + found["pos_embed"][:, :1]
-            found["pos_embed"] = found["pos_embed"][:, 1:]
+            tensors["cls_token"] = tensors["cls_token"] + tensors["pos_embed"][:, :1]
+            tensors["pos_embed"] = tensors["pos_embed"][:, 1:]
             length -= 1
-    registers = found["reg_token"].shape[1] if "reg_token" in found else 0
-    distilled = int("dist_token" in found)
+    registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
+    distilled = int("dist_token" in tensors)
     if not classed:
         options |= {"class_token": False, "global_pool": "avg", "fc_norm": False}
     if registers:
@@ -406,41 +414,41 @@ def _positions(found: dict[str, Tensor], sources: Sources, options: dict[str, An
     return None
 
 
-def _vit_variants(found: Tensors, options: dict[str, Any]) -> None:
+def _vit_variants(tensors: Tensors, options: dict[str, Any]) -> None:
     """Options seen from which tensors exist."""
-    if "blocks.0.ls1.gamma" in found:
+    if "blocks.0.ls1.gamma" in tensors:
         options["init_values"] = 1.0  # its value comes with the weights
-    if "blocks.0.attn.qkv.bias" not in found:
+    if "blocks.0.attn.qkv.bias" not in tensors:
         options["qkv_bias"] = False
-    if "blocks.0.attn.q_norm.weight" in found:
+    if "blocks.0.attn.q_norm.weight" in tensors:
         options["qk_norm"] = True
-    if "norm_pre.weight" in found:
+    if "norm_pre.weight" in tensors:
         options["pre_norm"] = True
-    if "fc_norm.weight" in found:
+    if "fc_norm.weight" in tensors:
         options |= {"global_pool": "avg", "fc_norm": True}
-    if "attn_pool.latent" in found:
+    if "attn_pool.latent" in tensors:
         options |= {"global_pool": "map", "fc_norm": None}
 
 
 def torchvision_vit(state: State) -> Iterator[Candidate]:
     """torchvision's ViT: ``class_token``, ``conv_proj``, ``encoder.layers.encoder_layer_0``."""
-    for prefix, found in behind(state.tensors, "encoder.pos_embedding"):
-        found, sources = renamed(
-            found, lambda k: k.replace(".mlp.linear_1.", ".mlp.0.").replace(".mlp.linear_2.", ".mlp.3.")
+    for prefix, state_dict in behind(state.tensors, "encoder.pos_embedding"):
+        tensors, sources = renamed(
+            state_dict, lambda k: k.replace(".mlp.linear_1.", ".mlp.0.").replace(".mlp.linear_2.", ".mlp.3.")
         )
-        if "conv_proj.weight" not in found:
+        if "conv_proj.weight" not in tensors:
             continue
-        width, _, patch, _ = found["conv_proj.weight"].shape
-        depth = count(found, r"encoder\.layers\.encoder_layer_(\d+)\.ln_1\.weight")
+        width, _, patch, _ = tensors["conv_proj.weight"].shape
+        depth = count(tensors, r"encoder\.layers\.encoder_layer_(\d+)\.ln_1\.weight")
         size = {(768, 12): "b", (1024, 24): "l", (1280, 32): "h"}.get((width, depth))
-        side = math.isqrt(found["encoder.pos_embedding"].shape[1] - 1) * patch
+        side = math.isqrt(tensors["encoder.pos_embedding"].shape[1] - 1) * patch
         options = {} if side == 224 else {"image_size": side}
         name = f"vit_{size}_{patch}"
         if name in torchvision.models.list_models(torchvision.models):
-            yield Candidate(found, f"torchvision:{name}", options, prefix, sources)
+            yield Candidate(tensors, f"torchvision:{name}", options, prefix, sources)
         else:
             yield Candidate(
-                found,
+                tensors,
                 None,
                 {},
                 prefix,
@@ -467,10 +475,10 @@ CONVNEXTS: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
 
 def convnext(state: State) -> Iterator[Candidate]:
     """ConvNeXt and its second version under timm's names and under the official ones (torchvision's: by signature)."""
-    for prefix, found in behind(state.tensors, "stages.0.blocks.0.conv_dw.weight"):
-        yield as_convnext(found, {}, prefix)
-    for prefix, found in behind(state.tensors, "stages.0.0.dwconv.weight"):
-        tensors, sources = renamed(found, _from_official_convnext)
+    for prefix, state_dict in behind(state.tensors, "stages.0.blocks.0.conv_dw.weight"):
+        yield as_convnext(state_dict, {}, prefix)
+    for prefix, state_dict in behind(state.tensors, "stages.0.0.dwconv.weight"):
+        tensors, sources = renamed(state_dict, _from_official_convnext)
         tensors = {k: v.flatten() if ".grn." in k else v for k, v in tensors.items()}
         yield as_convnext(tensors, sources, prefix)
 
@@ -490,12 +498,12 @@ def _from_official_convnext(name: str) -> str:
     return re.sub(r"\.grn\.(gamma|beta)$", lambda m: f".mlp.grn.{'weight' if m[1] == 'gamma' else 'bias'}", name)
 
 
-def as_convnext(found: dict[str, Tensor], sources: Sources, prefix: str) -> Candidate:
+def as_convnext(tensors: dict[str, Tensor], sources: Sources, prefix: str) -> Candidate:
     stages = range(4)
-    depths = tuple(count(found, rf"stages\.{i}\.blocks\.(\d+)\.conv_dw\.weight") for i in stages)
-    if not all(depths) or "stem.0.weight" not in found:
-        return Candidate(found, None, {}, prefix, sources, "a ConvNeXt without its stem or a stage")
-    dims = tuple(found[f"stages.{i}.blocks.0.conv_dw.weight"].shape[0] for i in stages)
+    depths = tuple(count(tensors, rf"stages\.{i}\.blocks\.(\d+)\.conv_dw\.weight") for i in stages)
+    if not all(depths) or "stem.0.weight" not in tensors:
+        return Candidate(tensors, None, {}, prefix, sources, "a ConvNeXt without its stem or a stage")
+    dims = tuple(tensors[f"stages.{i}.blocks.0.conv_dw.weight"].shape[0] for i in stages)
     block = "stages.0.blocks.0."
     options: dict[str, Any] = {}
     note = ""
@@ -503,16 +511,16 @@ def as_convnext(found: dict[str, Tensor], sources: Sources, prefix: str) -> Cand
         options |= {"depths": list(depths), "dims": list(dims)}
         note = f"custom: timm registers no ConvNeXt of depths {depths} and widths {dims}"
     size = CONVNEXTS.get((depths, dims), "tiny")
-    if found["stem.0.weight"].shape[-1] != 4 or "stem.1.weight" not in found:
-        return Candidate(found, None, {}, prefix, sources, "a ConvNeXt with another stem than 4x4 patches")
-    second = block + "gamma" not in found  # version 2 has response normalisation in place of layer scale
-    if second and (block + "mlp.grn.weight" not in found or size in ("xlarge", "xxlarge")):
-        return Candidate(found, None, {}, prefix, sources, "a ConvNeXt that is neither of the two versions")
-    pointwise = found.get(block + "mlp.fc1.weight")
+    if tensors["stem.0.weight"].shape[-1] != 4 or "stem.1.weight" not in tensors:
+        return Candidate(tensors, None, {}, prefix, sources, "a ConvNeXt with another stem than 4x4 patches")
+    second = block + "gamma" not in tensors  # version 2 has response normalisation instead of layer scale
+    if second and (block + "mlp.grn.weight" not in tensors or size in ("xlarge", "xxlarge")):
+        return Candidate(tensors, None, {}, prefix, sources, "a ConvNeXt that is neither of the two versions")
+    pointwise = tensors.get(block + "mlp.fc1.weight")
     convolutions = pointwise is not None and pointwise.ndim == 4
     if convolutions != (not second and size in ("atto", "femto", "pico", "nano")):  # what timm builds by default
         options["conv_mlp"] = convolutions
-    return Candidate(found, f"timm:convnext{'v2' if second else ''}_{size}", options, prefix, sources, note)
+    return Candidate(tensors, f"timm:convnext{'v2' if second else ''}_{size}", options, prefix, sources, note)
 
 
 # (width, depths, window) -> name
@@ -528,20 +536,20 @@ SWINS: dict[tuple[int, tuple[int, ...], int], str] = {
 
 def swin(state: State) -> Iterator[Candidate]:
     """Swin under timm's names and under the official ones, which differ in where a stage's downsampling lies."""
-    for prefix, found in behind(state.tensors, "layers.0.blocks.0.attn.relative_position_bias_table"):
-        official = "layers.0.downsample.norm.weight" in found
-        found, sources = renamed(found, functools.partial(_timm_swin_name, official=official))
-        if "patch_embed.proj.weight" in found:
-            yield as_swin(found, sources, prefix)
+    for prefix, state_dict in behind(state.tensors, "layers.0.blocks.0.attn.relative_position_bias_table"):
+        official = "layers.0.downsample.norm.weight" in state_dict
+        tensors, sources = renamed(state_dict, functools.partial(_timm_swin_name, official=official))
+        if "patch_embed.proj.weight" in tensors:
+            yield as_swin(tensors, sources, prefix)
 
 
-def as_swin(found: Tensors, sources: Sources, prefix: str) -> Candidate:
+def as_swin(tensors: Tensors, sources: Sources, prefix: str) -> Candidate:
     """A Swin under timm's names."""
-    width, _, patch, _ = found["patch_embed.proj.weight"].shape
-    depths = tuple(count(found, rf"layers\.{i}\.blocks\.(\d+)\.norm1\.weight") for i in range(4))
-    tables = [found.get(f"layers.{i}.blocks.0.attn.relative_position_bias_table") for i in range(4)]
+    width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
+    depths = tuple(count(tensors, rf"layers\.{i}\.blocks\.(\d+)\.norm1\.weight") for i in range(4))
+    tables = [tensors.get(f"layers.{i}.blocks.0.attn.relative_position_bias_table") for i in range(4)]
     if not all(depths) or any(t is None for t in tables):
-        return Candidate(found, None, {}, prefix, sources, "a Swin transformer with fewer than four stages")
+        return Candidate(tensors, None, {}, prefix, sources, "a Swin transformer with fewer than four stages")
     length, _ = tables[0].shape  # type: ignore[union-attr]
     heads = [t.shape[1] for t in tables if t is not None]
     window = (math.isqrt(length) + 1) // 2
@@ -554,7 +562,7 @@ def as_swin(found: Tensors, sources: Sources, prefix: str) -> Candidate:
         note = f"custom: timm registers no such Swin of width {width} and depths {depths}"
     options |= {"num_heads": heads} if heads != [width // 32 * 2**i for i in range(4)] or note else {}
     options |= {"patch_size": patch} if patch != 4 else {}
-    return Candidate(found, f"timm:{name}", options, prefix, sources, note)
+    return Candidate(tensors, f"timm:{name}", options, prefix, sources, note)
 
 
 def _timm_swin_name(name: str, official: bool) -> str | None:
@@ -585,18 +593,18 @@ FAMILIES = {
 def torchvision_features(state: State) -> Iterator[Candidate]:
     """torchvision's AlexNet, VGG, SqueezeNet, DenseNet, MobileNet, EfficientNet, ConvNeXt and Swin.
 
-    They are told apart by the names and shapes of every tensor under ``features``; the nearest is the candidate.
+    They differ by the names and shapes of every tensor under ``features``; the nearest is the candidate.
     """
     prefixes = {k[: k.index("features.")] for k in state.tensors if re.search(r"(^|\.)features\.", k)}
     for prefix in sorted(prefixes):
-        found = {k[len(prefix) :]: v for k, v in state.tensors.items() if k.startswith(prefix)}
-        found, sources = renamed(found, _densenet_name)
-        shapes = {k: tuple(v.shape) for k, v in found.items() if k.startswith("features.")}
+        state_dict = {k[len(prefix) :]: v for k, v in state.tensors.items() if k.startswith(prefix)}
+        tensors, sources = renamed(state_dict, _densenet_name)
+        shapes = {k: tuple(v.shape) for k, v in tensors.items() if k.startswith("features.")}
         families = [f for f, mark in FAMILIES.items() if any(re.search(mark, k) for k in shapes)]
         signatures = {name: signature for f in families for name, signature in _signatures(f).items()}
         if signatures:
             name = min(signatures, key=lambda n: _distance(shapes, signatures[n]))
-            yield Candidate(found, f"torchvision:{name}", {}, prefix, sources)
+            yield Candidate(tensors, f"torchvision:{name}", {}, prefix, sources)
 
 
 def _densenet_name(name: str) -> str:
@@ -614,10 +622,10 @@ def _distance(shapes: Mapping[str, tuple[int, ...]], signature: Mapping[str, tup
 @functools.cache
 def _signatures(family: str) -> dict[str, dict[str, tuple[int, ...]]]:
     """Names and shapes under ``features`` of torchvision's classifiers of a family."""
-    found = {}
+    signatures = {}
     with shapes_only():
         for name in torchvision.models.list_models(torchvision.models):
             if name.startswith(family):
                 net = torchvision.models.get_model(name, weights=None)
-                found[name] = {k: tuple(v.shape) for k, v in net.state_dict().items() if k.startswith("features.")}
-    return found
+                signatures[name] = {k: tuple(v.shape) for k, v in net.state_dict().items() if k.startswith("features.")}
+    return signatures

@@ -1,4 +1,4 @@
-"""From what a user wrote after ``--backbone`` to a backbone whose weights are known to be in place."""
+"""From what a user wrote after ``--backbone`` to a backbone whose weights are known to be loaded."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ INPUTS = ("mean", "std", "image_size")
 ZOOS = ("timm", "torchvision")
 OURS = "evalsuite.checkpoints."
 LONGEST = 10_000  # characters of a number in a header
-PART = 16  # an architecture that shapes tell may be that many times larger than what a file has of it
+PART = 16  # an architecture inferred from shapes may be that many times larger than what a file has of it
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ def load_backbone(
     network: str | None = None,
     seed: int = 0,
 ) -> Loaded:
-    """The backbone that ``spec`` names, with its weights in place.
+    """The backbone that ``spec`` names, with its weights loaded.
 
     ``spec`` is a path to a checkpoint of any known layout or to a directory with one (:func:`folders.read`);
     ``timm:NAME`` or ``torchvision:NAME`` for published weights; ``random:ARCH`` for fresh ones drawn from ``seed``; or
-    a plugin's backbone. ``arch`` says the architecture where shapes do not tell it. ``options`` are ``mean``, ``std``,
+    a plugin's backbone. ``arch`` says the architecture where shapes do not show it. ``options`` are ``mean``, ``std``,
     ``image_size`` and options of the architecture's builder. ``network`` chooses among several networks of a file by a
-    part of their place in it (``encoder``, ``student``). Parameters that no feature depends on (classifiers) are
+    part of their path in it (``encoder``, ``student``). Parameters that no feature depends on (classifiers) are
     set to zero, so equal features have an equal identity.
 
     Raises :class:`BackboneError` for a file that is missing, broken or unsafe, and, unless ``allow_partial``, for one
@@ -140,7 +140,7 @@ def _published(text: str, registry: Registry, options: Mapping[str, Any], seed: 
         try:
             return published(text, registry, **options).eval()
         except Exception as error:  # hubs raise their own, urllib's and the operating system's errors
-            _seeded(text, registry, options, seed)  # an unknown name or option is told as such
+            _seeded(text, registry, options, seed)  # an unknown name or option is refused as such
             root = error.__cause__ or error
             raise BackboneError(
                 f"the weights of {text} cannot be fetched",
@@ -161,7 +161,7 @@ def _zoo(text: str, backbone: Backbone, inputs: Mapping[str, Any], how: str, **p
         arch=backbone.spec.arch,
         options=backbone.spec.options,
         parameters=sum(p.numel() for p in weights(backbone, heads).values()),
-        input=_told(backbone, "given" if inputs else "the architecture's own"),
+        input=_input_report(backbone, "given" if inputs else "the architecture's own"),
         identity=backbone.identity,
     )
     return Loaded(backbone, report, _slug(text), {"source": text, **provenance})
@@ -188,7 +188,7 @@ def _own(
         arch=backbone.spec.arch,
         options=backbone.spec.options,
         parameters=sum(p.numel() for p in weights(backbone, heads_of(backbone)).values()),
-        input=_told(backbone, "given" if inputs else "the file's header"),
+        input=_input_report(backbone, "given" if inputs else "the file's header"),
         sha256=file.sha256,
         identity=backbone.identity,
     )
@@ -210,8 +210,8 @@ class Read(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A candidate held against its architecture."""
+class _MatchedCandidate:
+    """A candidate matched against its architecture."""
 
     candidate: Candidate
     naming: str
@@ -229,7 +229,7 @@ class _Found:
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Best last: whole networks, then third parties' layouts, then the preferred place, then those described in
+        """Best last: whole networks, then third parties' layouts, then the preferred path, then those described in
         words, then coverage."""
         in_words = self.described is not None
         return self.match.whole, self.theirs, self.rank, in_words, self.match.matched, -len(self.match.leftover)
@@ -251,8 +251,8 @@ class _Builder:
     ) -> None:
         self.registry, self.options, self.seed, self.named = registry, options, seed, named
         self.source = str(file.path)
-        held = sum(t.numel() for state in reading.states(file) for t in state.tensors.values())
-        self.largest = PART * held + 4 * SPARE
+        stored = sum(t.numel() for state in reading.states(file) for t in state.tensors.values())
+        self.largest = PART * stored + 4 * SPARE
         self._built: dict[str, tuple[Backbone, frozenset[str]]] = {}
 
     def without_options(self) -> _Builder:
@@ -299,25 +299,25 @@ def _find(
     options: Mapping[str, Any],
     seed: int,
     network: str | None,
-) -> _Found:
+) -> _MatchedCandidate:
     """The best reading of a file. Raises BackboneError where there is none, UsageError where it has no ``network``."""
-    held = reading.states(file)
-    if not held:
+    states = reading.states(file)
+    if not states:
         raise _empty(file)
     named = None if arch is None else _arch(arch, registry)
     builder = _Builder(registry, options, seed, file, named)
-    read = _candidates(held, registry)
+    read = _candidates(states, registry)
     said = arch or file.header.get("arch")
     if said is not None and named is None:
         refuse_arch(_arch(said, registry), file.path, registry)
     if said is not None:
         why = "given as --arch" if arch else f"the file's header says {said!r}"
-        measured = list(_forced(held, read, _arch(said, registry), builder, why))
+        measured = list(_forced(states, read, _arch(said, registry), builder, why))
     else:
         measured = list(_measure(read, builder))
     notes: list[str] = []
     for words in () if said is not None else configs.described(file):
-        fitting = _as_described(held, read, words, builder)
+        fitting = _as_described(states, read, words, builder)
         measured += fitting
         if not fitting:
             notes.append(f"{words.by} names {words.arch}, which these tensors are not")
@@ -325,18 +325,18 @@ def _find(
     hinted = hinted if hinted and re.fullmatch(NAME, hinted) else None
     name = _known(hinted) if hinted and said is None and not any(m.match.whole for m in measured) else None
     if name and builder.affords(name):
-        measured += _forced(held, read, name, builder, f"the file says {hinted!r}")
+        measured += _forced(states, read, name, builder, f"the file says {hinted!r}")
     if network is not None:
         measured = _of_network(measured, network, file)
     best = max(measured, key=lambda m: m.order, default=None)
-    if (best is None or not best.match.whole) and (flat := next(filter(None, map(_flat, held)), None)):
+    if (best is None or not best.match.whole) and (flat := next(filter(None, map(_flat, states)), None)):
         raise _joined(file, flat)
     if said is not None and (best is None or not best.match.whole):
-        return _unfit(best, held, read, _arch(said, registry), builder)
-    if best is None and all(not t.numel() for state in held for t in state.tensors.values()):
+        return _unfit(best, states, read, _arch(said, registry), builder)
+    if best is None and all(not t.numel() for state in states for t in state.tensors.values()):
         raise _hollow(file)
     if best is None:
-        raise _unknown(file, held, read)
+        raise _unknown(file, states, read)
     taken = f"{', '.join(best.state.wrappers)} taken off" if best.state.wrappers else ""
     chosen = f"given as --network {network}" if network is not None else ""
     reason = tuple(r for r in (chosen, *best.reason, *notes, taken) if r)
@@ -354,7 +354,7 @@ def _empty(file: reading.File) -> BackboneError:
     if lone:
         return BackboneError(
             f"{file.path} holds {lone} tensors in a list, without names",
-            cause="which tensor belongs where is told by its name alone",
+            cause="only its name shows where a tensor belongs",
             fix="save the network's dict where it came from: torch.save(model.state_dict(), 'weights.pth')",
         )
     tree = file.tree
@@ -382,23 +382,25 @@ def _flat(state: reading.State) -> str | None:
 def _joined(file: reading.File, name: str) -> BackboneError:
     return BackboneError(
         f"{file.path} is one process's part of a network under FSDP",
-        cause=f"{name} is many tensors joined end to end, and nothing in the file tells where each begins",
+        cause=f"{name} is many tensors joined end to end, and nothing in the file shows where each begins",
         fix="save it whole where it was trained: FullStateDictConfig (torch), or a full checkpoint of your framework",
     )
 
 
-def _of_network(measured: list[_Found], network: str, file: reading.File) -> list[_Found]:
+def _of_network(measured: list[_MatchedCandidate], network: str, file: reading.File) -> list[_MatchedCandidate]:
     """Those in the network of that name: a part of the path in the file, or the whole of it."""
 
-    def named(found: _Found) -> bool:
-        container, prefix = found.network
-        parts = {*re.split(r"[.\[\]]", container), *prefix.split("."), container, prefix, _title(found)}
+    def named(matched: _MatchedCandidate) -> bool:
+        container, prefix = matched.network
+        parts = {*re.split(r"[.\[\]]", container), *prefix.split("."), container, prefix, _title(matched)}
         return network in parts - {""}
 
-    chosen = [found for found in measured if named(found)]
+    chosen = [matched for matched in measured if named(matched)]
     if chosen:
         return chosen
-    known = sorted({_title(found) for found in measured if found.match.whole} or {_title(found) for found in measured})
+    known = sorted(
+        {_title(matched) for matched in measured if matched.match.whole} or {_title(matched) for matched in measured}
+    )
     raise UsageError(
         f"{file.path} has no network {network!r}",
         cause=f"it has {', '.join(known[:8]) or 'none that is known'}",
@@ -406,9 +408,9 @@ def _of_network(measured: list[_Found], network: str, file: reading.File) -> lis
     )
 
 
-def _title(found: _Found) -> str:
-    """A network's place in its file, as one word: ``teacher.backbone``."""
-    container, prefix = found.network
+def _title(matched: _MatchedCandidate) -> str:
+    """A network's path in its file, as one word: ``teacher.backbone``."""
+    container, prefix = matched.network
     return ".".join(p for p in (container, prefix.removesuffix(".")) if p) or "top-level"
 
 
@@ -417,25 +419,27 @@ def _other(other: tuple[str, int, str]) -> str:
     return f"{title} ({why})" if why and rank < 0 else title
 
 
-def _others(best: _Found, measured: Iterable[_Found]) -> Iterator[tuple[str, int, str]]:
+def _others(best: _MatchedCandidate, measured: Iterable[_MatchedCandidate]) -> Iterator[tuple[str, int, str]]:
     """The other networks of a file that are whole too, how much they are preferred and why; no copies of the same."""
     seen = {best.network}
-    for found in measured:
-        if not found.match.whole or found.network in seen:
+    for other in measured:
+        if not other.match.whole or other.network in seen:
             continue
-        seen.add(found.network)
-        if _same(best.match.used, found.match.used):
+        seen.add(other.network)
+        if _same(best.match.used, other.match.used):
             continue
-        yield _title(found), *origins.choice(found.state, found.candidate.prefix)
+        yield _title(other), *origins.choice(other.state, other.candidate.prefix)
 
 
 def _same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(v, other[k]) for k, v in one.items())
 
 
-def _as_described(held: list[reading.State], read: Iterable[Read], words: Described, builder: _Builder) -> list[_Found]:
+def _as_described(
+    states: list[reading.State], read: Iterable[Read], words: Described, builder: _Builder
+) -> list[_MatchedCandidate]:
     """Whole readings of a file as the architecture that somebody's words name."""
-    largest = max(sum(t.numel() for t in state.tensors.values()) for state in held)
+    largest = max(sum(t.numel() for t in state.tensors.values()) for state in states)
     net = builder.outline(words.arch, words.options)
     if net is None or sum(p.numel() for p in net.parameters()) > 1.1 * largest:
         return []
@@ -445,23 +449,25 @@ def _as_described(held: list[reading.State], read: Iterable[Read], words: Descri
     if options != words.options and builder.outline(words.arch, options) is None:
         return []
     why = f"{words.arch.partition(':')[2]} by the word of {words.by}"
-    found = _forced(held, read, words.arch, builder, why, options)
-    return [replace(f, described=words) for f in found if f.match.whole]
+    matched = _forced(states, read, words.arch, builder, why, options)
+    return [replace(f, described=words) for f in matched if f.match.whole]
 
 
-def _unfit(best: _Found | None, held: list[reading.State], read: list[Read], arch: str, builder: _Builder) -> _Found:
+def _unfit(
+    best: _MatchedCandidate | None, states: list[reading.State], read: list[Read], arch: str, builder: _Builder
+) -> _MatchedCandidate:
     """A reading as an architecture that was named and does not fit, with what the file looks like."""
     rival = _rival(read, builder.without_options())
     if best is None:
         backbone, heads = builder(arch, {})
-        best = _Found(Candidate({}, arch), "", False, held[0], backbone, heads, match(backbone, heads, {}))
+        best = _MatchedCandidate(Candidate({}, arch), "", False, states[0], backbone, heads, match(backbone, heads, {}))
     return replace(best, rival=rival)
 
 
-def _candidates(held: list[reading.State], registry: Registry) -> list[Read]:
+def _candidates(states: list[reading.State], registry: Registry) -> list[Read]:
     """What every layout on the shelf makes of the dicts of tensors, third parties' first."""
     entries = sorted(registry.entries("checkpoint"), key=lambda e: e.target.startswith(OURS))
-    return [read for state in held for entry in entries for read in _read_as(entry, state, registry)]
+    return [read for state in states for entry in entries for read in _read_as(entry, state, registry)]
 
 
 def _read_as(entry: Entry, state: reading.State, registry: Registry) -> list[Read]:
@@ -484,7 +490,7 @@ def _read_as(entry: Entry, state: reading.State, registry: Registry) -> list[Rea
     return read
 
 
-def _measure(read: Iterable[Read], builder: _Builder) -> Iterator[_Found]:
+def _measure(read: Iterable[Read], builder: _Builder) -> Iterator[_MatchedCandidate]:
     for candidate, naming, theirs, state in read:
         if candidate.arch is None:
             continue
@@ -500,7 +506,7 @@ def _measure(read: Iterable[Read], builder: _Builder) -> Iterator[_Found]:
         backbone, heads = builder(candidate.arch, extra, theirs)
         rank, why = origins.choice(state, candidate.prefix)
         reason = tuple(r for r in (why, candidate.note, padded, resampled) if r)
-        yield _Found(
+        yield _MatchedCandidate(
             candidate,
             naming,
             theirs,
@@ -519,13 +525,13 @@ def _plain_vit(arch: str) -> bool:
 
 
 def _forced(
-    held: list[reading.State],
+    states: list[reading.State],
     read: Iterable[Read],
     arch: str,
     builder: _Builder,
     why: str,
     words: Mapping[str, Any] | None = None,
-) -> Iterator[_Found]:
+) -> Iterator[_MatchedCandidate]:
     """Readings of a file as one given architecture: as layouts read it, and behind whatever prefix fits.
 
     ``words`` are options by somebody's word; the size of a table of positions is the tensors' own.
@@ -538,26 +544,26 @@ def _forced(
             shown = {k: v for k, v in shown.items() if k == "img_size"}
         open_still = {k: v for k, v in candidate.guesses.items() if k in shown and k not in words}
         given = replace(candidate, arch=arch, options={**shown, **words}, guesses=open_still)
-        for found in _measure([Read(given, naming, theirs, state)], builder):
-            yield replace(found, reason=(why, *found.reason))
-    yield from _behind_prefixes(held, arch, words, *builder(arch, words), why)
+        for matched in _measure([Read(given, naming, theirs, state)], builder):
+            yield replace(matched, reason=(why, *matched.reason))
+    yield from _behind_prefixes(states, arch, words, *builder(arch, words), why)
 
 
 def _behind_prefixes(
-    held: list[reading.State],
+    states: list[reading.State],
     arch: str,
     options: Mapping[str, Any],
     backbone: Backbone,
     heads: frozenset[str],
     why: str,
-) -> Iterator[_Found]:
-    for state in held:
+) -> Iterator[_MatchedCandidate]:
+    for state in states:
         for prefix in prefixes(backbone, heads, state.tensors):
             tensors = {k[len(prefix) :]: v for k, v in state.tensors.items() if k.startswith(prefix)}
             rank, chosen = origins.choice(state, prefix)
             reason = tuple(r for r in (why, chosen) if r)
             fit = match(backbone, heads, tensors)
-            yield _Found(
+            yield _MatchedCandidate(
                 Candidate(tensors, arch, options, prefix),
                 "the architecture's",
                 False,
@@ -579,14 +585,14 @@ def _rival(read: Iterable[Read], builder: _Builder) -> str:
     return inferred.backbone.spec.arch if inferred is not None and inferred.match.whole else ""
 
 
-def _unknown(file: reading.File, held: list[reading.State], read: list[Read]) -> BackboneError:
+def _unknown(file: reading.File, states: list[reading.State], read: list[Read]) -> BackboneError:
     by_size = sorted(read, key=lambda r: -len(r.candidate.tensors))
     notes = [r.candidate.note for r in by_size if r.candidate.note]
-    largest = max(held, key=lambda s: len(s.tensors))
+    largest = max(states, key=lambda s: len(s.tensors))
     first = ", ".join(f"{k} {tuple(v.shape)}" for k, v in list(largest.tensors.items())[:3])
     cause = f"it looks like {notes[0]}" if notes else f"no layout knows its {len(largest.tensors)} tensors: {first}"
     return BackboneError(
-        f"the architecture of {file.path} cannot be told from its tensors",
+        f"the architecture of {file.path} cannot be inferred from its tensors",
         cause=cause,
         fix="name it with --arch SCHEME:NAME, or add a layout (docs/hooks.md, shelf checkpoint)",
     )
@@ -594,48 +600,48 @@ def _unknown(file: reading.File, held: list[reading.State], read: list[Read]) ->
 
 def _finish(
     file: reading.File,
-    found: _Found,
+    best: _MatchedCandidate,
     inputs: Mapping[str, Any],
     overrides: Mapping[str, Any],
     allow_partial: bool,
     seed: int,
 ) -> Loaded:
-    """Refuse, or put the weights in place and say how."""
-    fit, backbone = found.match, found.backbone
+    """Refuse, or load the weights and report how."""
+    fit, backbone = best.match, best.backbone
     if not fit.whole and not allow_partial:
-        raise _refusal(file, found)
+        raise _refusal(file, best)
     if not fit.used:
-        raise _refusal(file, found)
+        raise _refusal(file, best)
     every = backbone.net.state_dict()
     backbone.net.load_state_dict({k: v.to(every[k].dtype) for k, v in fit.used.items()}, strict=False)
-    _blank(backbone, found.heads)
+    _blank(backbone, best.heads)
     if fit.missing:
         backbone.drawn(seed, file.sha256)
-    values, said_by = _normalisation(file, found, inputs)
+    values, said_by = _normalisation(file, best, inputs)
     backbone.respec(**values)
-    candidate = found.candidate
+    candidate = best.candidate
     sources = (candidate.sources.get(k, k) for k in fit.used)
     used = {name for source in sources for name in ((source,) if isinstance(source, str) else source)}
-    inside = {k[len(candidate.prefix) :] if k.startswith(candidate.prefix) else k: k for k in found.state.tensors}
+    inside = {k[len(candidate.prefix) :] if k.startswith(candidate.prefix) else k: k for k in best.state.tensors}
     report = LoadReport(
         source=str(file.path),
-        layout=found.naming if found.theirs else origins.origin(found.state, candidate.prefix),
+        layout=best.naming if best.theirs else origins.origin(best.state, candidate.prefix),
         arch=backbone.spec.arch,
         options=backbone.spec.options,
-        container=found.state.container,
+        container=best.state.container,
         prefix=candidate.prefix,
-        naming=found.naming,
+        naming=best.naming,
         matched=fit.matched,
         buffers=fit.buffers,
         parameters=fit.parameters,
         missing=fit.missing,
-        unexpected=tuple(found.state.names.get(full, full) for name, full in inside.items() if name not in used),
+        unexpected=tuple(best.state.names.get(full, full) for name, full in inside.items() if name not in used),
         leftover=fit.leftover,
         mismatched=fit.mismatched,
-        input=_told(backbone, said_by),
-        reason=(*found.reason, *file.notes),
-        others=found.others,
-        guesses=tuple(_guesses(found, overrides)),
+        input=_input_report(backbone, said_by),
+        reason=(*best.reason, *file.notes),
+        others=best.others,
+        guesses=tuple(_guesses(best, overrides)),
         sha256=file.sha256,
         trusted=file.trusted,
         identity=backbone.identity,
@@ -649,26 +655,26 @@ def _finish(
     return Loaded(backbone, report, _name(file.path), provenance)
 
 
-def _guesses(found: _Found, overrides: Mapping[str, Any]) -> Iterator[str]:
+def _guesses(best: _MatchedCandidate, overrides: Mapping[str, Any]) -> Iterator[str]:
     """What features depend on and nothing says, and how to say it."""
-    for option, (value, why) in found.candidate.guesses.items():
+    for option, (value, why) in best.candidate.guesses.items():
         if option not in overrides:
             yield (
                 f"{option}={value} is a guess ({why}), which no tensor shows and nothing says; "
                 f"if it is another: --backbone-arg {option}=..."
             )
-    if found.tied:
+    if best.tied:
         yield (
-            f"the network {_title(found)} is a guess, the first of those that fit; "
-            f"for another: --network {' or --network '.join(found.tied)}"
+            f"the network {_title(best)} is a guess, the first of those that fit; "
+            f"for another: --network {' or --network '.join(best.tied)}"
         )
 
 
-def _refusal(file: reading.File, found: _Found) -> BackboneError:
-    fit, arch = found.match, found.backbone.spec.arch
+def _refusal(file: reading.File, best: _MatchedCandidate) -> BackboneError:
+    fit, arch = best.match, best.backbone.spec.arch
     whole = [k for k, given, wanted in fit.mismatched if given == wanted]
     if whole:
-        kind = str(found.candidate.tensors[whole[0]].dtype).removeprefix("torch.")
+        kind = str(best.candidate.tensors[whole[0]].dtype).removeprefix("torch.")
         return BackboneError(
             f"{file.path} holds quantised weights",
             cause=f"{len(whole)} are {kind}, first {whole[0]}; backbones are of floating point",
@@ -682,13 +688,13 @@ def _refusal(file: reading.File, found: _Found) -> BackboneError:
         wrong.append(f"{len(fit.missing)} missing, first {fit.missing[0]}")
     if fit.leftover:
         wrong.append(f"{len(fit.leftover)} inside the network that it does not know, first {fit.leftover[0]}")
-    looks = f"; the file looks like {found.rival}" if found.rival else ""
+    looks = f"; the file looks like {best.rival}" if best.rival else ""
     short = f"{fit.matched:.1%} of parameters matched (needs 98%)"
     if fit.matched >= 0.98:
         short = f"{fit.matched:.1%} of parameters matched, but it is another network"
     if fit.buffers < 0.98 <= fit.matched:
         short = f"{fit.buffers:.1%} of running statistics matched (needs 98%)"
-    fix = f"--arch {found.rival}, or leave --arch out" if found.rival else "name the right one with --arch SCHEME:NAME"
+    fix = f"--arch {best.rival}, or leave --arch out" if best.rival else "name the right one with --arch SCHEME:NAME"
     return BackboneError(
         f"{file.path} as {arch}: {short}",
         cause="; ".join(wrong) + looks,
@@ -722,29 +728,31 @@ def _arch(text: str, registry: Registry) -> str:
     return _known(text) or text
 
 
-def _normalisation(file: reading.File, found: _Found, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+def _normalisation(
+    file: reading.File, best: _MatchedCandidate, inputs: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
     """mean, std and image size, and whose word it is: the user's, the layout's, the header's, or the custom."""
-    spec, candidate = found.backbone.spec, found.candidate
+    spec, candidate = best.backbone.spec, best.candidate
     scheme, _, name = spec.arch.partition(":")
     values: dict[str, Any] = {"mean": spec.mean, "std": spec.std, "image_size": spec.image_size}
     said_by = "the architecture's own"
     if scheme in (*ZOOS, "small") and "." not in name:
         values |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
         said_by = "ImageNet's, as nothing says otherwise"
-    written, where = configs.input_of(found.state.tensors)
+    written, where = configs.input_of(best.state.tensors)
     if not written:
-        written, where = configs.described_input(file, found.described is not None)
-    if hasattr(found.backbone.net, "patch_embed") or scheme == "small":
+        written, where = configs.described_input(file, best.described is not None)
+    if hasattr(best.backbone.net, "patch_embed") or scheme == "small":
         written.pop("image_size", None)  # a table of positions is of one size, and small networks are of small images
     whose = {"mean": said_by, "std": said_by, "image_size": "the architecture's own"}
-    for told, who in (
+    for overrides, who in (
         (written, where),
         (_noted(file.header), "the file's header"),
         (_of_layout(candidate), "the layout"),
         (inputs, "given"),
     ):
-        values |= told
-        whose |= dict.fromkeys(told, who)
+        values |= overrides
+        whose |= dict.fromkeys(overrides, who)
     return values, _whose(whose)
 
 
@@ -761,8 +769,8 @@ def _whose(whose: Mapping[str, str]) -> str:
 
 
 def _of_layout(candidate: Candidate) -> dict[str, Any]:
-    told = {"mean": candidate.mean, "std": candidate.std, "image_size": candidate.image_size}
-    return {k: v for k, v in told.items() if v is not None}
+    values = {"mean": candidate.mean, "std": candidate.std, "image_size": candidate.image_size}
+    return {k: v for k, v in values.items() if v is not None}
 
 
 def _noted(header: Mapping[str, str]) -> dict[str, Any]:
@@ -770,16 +778,16 @@ def _noted(header: Mapping[str, str]) -> dict[str, Any]:
 
     A note reads like ``RGB in [0,1], mean (123/255, 117/255, 104/255), std (1/255, 1/255, 1/255), 227x227``.
     """
-    told = {k: _input(k, _json(header[k])) for k in INPUTS if k in header}
+    values = {k: _input(k, _json(header[k])) for k in INPUTS if k in header}
     for note in header.values():
         if not re.search(r"RGB in \[0, ?1\]", note):
             continue
         for name in ("mean", "std"):
-            if name not in told and (found := re.search(rf"{name} \(([\d./, ]{{1,200}})\)", note)):
-                told[name] = _input(name, [_fraction(part) for part in found[1].split(",")])
-        if "image_size" not in told and (size := re.search(r"\b(\d{1,6})x(\d{1,6})\b", note)):
-            told["image_size"] = _input("image_size", [int(size[1]), int(size[2])])
-    return told
+            if name not in values and (numbers := re.search(rf"{name} \(([\d./, ]{{1,200}})\)", note)):
+                values[name] = _input(name, [_fraction(part) for part in numbers[1].split(",")])
+        if "image_size" not in values and (size := re.search(r"\b(\d{1,6})x(\d{1,6})\b", note)):
+            values["image_size"] = _input("image_size", [int(size[1]), int(size[2])])
+    return values
 
 
 def _json(text: str) -> Any:
@@ -801,16 +809,16 @@ def _input(name: str, value: Any) -> tuple[Any, ...]:
     """mean or std as three numbers, image_size as (height, width), of a user's or a file's word."""
     values = value if isinstance(value, list | tuple) else (value,) * (2 if name == "image_size" else 3)
     if fault := input_fault(name, values):
-        told = str(value)
+        text = str(value)
         raise BackboneError(
-            f"{name} {told if len(told) <= 80 else told[:77] + '...'} makes no sense",
+            f"{name} {text if len(text) <= 80 else text[:77] + '...'} makes no sense",
             cause=f"{fault}; mean and std are of RGB in [0,1], image_size is height and width in pixels",
             fix="for example mean=[0.485,0.456,0.406] or image_size=224",
         )
     return tuple((int if name == "image_size" else float)(v) for v in values)
 
 
-def _told(backbone: Backbone, said_by: str) -> dict[str, Any]:
+def _input_report(backbone: Backbone, said_by: str) -> dict[str, Any]:
     spec = backbone.spec
     numbers = {"mean": [round(v, 6) for v in spec.mean], "std": [round(v, 6) for v in spec.std]}
     return {**numbers, "image_size": list(spec.image_size), "source": said_by}

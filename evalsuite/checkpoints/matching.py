@@ -62,11 +62,11 @@ class LoadReport:
         return values
 
     def __str__(self) -> str:
-        place = f"{self.container or 'top level'}, prefix {self.prefix!r}" if self.sha256 and self.naming else ""
+        location = f"{self.container or 'top level'}, prefix {self.prefix!r}" if self.sha256 and self.naming else ""
         options = ", ".join(f"{k}={v}" for k, v in self.options.items())
         rows = [
             ("source", self.source),
-            ("layout", f"{self.layout}" + (f" ({self.naming} names; {place})" if place else "")),
+            ("layout", f"{self.layout}" + (f" ({self.naming} names; {location})" if location else "")),
             ("architecture", self.arch + (f" ({options})" if options else "")),
             (
                 "matched",
@@ -101,7 +101,7 @@ def _some(names: Iterable[str], limit: int = 5) -> str:
 
 @dataclass(frozen=True)
 class Match:
-    """A dict of tensors held against a backbone. ``used`` are those to load, by the backbone's names."""
+    """A dict of tensors matched against a backbone. ``used`` are those to load, by the backbone's names."""
 
     used: Mapping[str, Tensor]
     matched: float
@@ -251,7 +251,7 @@ def heads_of(backbone: Backbone) -> frozenset[str]:
 
 
 def _unused(backbone: Backbone, kind: str) -> frozenset[str] | None:
-    """The parameters on which no feature of an input of that kind depends; None where that cannot be told."""
+    """The parameters on which no feature of an input of that kind depends; None where that is unknown."""
     try:
         features, parameters = look_meta(backbone, kind=kind)
     except Exception:  # of an example that is not what a stranger's tower expects

@@ -24,10 +24,10 @@ OPENAI = {"input_resolution", "context_length", "vocab_size"}  # numbers that on
 
 def vit(state: State) -> Iterator[Candidate]:
     """The vision tower, alone or under ``visual.``; the text tower and the projection are left."""
-    for prefix, found in behind(state.tensors, "transformer.resblocks.0.attn.in_proj_weight"):
-        if "conv1.weight" not in found or "class_embedding" not in found:
+    for prefix, state_dict in behind(state.tensors, "transformer.resblocks.0.attn.in_proj_weight"):
+        if "conv1.weight" not in state_dict or "class_embedding" not in state_dict:
             continue  # a text tower
-        tensors, sources = renamed(found, _timm_name)
+        tensors, sources = renamed(state_dict, _timm_name)
         tensors["cls_token"] = tensors["cls_token"].reshape(1, 1, -1)
         tensors["pos_embed"] = tensors["pos_embed"][None]
         read = as_vit(tensors, sources, prefix, state)
@@ -35,11 +35,11 @@ def vit(state: State) -> Iterator[Candidate]:
             yield read
             continue
         width = tensors["patch_embed.proj.weight"].shape[0]
-        act, heads, why, told = _words(state, width)
+        act, heads, why, certain = _words(state, width)
         options = {**read.options, "norm_eps": 1e-5, "num_heads": heads} | ({"act_layer": act} if act != "gelu" else {})
         beside = "open_clip_config.json" in state.file.beside
         seen: dict[str, Any] = {} if beside else {"mean": CLIP_MEAN, "std": CLIP_STD}
-        guesses = {} if told else {"act_layer": (act, "OpenCLIP's; OpenAI's weights have quick_gelu")}
+        guesses = {} if certain else {"act_layer": (act, "OpenCLIP's; OpenAI's weights have quick_gelu")}
         yield published_clip(replace(read, options=options, note=why, guesses=guesses, **seen))
 
 

@@ -28,11 +28,11 @@ OUTSIDE = (
 
 def vit(state: State) -> Iterator[Candidate]:
     """ViT, MAE, MoCo v3, distilled DeiT, DINOv2 and BEiT: ``layers.0.attn.qkv``, ``layers.0.ffn.layers.0.0``."""
-    for prefix, found in behind(state.tensors, "patch_embed.projection.weight"):
+    for prefix, state_dict in behind(state.tensors, "patch_embed.projection.weight"):
         parts = {"layers.0.attn.qkv.weight", "layers.0.ln1.weight"}
-        if not parts <= found.keys() or found["patch_embed.projection.weight"].ndim != 4:
+        if not parts <= state_dict.keys() or state_dict["patch_embed.projection.weight"].ndim != 4:
             continue
-        tensors, sources = renamed(found, _timm_name)
+        tensors, sources = renamed(state_dict, _timm_name)
         if "norm.weight" in tensors and "fc_norm.weight" in tensors:
             note = "a ViT with a norm before and one after averaging (final_norm and avg_featmap), which timm has not"
             yield Candidate(tensors, None, {}, prefix, sources, note)

@@ -131,9 +131,9 @@ def origin(state: State, prefix: str) -> str:
 
 def positions(state: State, prefix: str) -> str | None:
     """How the code that wrote a vision transformer brings its positions to other sizes, as timm's zoo calls it
-    (:func:`evalsuite.backbones.timm_zoo.build`); None where it does as timm, or where nothing tells.
+    (:func:`evalsuite.backbones.timm_zoo.build`); None where it does as timm, or where nothing shows it.
 
-    Published files of DINO hold a bare network, like many others: there the file's name tells.
+    Published files of DINO hold a bare network, like many others: there the file's name decides.
     """
     if any(name.endswith(("register_tokens", "reg_token")) for name in state.tensors):
         return None  # DINOv2 with registers does as timm

@@ -54,11 +54,11 @@ class File:
     beside: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def hint(self, *names: str) -> str | None:
-        """The first text found under one of ``names`` in the file's top level or in its saved arguments."""
+        """The first text under one of ``names`` in the file's top level or in its saved arguments."""
         tree = self.tree if isinstance(self.tree, Mapping) else {}
         saved = [tree.get(k) for k in ("args", "opt", "config", "cfg", "hyper_parameters")]
-        for place in [tree, *saved]:
-            values = place if isinstance(place, Mapping) else getattr(place, "__dict__", {})
+        for holder in [tree, *saved]:
+            values = holder if isinstance(holder, Mapping) else getattr(holder, "__dict__", {})
             for name in names:
                 if isinstance(values.get(name), str):
                     return str(values[name])
@@ -85,10 +85,10 @@ def read(path: str | Path, *, trust: bool = False) -> File:
 
     Pickles, those of torch files among them, go through an unpickler that rebuilds tensors and numpy arrays and runs
     nothing (:mod:`evalsuite.checkpoints.unpickling`). Classes of configuration that training files often carry become
-    inert stand-ins; their packages are not imported. ``trust`` lets a file that asks for more run what it asks for,
+    inert stand-ins; their packages are not imported. ``trust`` lets a file that needs more run what it names,
     and the result says so.
 
-    Raises :class:`BackboneError` for anything that is missing, broken, or asks for more than that.
+    Raises :class:`BackboneError` for anything that is missing, broken, or needs more than that.
     """
     path = Path(path)
     start = _first_bytes(path)
@@ -106,7 +106,7 @@ def read(path: str | Path, *, trust: bool = False) -> File:
 def states(file: File) -> list[State]:
     """Every dict of tensors in a file, in the order met; what optimizers and schedulers keep is left out.
 
-    Dicts in lists and tuples, and under numbers, are found too: their place is written ``[0]``. A list of pairs of a
+    Dicts in lists and tuples, and under numbers, are read too: their path is written ``[0]``. A list of pairs of a
     name and a tensor is a dict.
     """
     return list(_walk(file.tree, "", file, 0, set()))
@@ -288,17 +288,17 @@ def _noted(tree: Any) -> dict[str, str]:
 
 
 def _refuse_broken(path: Path, error: Exception, what: str = "") -> NoReturn:
-    told = " ".join(str(error).split())[:200]
+    message = " ".join(str(error).split())[:200]
     raise BackboneError(
         f"{path} is truncated or damaged",
-        cause=f"{what}{type(error).__name__}: {told or 'it ends too early'}",
+        cause=f"{what}{type(error).__name__}: {message or 'it ends too early'}",
         fix=BROKEN,
     ) from error
 
 
-def _refuse_global(path: Path, asked: str) -> NoReturn:
-    whole = asked.startswith(("torch.nn.modules.", "torchvision.models", "timm.models", "__main__."))
+def _refuse_global(path: Path, name: str) -> NoReturn:
+    whole = name.startswith(("torch.nn.modules.", "torchvision.models", "timm.models", "__main__."))
     what = "it is a pickled module, not a dict of tensors" if whole else "reading weights never needs it"
     raise BackboneError(
-        f"{path} asks to run {asked}", cause=f"unpickling it would import and call {asked}; {what}", fix=TRUST
+        f"{path} asks to run {name}", cause=f"unpickling it would import and call {name}; {what}", fix=TRUST
     )

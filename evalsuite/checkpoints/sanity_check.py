@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 __all__ = ["SanityReport", "describe", "natural_images", "sanity"]
 
-VARIATION = 1e-4  # images whose features differ by less than this, relative to their length, are not told apart
+VARIATION = 1e-4  # images whose features differ by less than this, relative to their length, count as equal
 RANK = 2.0  # the least effective rank of the features of a batch (RankMe, Garrido et al., 2023, equation 1)
-DEAD = 0.5  # the fraction of channels that may be the same everywhere before it is worth a warning
+DEAD = 0.5  # the fraction of channels that may be the same everywhere before there is a warning
 
 
 @dataclass(frozen=True)
 class SanityReport:
-    """Faults make a backbone useless for any task; warnings are worth knowing; numbers are what was measured.
+    """Faults make a backbone useless for any task; warnings point to a likely mistake; numbers are what was measured.
 
     ``variation`` is the mean distance of an image's features from the batch's mean, relative to their mean length.
     ``effective_rank`` is the exponential of the entropy of the normalised singular values of the centred features.
-    ``dead`` is the fraction of channels, by output, with the same value for all images and places.
+    ``dead`` is the fraction of channels, by output, with the same value for all images and positions.
     ``like_fresh`` is the fraction of parameters (by tensor) that are as an initialisation leaves them.
     """
 
@@ -101,7 +101,7 @@ def sanity(backbone: Backbone, registry: Registry | None = None, *, count: int =
 
 
 def _gather(backbone: Backbone, images: Tensor) -> dict[str, Tensor]:
-    """What the backbone gives, by output, as (N,D) per image; maps as their means and spreads over places."""
+    """What the backbone gives, by output, as (N,D) per image; maps as their means and spreads over positions."""
     device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
     was_training = backbone.training
     backbone.eval()
@@ -152,7 +152,7 @@ def _effective_rank(centred: Tensor) -> float:
 def _dead(gathered: Mapping[str, Tensor], faults: list[str], warnings: list[str], numbers: dict[str, float]) -> None:
     for name, values in gathered.items():
         same = (values - values[0]).abs().amax(0) <= 1e-7 * values.abs().amax().clamp_min(1e-30)
-        if name != "pooled":  # means and spreads: a channel is dead where it never varies, over images or places
+        if name != "pooled":  # means and spreads: a channel is dead where it never varies, over images or positions
             mean, spread = same.chunk(2)
             flat = values.chunk(2, 1)[1].amax(0) <= 1e-7 * values.abs().amax().clamp_min(1e-30)
             same = mean & spread & flat
@@ -185,7 +185,7 @@ def _like_fresh(backbone: Backbone, registry: Registry) -> float:
 
 
 def _drawn(ours: Tensor, fresh: Tensor) -> bool | None:
-    """Whether a tensor is still as it was drawn; None where it has too few numbers to tell."""
+    """Whether a tensor is still as it was drawn; None where it has too few numbers to decide."""
     if bool((fresh == fresh.flatten()[0]).all()):
         return bool((ours == ours.flatten()[0]).all())
     if ours.numel() < 512:
@@ -218,7 +218,7 @@ def _alike_in_size(rows: Tensor) -> bool:
 
 
 def describe(loaded: Loaded, registry: Registry, *, check: bool = True) -> dict[str, Any]:
-    """Everything ``evalsuite inspect`` tells, as plain JSON values.
+    """Everything ``evalsuite inspect`` reports, as plain JSON values.
 
     ``flops`` counts one image of the spec's size, a multiplication and an addition as two. ``parameters`` counts those
     that features depend on; ``heads`` those of classifiers. ``sanity`` is None where ``check`` is off.

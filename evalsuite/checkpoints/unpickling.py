@@ -4,12 +4,12 @@ A pickle is a program: it names functions and classes, calls them with arguments
 of what they return. So a list of names that may be called is not enough. Here
 
 - the instructions are read first (:func:`_inspect`): how many, how deep tuples are nested, how far memory is addressed;
-- every name stands for a function or class in this file, which takes its arguments for hostile: sizes are held to the
+- every name stands for a function or class in this file, which distrusts its arguments: sizes are bounded by the
   bytes that the file has, dtypes are booleans, integers, floats and complex numbers, and their state is a byte order;
 - classes and functions given to a pickle cannot be changed by it.
 
 Files of ``torch.save``, of both its formats, are read the same way: their pickles by the same unpickler, their tensors
-from the bytes behind them. :class:`Forbidden` names what else a pickle asks for.
+from the bytes behind them. :class:`Forbidden` names what else a pickle needs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SHARED = 8  # times its own size that tensors of a file may be in all, for sever
 
 
 class Forbidden(pickle.UnpicklingError):
-    """A pickle asked for a global that is not allowed; the message is its full name."""
+    """A pickle names a global that is not allowed; the message is its full name."""
 
 
 def load_pickle(path: Path) -> Any:
@@ -171,7 +171,7 @@ class _Function:
 
 
 class _Inert(metaclass=_Fixed):
-    """Takes the place of an object we have no use for; keeps its attributes."""
+    """Stands in for an object we have no use for; keeps its attributes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -185,7 +185,7 @@ class _Inert(metaclass=_Fixed):
 
 
 class _InertDict(OrderedDict[Any, Any], metaclass=_Fixed):
-    """Takes the place of a dict, and of its subclasses, whatever they are called with."""
+    """Stands in for a dict and its subclasses, whatever they are called with."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
@@ -431,7 +431,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Tensor(Tensor):
-    """A tensor whose size a pickle may not change once it was held to its storage."""
+    """A tensor whose size a pickle may not change once it was checked against its storage."""
 
     def __setstate__(self, state: Any) -> None:
         raise pickle.UnpicklingError("a pickle may not change a tensor")

@@ -85,14 +85,14 @@ def nearest(options: Mapping[str, Any], kind: str = "plain") -> tuple[str, dict[
     wanted = DEFAULTS | dict(options)
     rows = {name: DEFAULTS | row for name, row in REGISTERED.items() if _kind(name) == kind}
     alike = [n for n, row in rows.items() if all(row[k] == wanted[k] for k in ("embed_dim", "depth"))]
-    told, note = {}, ""
+    heads_option, note = {}, ""
     if not alike:
-        told = {"num_heads": wanted["num_heads"]}
+        heads_option = {"num_heads": wanted["num_heads"]}
         note = f"custom: timm registers no such ViT of width {wanted['embed_dim']} and depth {wanted['depth']}"
         base = [n for n, row in rows.items() if row["embed_dim"] == 768] or [GATED]
         alike = [n for n in base if rows[n]["pre_norm"] == wanted["pre_norm"]] or base
     name = min(alike, key=lambda n: len(_departures(wanted, rows[n])))
-    return name, _departures(wanted, rows[name]) | told, note
+    return name, _departures(wanted, rows[name]) | heads_option, note
 
 
 def _departures(wanted: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:

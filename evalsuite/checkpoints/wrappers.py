@@ -58,7 +58,7 @@ def unwrapped(tensors: Mapping[str, Tensor]) -> Unwrapped:
 
 
 def flattened(names: Iterable[str]) -> str | None:
-    """The first name that is FSDP's for many tensors joined end to end; nothing tells them apart any more."""
+    """The first name that is FSDP's for many tensors joined end to end; nothing separates them any more."""
     return next((name for name in names if re.search(FLAT, name)), None)
 
 

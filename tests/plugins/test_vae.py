@@ -131,6 +131,6 @@ def test_a_published_file_loads_without_a_flag(tmp_path, registry):
 
 def test_a_published_file_of_another_map_is_told(tmp_path, registry):
     torch.save({"ocr_module_state_dict": published(32, cells=8)[1]}, tmp_path / "vae.pth")
-    with pytest.raises(BackboneError, match="cannot be told") as refused:
+    with pytest.raises(BackboneError, match="cannot be inferred") as refused:
         load_backbone(tmp_path / "vae.pth", registry)
     assert "a map of 64 places, where objects:vae has 16" in refused.value.cause

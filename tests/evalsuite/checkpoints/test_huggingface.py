@@ -422,7 +422,7 @@ def test_tensors_of_no_shape_as_sharded_training_leaves_them_are_refused(name, s
 def test_the_window_of_swins_second_version_is_never_guessed(tmp_path, registry):
     of("Swinv2Model", "Swinv2Config", **WINDOWS).save_pretrained(tmp_path)
     (tmp_path / "config.json").unlink()
-    assert "only a config.json beside it can tell" in refused(tmp_path, registry)
+    assert "only a config.json beside it gives" in refused(tmp_path, registry)
 
 
 # --------------------------------------------------------------------------------------------------- OpenAI's names
