@@ -152,6 +152,7 @@ def run(
             save_every=save_every, strict=strict, verify_data=verify_data, patient=yes,
             backbone_options=_options(backbone_arg, "--backbone-arg"), network=network,
             allow_partial=allow_partial, trust=trust_checkpoint, out=out, command=_command(),
+            plugins=tuple(_requests),
         )  # fmt: skip
     cells = runner.execute(request, registry, progress)
     if quiet and not _silent():

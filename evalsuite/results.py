@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import stat
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,7 +49,7 @@ def _text(value: str) -> str:
     """Text that can be written to a file: a lone surrogate cannot."""
     if len(value) > LONGEST:
         raise ValueError(f"text of {len(value)} characters; {LONGEST} are taken")
-    if any("\ud800" <= c <= "\udfff" for c in value):
+    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
         raise ValueError("text with a lone surrogate, which no file can hold")
     return value
 
@@ -65,21 +68,28 @@ def _measured(value: float) -> float:
 
 def _plain(value: Any) -> Any:
     """Any JSON, of finite numbers, text that can be written, and so many levels."""
-    left = [(value, 1)]
-    while left:
-        inner, depth = left.pop()
+    level, depth = [value], 0
+    while level:
+        depth += 1
         if depth > DEEPEST:
             raise ValueError(f"nested more than {DEEPEST} levels deep")
-        if isinstance(inner, str):
-            _text(inner)
-        elif isinstance(inner, int):
-            _whole(inner)
-        elif isinstance(inner, float) and not math.isfinite(inner):
-            raise ValueError(f"{inner} is no number")
-        elif isinstance(inner, dict):
-            left += [(part, depth + 1) for pair in inner.items() for part in pair]
-        elif isinstance(inner, list | tuple):
-            left += [(part, depth + 1) for part in inner]
+        below: list[Any] = []
+        for inner in level:
+            if isinstance(inner, str):
+                if len(inner) > LONGEST or not inner.isascii():  # a call for each text would be half of reading
+                    _text(inner)
+            elif isinstance(inner, int):
+                if inner.bit_length() > 63:
+                    _whole(inner)
+            elif isinstance(inner, float):
+                if not math.isfinite(inner):
+                    raise ValueError(f"{inner} is no number")
+            elif isinstance(inner, dict):
+                below.extend(inner)
+                below.extend(inner.values())
+            elif isinstance(inner, list | tuple):
+                below.extend(inner)
+        level = below
     return value
 
 
@@ -223,20 +233,34 @@ def validated(content: Any) -> Result:
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version is None:
         raise ValueError("no schema version")
-    if not isinstance(version, str) or version.partition(".")[0] != SCHEMA.partition(".")[0]:
+    if not isinstance(version, str) or not _is_ours(version):
         raise ValueError(f"schema version {str(version)[:20]!r}; this version reads {SCHEMA}")
     return Result.model_validate(content)
 
 
+def _is_ours(version: str) -> bool:
+    return version.partition(".")[0] == SCHEMA.partition(".")[0]
+
+
+def _parsed(text: bytes) -> Result:
+    """:func:`validated` of JSON text, in one pass, since thousands may be read; what fails says why by the long way."""
+    with suppress(ValueError):
+        result = Result.model_validate_json(text)
+        if "schema_version" in result.model_fields_set and _is_ours(result.schema_version):
+            return result
+    return validated(json.loads(text.decode()))
+
+
 def read(path: str | Path) -> Result:
     """Read a cell back. Raises :class:`DataError` for anything that is not one."""
-    path = Path(path)
     try:
-        if path.exists() and not path.is_file():
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is no regular file")
-        if path.stat().st_size > LARGEST:
-            raise ValueError(f"{path.stat().st_size >> 20} MiB; {LARGEST >> 20} MiB are taken")
-        return validated(json.loads(path.read_text(encoding="utf-8")))
+        if status.st_size > LARGEST:
+            raise ValueError(f"{status.st_size >> 20} MiB; {LARGEST >> 20} MiB are taken")
+        with open(path, "rb") as file:
+            return _parsed(file.read())
     except (OSError, ValueError, RecursionError) as error:
         first = str(error).splitlines()
         raise DataError(

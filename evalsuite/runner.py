@@ -1,27 +1,27 @@
-"""From a request to result cells: what to run, what is there already, what failed and why."""
+"""From a request to cells, which are plain values, and to their results: what to run, what is there, what failed.
+
+Importing this loads no torch, nor does reading a result that is there: what evaluates is imported where it does.
+"""
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
 import os
 import shutil
+import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
-from evalsuite import statistics
-from evalsuite.checkpoints import NEEDED, Loaded, load_backbone
-from evalsuite.data import is_generated, source
-from evalsuite.data.digests import data_session
 from evalsuite.environment import (
     cache_root,
     data_root,
@@ -32,24 +32,27 @@ from evalsuite.environment import (
     reset_peak_memory,
     versions,
 )
-from evalsuite.errors import DataError, Refusal, ResourceError, UsageError
+from evalsuite.errors import BackboneError, DataError, PluginError, Refusal, ResourceError, UsageError
 from evalsuite.files import atomic, forget_partials, is_aside, room_for, set_aside, writable
 from evalsuite.hooks import Registry, load
 from evalsuite.locks import RANKS, locked, remove_empty
-from evalsuite.preflight import Fits, TooLarge, estimating, is_out_of_memory, killed_workers, let_go, spell
 from evalsuite.progress import Progress
-from evalsuite.protocols import Training, job
 from evalsuite.results import BY_FILE_SIZES, BackboneRecord, ProtocolRecord, Result, Score, cell_path, read
-from evalsuite.task import Outcome, Protocol, Setup, Task, evaluate
 
-__all__ = ["Cell", "Request", "demo_root", "execute", "plan", "run", "versions"]
+if TYPE_CHECKING:
+    from evalsuite.checkpoints import Loaded
+    from evalsuite.preflight import TooLarge
+    from evalsuite.protocols import Training
+    from evalsuite.task import Outcome, Protocol, Setup, Task
+
+__all__ = ["Backbones", "Cell", "Request", "demo_root", "execute", "existing", "plan", "run", "settle", "versions"]
 
 DEMO_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a user asks for; the fields are the flags of ``evalsuite run``."""
+    """What a user asks for; the fields are the flags of ``evalsuite run``, ``plugins`` its ``-p``."""
 
     backbones: Sequence[str]
     tasks: Sequence[str]
@@ -76,24 +79,107 @@ class Request:
     allow_partial: bool = False
     trust: bool = False
     command: str = ""
+    plugins: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """Paths may come as text."""
+        """Paths may come as text, and mappings of any kind."""
         object.__setattr__(self, "out", Path(self.out))
+        for name in ("settings", "backbone_options"):
+            object.__setattr__(self, name, dict(getattr(self, name) or {}))
         if self.data_root is not None:
             object.__setattr__(self, "data_root", expanded(self.data_root, "data_root"))
 
+    @property
+    def seed_list(self) -> tuple[int, ...]:
+        """The seeds, of which a number says how many."""
+        return tuple(range(self.seeds)) if isinstance(self.seeds, int) else tuple(self.seeds)
 
-@dataclass(frozen=True)
+
+class ProtocolMark(NamedTuple):
+    """By which protocol: what its record says of it, but for its fields."""
+
+    id: str
+    version: int
+    hash: str
+    modified: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One thing to run: a backbone of this identity on a task, by a protocol, from a seed."""
+    """One thing to run: a backbone of this identity on a task, by a protocol, from a seed. Plain values all: it pickles
+    in about a kilobyte, and any process makes its result of it (:func:`settle`).
 
-    loaded: Loaded
+    ``request`` is one of a single backbone, task and seed. The rest is what planning found out: the backbone's name,
+    ``spec`` (as JSON) and number of ``parameters``, the task's own name and version, the ``path`` of the result and the
+    ``fingerprint`` of the data.
+    """
+
+    request: Request
+    name: str
     identity: str
-    task: Task
-    setup: Setup
+    spec: Mapping[str, Any]
+    parameters: int
+    task: str
+    task_version: int
+    protocol: ProtocolMark
     path: Path
-    fingerprint: str
+    fingerprint: str = ""
+
+    @property
+    def seed(self) -> int:
+        (seed,) = self.request.seed_list
+        return seed
+
+    @property
+    def work(self) -> Path:
+        """The folder of its own that outlives a crash."""
+        return self.request.out / "work" / self.path.parent.parent.name / self.path.parent.name / self.path.stem
+
+    def __str__(self) -> str:
+        protocol = self.protocol
+        mark = f" (modified: {', '.join(protocol.modified)})" if protocol.modified else ""
+        return f"{self.name} on {self.task}, {protocol.id}-{protocol.version}{mark}, seed {self.seed}"
+
+
+class Backbones:
+    """Loads what requests name, and keeps the backbone that was loaded last: there are never two at once."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        self._flags: tuple[Any, ...] = ()
+        self._loaded: Loaded | None = None
+
+    def load(self, request: Request, progress: Progress) -> Loaded:
+        """The only backbone of a request. Raises as :func:`evalsuite.load_backbone`.
+
+        Whoever keeps it keeps two in memory when the next one is loaded.
+        """
+        from evalsuite.checkpoints import load_backbone
+
+        (text,) = request.backbones
+        flags = (
+            text, request.arch, dict(request.backbone_options or {}), request.network, request.allow_partial,
+            request.trust,
+        )  # fmt: skip
+        if self._loaded is None or flags != self._flags:
+            self.release()
+            with progress.doing(f"loading {text}"):
+                self._loaded = load_backbone(
+                    text, self.registry, arch=request.arch, allow_partial=request.allow_partial, trust=request.trust,
+                    options=dict(request.backbone_options or {}), network=request.network,
+                )  # fmt: skip
+            self._flags = flags
+        return self._loaded
+
+    def release(self) -> None:
+        """Let go of the backbone, and of the memory that it had on its device."""
+        if self._loaded is None:
+            return
+        self._loaded = None
+        gc.collect()  # networks refer to themselves
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
 
 def run(
@@ -112,43 +198,72 @@ def run(
     """
     request = Request(backbones=_listed(backbone), tasks=_listed(task), **flags)
     progress = progress or Progress(quiet=True)
-    return [result for _, result in execute(request, registry or load().registry, progress)]
+    return [result for _, result in execute(request, registry or load(request.plugins).registry, progress)]
 
 
 def execute(request: Request, registry: Registry, progress: Progress) -> list[tuple[Path, Result]]:
     """What :func:`run` does, with the path of each result."""
-    with data_session(progress, request.verify_data):
-        return [(cell.path, _settle(cell, request, progress)) for cell in plan(request, registry, progress)]
+    from evalsuite.data.digests import data_session
+
+    backbones = Backbones(registry)
+    with data_session(progress, request.verify_data):  # one for all: what cells have in common is read once
+        cells = plan(request, registry, progress, backbones)
+        return [(cell.path, settle(cell, registry, progress, backbones)) for cell in cells]
 
 
 def _listed(names: str | Sequence[str]) -> list[str]:
     return [n.strip() for n in names.split(",") if n.strip()] if isinstance(names, str) else list(names)
 
 
-def plan(request: Request, registry: Registry, progress: Progress) -> list[Cell]:
-    """The cells of a request, everything checked: names, data, and that each backbone gives what each task needs."""
+def plan(request: Request, registry: Registry, progress: Progress, backbones: Backbones | None = None) -> list[Cell]:
+    """The cells of a request, everything checked: names, data, and that each backbone gives what each task needs.
+
+    Those of one backbone are beside each other. Each backbone is loaded, looked at and let go of, but for the last one,
+    which ``backbones`` keeps.
+    """
     for folder in (request.out, request.out / "results", request.out / "work"):
         writable(folder)
     tasks: list[Task] = [registry.get("task", name)() for name in request.tasks]
-    recipes = [task.protocol(request.protocol).override(request.settings or {}) for task in tasks]
+    protocols = [task.protocol(request.protocol).override(request.settings or {}) for task in tasks]
     for task in tasks:
         _check(task, request, registry)
-    device = pick_device(request.device)
-    seeds = range(request.seeds) if isinstance(request.seeds, int) else request.seeds
-    cells = []
-    for spec in request.backbones:
-        with progress.doing(f"loading {spec}"):
-            loaded = load_backbone(
-                spec, registry, arch=request.arch, allow_partial=request.allow_partial, trust=request.trust,
-                options=dict(request.backbone_options or {}), network=request.network,
-            )  # fmt: skip
-        for guess in loaded.report.guesses:
-            progress.say(f"warning: {loaded.name}: {guess}")
-        for task, protocol in zip(tasks, recipes, strict=True):
-            task.refuse(loaded.backbone, protocol)
-            for seed in seeds:
-                cells.append(_cell(loaded, task, protocol, seed, device, request, registry, progress))
-    return cells
+    pick_device(request.device)
+    backbones = backbones or Backbones(registry)
+    columns = [_Column(*each) for each in zip(request.tasks, tasks, protocols, strict=True)]
+    request = replace(request, data_root=request.data_root or data_root())
+    return [
+        cell
+        for text in request.backbones
+        for cell in _cells(replace(request, backbones=(text,)), columns, backbones, progress)
+    ]
+
+
+@dataclass
+class _Column:
+    """A task by its name in the registry and a protocol, and the fingerprints of its data by seed, which are those of
+    all backbones."""
+
+    name: str
+    task: Task
+    protocol: Protocol
+    fingerprints: dict[int, str] = field(default_factory=dict)
+
+
+def _cells(request: Request, columns: Sequence[_Column], backbones: Backbones, progress: Progress) -> Iterator[Cell]:
+    """The cells of a request of one backbone, which is refused where it lacks what a task needs."""
+    loaded = backbones.load(request, progress)
+    for guess in loaded.report.guesses:
+        progress.say(f"warning: {loaded.name}: {guess}")
+    for column in columns:
+        task, protocol, fingerprints = column.task, column.protocol, column.fingerprints
+        task.refuse(loaded.backbone, protocol)
+        for seed in request.seed_list:
+            cell = _cell(replace(request, tasks=(column.name,), seeds=(seed,)), loaded, task, protocol)
+            if seed not in fingerprints:
+                setup = _setup(cell, task, protocol, backbones.registry, progress)
+                with progress.doing(f"reading the data of {task.name}"):
+                    fingerprints[seed] = task.fingerprint(setup)
+            yield replace(cell, fingerprint=fingerprints[seed])
 
 
 def _check(task: Task, request: Request, registry: Registry) -> None:
@@ -174,47 +289,49 @@ def _does(engine: str, task: Task, registry: Registry) -> bool:
     """Whether an engine does what the task's own do: it is one of them, or a plugin's of the same kind."""
     if engine in task.engines or not task.engines:
         return engine in task.engines
+    from evalsuite.protocols import job
+
     kinds = {job(registry.get("engine", e), registry.entry("engine", e).owner) for e in (engine, task.engines[0])}
     return len(kinds) == 1
 
 
-def _cell(
-    loaded: Loaded, task: Task, protocol: Protocol, seed: int, device: torch.device, request: Request,
-    registry: Registry, progress: Progress,
-) -> Cell:  # fmt: skip
-    variant, identity = _variant(task, protocol, request), loaded.backbone.identity
-    path = cell_path(
-        request.out,
-        loaded.name,
-        identity,
-        task.name,
-        _protocol_record(protocol),
-        seed,
-        variant,
-    )
-    work = request.out / "work" / path.parent.parent.name / path.parent.name / path.stem
-    root, data = request.data_root or data_root(), request.data
+def _cell(request: Request, loaded: Loaded, task: Task, protocol: Protocol) -> Cell:
+    record, (seed,) = _protocol_record(protocol), request.seed_list
+    identity, variant = loaded.backbone.identity, _variant(task, protocol, request)
+    return Cell(
+        request=request, name=loaded.name, identity=identity, spec=loaded.backbone.spec.to_json(),
+        parameters=loaded.report.parameters, task=task.name, task_version=task.version,
+        protocol=ProtocolMark(record.id, record.version, record.hash, record.modified),
+        path=cell_path(request.out, loaded.name, identity, task.name, record, seed, variant),
+    )  # fmt: skip
+
+
+def _setup(cell: Cell, task: Task, protocol: Protocol, registry: Registry, progress: Progress) -> Setup:
+    """What a cell's request asks for, on this machine."""
+    import torch
+
+    from evalsuite.data import is_generated
+    from evalsuite.task import Setup
+
+    request = cell.request
+    device, precision, workers = pick_device(request.device), request.precision, request.workers
+    root, data = request.data_root, request.data
     if request.demo:
         with progress.doing(f"drawing the demo world of {task.name}"):
             root = demo_root(task, registry)
         data = f"{task.world}:{root}" if task.world else None
-    precision = request.precision
+    gpu = device.type == "cuda"
     if precision == "auto":
-        precision = "bf16-mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
-    workers = (
-        request.workers if request.workers is not None else (os.cpu_count() or 1) - 1 if device.type == "cuda" else 0
-    )
-    setup = Setup(
-        protocol=protocol, work=work, registry=registry, progress=progress, seed=seed, device=device,
-        precision=precision, devices=request.devices, workers=workers,
-        encode_workers="auto" if request.workers is None else request.workers, data_root=root, data=data,
+        precision = "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"
+    return Setup(
+        protocol=protocol, work=cell.work, registry=registry, progress=progress, seed=cell.seed, device=device,
+        precision=precision, devices=request.devices,
+        workers=workers if workers is not None else (os.cpu_count() or 1) - 1 if gpu else 0,
+        encode_workers="auto" if workers is None else workers, data_root=root, data=data,
         engine=request.engine, limit=request.limit,
         demo=request.demo or (data is not None and is_generated(data, registry)),
         save_every=request.save_every, strict=request.strict, patient=request.patient,
     )  # fmt: skip
-    with progress.doing(f"reading the data of {task.name}"):
-        fingerprint = task.fingerprint(setup)
-    return Cell(loaded, identity, task, setup, path, fingerprint)
 
 
 def _variant(task: Task, protocol: Protocol, request: Request) -> tuple[str, ...]:
@@ -232,6 +349,8 @@ def _variant(task: Task, protocol: Protocol, request: Request) -> tuple[str, ...
 
 def demo_root(task: Task, registry: Registry) -> Path:
     """The generated world of a task's data set, written to disk on first use."""
+    from evalsuite.data import source
+
     world = task.world or task.name
     if world not in registry.names("dataset"):
         raise UsageError(
@@ -242,29 +361,52 @@ def demo_root(task: Task, registry: Registry) -> Path:
     return source(registry, world).demo(cache_root() / "demo", DEMO_SEED)
 
 
-def _settle(cell: Cell, request: Request, progress: Progress) -> Result:
-    """The cell's result: read if it is there, else made, by one process at a time; a failure is a result too."""
-    work = cell.setup.work
-    lock = work.with_name(f"{work.name}.lock")
-    there = _there(cell, progress)
+def settle(
+    cell: Cell,
+    registry: Registry | None = None,
+    progress: Progress | None = None,
+    backbones: Backbones | None = None,
+) -> Result:
+    """The cell's result: read if it is there, else made, by one process at a time; a failure is a result too.
+
+    A cell is enough: the plugins of its request are loaded where there is no ``registry``, and its backbone where
+    ``backbones`` does not keep it. Raises :class:`evalsuite.UsageError` where the result that is there is another's,
+    and :class:`evalsuite.PluginError` where the task or the protocol is another here than where it was planned.
+    """
+    progress = progress or Progress(quiet=True)
+    request, work = cell.request, cell.work
+
+    def make() -> Result:
+        known = registry or load(request.plugins).registry
+        return _made(cell, known, progress, backbones or Backbones(known))
+
+    result = _there(cell, progress)
     left = (request.out / "work").exists()  # perhaps of a process that was killed between its result and its clean-up
-    if there is None and not _is_first(request):
-        return _made(cell, request, progress)
-    if there is not None and not (left and _is_first(request)):
-        return _told(cell, there, progress)
+    if result is None and not _is_first(request):
+        return make()
+    if result is not None and not (left and _is_first(request)):
+        return _said(cell, result, progress)
     wait = request.devices == 1 or not any(name in os.environ for name in RANKS)  # the other ranks would not wait
-    with locked(lock, progress, _name(cell), wait=wait, within=request.out):
-        there = _there(cell, progress, alone=True)  # another process may have made it while this one waited
-        if there is None:
-            return _made(cell, request, progress)
+    with locked(work.with_name(f"{work.name}.lock"), progress, str(cell), wait=wait, within=request.out):
+        result = _there(cell, progress, alone=True)  # another process may have made it while this one waited
+        if result is None:
+            return make()
         if work.exists():
             _clear(work, request.out)
-        return _told(cell, there, progress)
+        return _said(cell, result, progress)
 
 
-def _told(cell: Cell, there: Result, progress: Progress) -> Result:
-    progress.say(f"{_name(cell)}: there already ({cell.path})")
-    return there
+def existing(cell: Cell) -> Result | None:
+    """The cell's result if it is there, so that nothing is left to be done; read without torch, and nothing is written.
+
+    None too where a failed one is there, which is tried again, and where a file is no result. Raises as :func:`settle`.
+    """
+    return _there(cell, Progress(quiet=True))
+
+
+def _said(cell: Cell, result: Result, progress: Progress) -> Result:
+    progress.say(f"{cell}: there already ({cell.path})")
+    return result
 
 
 def _is_first(request: Request) -> bool:
@@ -293,24 +435,58 @@ def _there(cell: Cell, progress: Progress, alone: bool = False) -> Result | None
     return there
 
 
-def _made(cell: Cell, request: Request, progress: Progress) -> Result:
+@dataclass
+class _Work:
+    """What the plain values of a cell stand for, made where it runs; the backbone is there once it is loaded."""
+
+    cell: Cell
+    task: Task
+    setup: Setup
+    loaded: Loaded | None = None
+
+    @property
+    def engine(self) -> str | None:
+        return self.setup.engine or (self.task.engines[0] if self.task.engines else None)
+
+
+def _work(cell: Cell, registry: Registry, progress: Progress) -> _Work:
+    """The task and the protocol by their names. Raises :class:`PluginError` where they are others than those planned
+    with, as another process may have them."""
+    request = cell.request
+    (name,) = request.tasks
+    task: Task = registry.get("task", name)()
+    protocol = task.protocol(request.protocol).override(request.settings or {})
+    planned, here = (cell.task_version, cell.protocol.hash), (task.version, protocol.hash)
+    if planned != here:
+        raise PluginError(
+            f"{cell} cannot be run here",
+            cause=f"version and hash of its task and protocol were {planned} where it was planned, and are {here} here",
+            fix="plan and run with the same versions of the suite and its plugins",
+        )
+    return _Work(cell, task, _setup(cell, task, protocol, registry, progress))
+
+
+def _made(cell: Cell, registry: Registry, progress: Progress, backbones: Backbones) -> Result:
     """Make the cell's result and write it; of a failure too, but never over a result."""
-    progress.say(_name(cell))
+    from evalsuite.preflight import let_go
+
+    work = _work(cell, registry, progress)
+    progress.say(str(cell))
     began = time.monotonic()
-    with room_for(cell.setup.work):
-        cell.setup.work.mkdir(parents=True, exist_ok=True)
-    reset_peak_memory(cell.setup.device)
+    with room_for(cell.work):
+        cell.work.mkdir(parents=True, exist_ok=True)
+    reset_peak_memory(work.setup.device)
     reserve = _reserve()
     try:
-        result = _evaluated(cell, request, progress, began)
+        result = _evaluated(work, backbones, began)
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and type(error.code) is int and error.code > 128:
             raise  # a signal, and the state is saved
         del reserve
         let_go(error)  # what its frames hold may be all the memory there is
-        failure = _reason(cell, error)
+        failure = _reason(work, error)
         progress.say(failure.told)
-        result = _failure(cell, request, failure, time.monotonic() - began)
+        result = _failure(work, failure, time.monotonic() - began)
     if not _first_of_all():
         return result
     if result.status == "failed":
@@ -319,7 +495,7 @@ def _made(cell: Cell, request: Request, progress: Progress) -> Result:
             return there
     result.write(cell.path)
     if result.status == "ok":
-        _clear(cell.setup.work, request.out)
+        _clear(cell.work, cell.request.out)
     return read(cell.path)
 
 
@@ -334,14 +510,36 @@ def _reserve() -> bytearray:
         return bytearray()
 
 
-def _evaluated(cell: Cell, request: Request, progress: Progress, began: float) -> Result:
-    with killed_workers(), progress.doing(f"{_name(cell)}: at work"):
-        outcome = evaluate(cell.task, cell.loaded.backbone.to(cell.setup.device), cell.setup)
-    result = _result(cell, request, outcome, time.monotonic() - began)
+def _evaluated(work: _Work, backbones: Backbones, began: float) -> Result:
+    from evalsuite.data.digests import data_session
+    from evalsuite.preflight import killed_workers
+    from evalsuite.task import evaluate
+
+    cell, progress = work.cell, work.setup.progress
+    work.loaded = _planned(cell, backbones.load(cell.request, progress))
+    with (
+        killed_workers(),
+        data_session(progress, cell.request.verify_data),
+        progress.doing(f"{cell}: at work"),
+    ):
+        outcome = evaluate(work.task, work.loaded.backbone.to(work.setup.device), work.setup)
+    result = _result(work, work.loaded, outcome, time.monotonic() - began)
     if _first_of_all():
         forget_partials(cell.path.with_suffix(""))
         _keep(cell, outcome)
     return result
+
+
+def _planned(cell: Cell, loaded: Loaded) -> Loaded:
+    """The backbone that was planned with. Raises :class:`BackboneError` for another: its file was written since."""
+    identity = loaded.backbone.identity
+    if identity != cell.identity:
+        raise BackboneError(
+            f"{cell.request.backbones[0]} is another backbone than when the run was planned",
+            cause=f"its weights were {cell.identity[:8]} then, and are {identity[:8]} now",
+            fix="run the same command again once the file is written; a plugin's builder draws from torch's generator",
+        )
+    return loaded
 
 
 @dataclass(frozen=True)
@@ -353,13 +551,15 @@ class _Failure:
     told: str
 
 
-def _reason(cell: Cell, error: BaseException) -> _Failure:
+def _reason(work: _Work, error: BaseException) -> _Failure:
     """What is kept of an error, as text that a file can hold."""
+    from evalsuite.preflight import TooLarge, is_out_of_memory
+
     if isinstance(error, TooLarge) and error.__cause__ is None:  # refused before any work, not out of memory in it
-        error = _with_lighter(cell, error)
+        error = _with_lighter(work, error)
     if isinstance(error, MemoryError) or is_out_of_memory(error):
         error = ResourceError(
-            f"{_name(cell)} ran out of memory",
+            f"{work.cell} ran out of memory",
             cause=" ".join(str(error).split())[:200] or "the system gives no more",
             fix="a smaller backbone, a smaller --set batch_size, fewer --workers, or a machine with more memory",
         )
@@ -380,17 +580,20 @@ def _writable_text(text: str) -> str:
 LONGEST_ERROR = 20_000
 
 
-def _with_lighter(cell: Cell, error: TooLarge) -> TooLarge:
+def _with_lighter(work: _Work, error: TooLarge) -> TooLarge:
     """The same refusal, which names the first of the task's other protocols that fits this machine."""
-    if cell.setup.device.type != "cpu" or cell.setup.devices > 1:
+    from evalsuite.preflight import Fits, TooLarge, estimating, spell
+    from evalsuite.task import evaluate
+
+    setup, loaded = work.setup, work.loaded
+    if loaded is None or setup.device.type != "cpu" or setup.devices > 1:
         return error  # only there can another one be estimated
-    with cell.setup.progress.doing("looking for a protocol that fits"), estimating():
-        for protocol in cell.task.protocols:
-            if not _is_lighter(protocol, cell):
+    with setup.progress.doing("looking for a protocol that fits"), estimating():
+        for protocol in work.task.protocols:
+            if not (_is_lighter(protocol, setup.protocol) and work.task.fits(loaded.backbone, protocol)):
                 continue
             try:
-                setup = replace(cell.setup, protocol=protocol, progress=Progress(quiet=True))
-                evaluate(cell.task, cell.loaded.backbone, setup)
+                evaluate(work.task, loaded.backbone, replace(setup, protocol=protocol, progress=Progress(quiet=True)))
             except Fits as fits:
                 advice = f"--protocol {protocol.id} ({spell(fits.seconds)} or more)"
                 return TooLarge(error.problem, cause=error.cause, fix=f"{advice}, or {error.fix}")
@@ -399,40 +602,39 @@ def _with_lighter(cell: Cell, error: TooLarge) -> TooLarge:
     return error
 
 
-def _is_lighter(protocol: Protocol, cell: Cell) -> bool:
+def _is_lighter(protocol: Protocol, refused: Protocol) -> bool:
     """Whether a protocol is worth an estimate: of the same kind and less work, by a step that needs no features of all
     images first."""
-    refused = cell.setup.protocol
+    from evalsuite.protocols import Training
+
     if type(protocol) is not type(refused) or getattr(protocol, "encode", None) is not None:
         return False
-    if not cell.task.fits(cell.loaded.backbone, protocol):
-        return False
     if isinstance(protocol, Training) and isinstance(refused, Training):
-        return _work(protocol) < _work(refused)
+        return _pixels(protocol) < _pixels(refused)
     return protocol.id != refused.id
 
 
-def _work(protocol: Training) -> int:
+def _pixels(protocol: Training) -> int:
     return protocol.iterations * protocol.batch_size * protocol.pixels
 
 
 def _is_outdated(there: Result, cell: Cell, progress: Progress, alone: bool) -> bool:
     """Whether a result does not say on what data it was made. It is set aside where nobody else writes it."""
-    if not there.by_file_sizes or there.data.get("fingerprint") == cell.fingerprint:
+    if there.data.get("fingerprint") == cell.fingerprint or not there.by_file_sizes:
         return False
     if alone:
         aside = set_aside(cell.path)
-        progress.say(f"{_name(cell)}: {aside.name} was {BY_FILE_SIZES}: the cell is run again")
+        progress.say(f"{cell}: {aside.name} was {BY_FILE_SIZES}: the cell is run again")
     return True
 
 
 def _refuse_another(there: Result, cell: Cell) -> None:
     """Refuse a result of the same name that was made otherwise: on other data, or before a recipe was changed."""
-    protocol = cell.setup.protocol
+    protocol = cell.protocol
     marks = (
         ("on other data", "fingerprint", there.data.get("fingerprint"), cell.fingerprint),
         (f"by another {protocol.id}-{protocol.version}", "hash", there.protocol.hash, protocol.hash),
-        (f"of another version of {cell.task.name}", "version", there.task_version, cell.task.version),
+        (f"of another version of {cell.task}", "version", there.task_version, cell.task_version),
     )
     for what, mark, then, now in marks:
         if then != now:
@@ -445,6 +647,8 @@ def _refuse_another(there: Result, cell: Cell) -> None:
 
 def _first_of_all() -> bool:
     """Whether this process writes; where there are several, it waits until all have come here."""
+    import torch
+
     if not torch.distributed.is_initialized():
         return True
     torch.distributed.barrier()
@@ -459,12 +663,6 @@ def _clear(work: Path, out: Path) -> None:
         elif not is_aside(path):
             path.unlink()
     remove_empty(work, out)
-
-
-def _name(cell: Cell) -> str:
-    protocol = cell.setup.protocol
-    mark = f" (modified: {', '.join(protocol.modified)})" if protocol.modified else ""
-    return f"{cell.loaded.name} on {cell.task.name}, {protocol.id}-{protocol.version}{mark}, seed {cell.setup.seed}"
 
 
 def _keep(cell: Cell, outcome: Outcome) -> None:
@@ -485,8 +683,9 @@ def _beside(path: Path, name: str, suffix: str) -> Path:
     return path.with_name(f"{path.stem}.{name}{suffix}")
 
 
-def _result(cell: Cell, request: Request, outcome: Outcome, took: float) -> Result:
-    better = {metric.name: metric.higher_is_better for metric in cell.task.promises(cell.setup.protocol)}
+def _result(work: _Work, loaded: Loaded, outcome: Outcome, took: float) -> Result:
+    cell = work.cell
+    better = {metric.name: metric.higher_is_better for metric in work.task.promises(work.setup.protocol)}
     scores = {}
     for name, value in outcome.scores.items():
         replicates = outcome.replicates.get(name)
@@ -501,56 +700,59 @@ def _result(cell: Cell, request: Request, outcome: Outcome, took: float) -> Resu
         files["samples"] = _beside(cell.path, "samples", ".npz").name
     return Result(
         status="ok", scores=scores, selected=dict(outcome.selected), details=dict(outcome.details),
-        data=dict(outcome.data), files=files, warnings=(*cell.loaded.report.guesses, *outcome.warnings),
+        data=dict(outcome.data), files=files, warnings=(*loaded.report.guesses, *outcome.warnings),
         timings={**outcome.timings, "total": took},
-        **_common(cell, request, cell.loaded.backbone.flops(), _engine_version(cell)),
+        **_common(work, loaded.backbone.flops(), _engine_version(work)),
     )  # fmt: skip
 
 
 def _interval(
     replicates: np.ndarray, samples: np.ndarray | None, groups: np.ndarray | None
 ) -> tuple[float | None, float | None]:
-    low, high = statistics.score_interval(replicates, samples, groups)
+    from evalsuite.statistics import score_interval
+
+    low, high = score_interval(replicates, samples, groups)
     return (None, None) if math.isnan(low) else (low, high)
 
 
-def _failure(cell: Cell, request: Request, failure: _Failure, took: float) -> Result:
+def _failure(work: _Work, failure: _Failure, took: float) -> Result:
     """A record of what is known anyway: nothing is computed for it, memory may be short."""
     version = None
     with suppress(Exception):  # an engine that cannot be imported may be why it failed
-        version = _engine_version(cell)
+        version = _engine_version(work)
     return Result(
         status="failed", error=failure.text, error_code=failure.code,
-        data={"fingerprint": cell.fingerprint}, timings={"total": took}, **_common(cell, request, None, version),
+        data={"fingerprint": work.cell.fingerprint}, timings={"total": took}, **_common(work, None, version),
     )  # fmt: skip
 
 
-def _engine(cell: Cell) -> str | None:
-    return cell.setup.engine or (cell.task.engines[0] if cell.task.engines else None)
-
-
-def _engine_version(cell: Cell) -> str | None:
-    engine = _engine(cell)
-    version: str | None = cell.setup.registry.get("engine", engine)().version() if engine else None
+def _engine_version(work: _Work) -> str | None:
+    registry, engine = work.setup.registry, work.engine
+    version: str | None = registry.get("engine", engine)().version() if engine else None
     return version
 
 
-def _common(cell: Cell, request: Request, flops: int | None, engine_version: str | None) -> dict[str, Any]:
-    spec, report = cell.loaded.backbone.spec, cell.loaded.report
+def _common(work: _Work, flops: int | None, engine_version: str | None) -> dict[str, Any]:
+    """What results and failures say alike; how the backbone was loaded, only where it was."""
+    from evalsuite.checkpoints import NEEDED
+
+    cell, setup, task = work.cell, work.setup, work.task
+    report = work.loaded.report if work.loaded is not None else None
+    provenance = work.loaded.provenance if work.loaded is not None else {}
+    source = cell.request.backbones[0] if report is None else report.source
     return {
         "backbone": BackboneRecord(
-            name=cell.loaded.name, request=_writable_text(report.source), identity=cell.identity,
-            spec=spec.to_json(), parameters=report.parameters, flops=flops,
-            load=report.to_json(),
-            provenance=dict(cell.loaded.provenance),
+            name=cell.name, request=_writable_text(source), identity=cell.identity,
+            spec=dict(cell.spec), parameters=cell.parameters, flops=flops,
+            load={} if report is None else report.to_json(), provenance=dict(provenance),
         ),
-        "task": cell.task.name, "task_version": cell.task.version, "primary": cell.task.leading(cell.setup.protocol),
-        "protocol": _protocol_record(cell.setup.protocol), "engine": _engine(cell),
-        "engine_version": engine_version,
-        "seed": cell.setup.seed, "limited": cell.setup.limit, "demo": cell.setup.demo, "trusted": report.trusted,
-        "partial": report.matched < NEEDED, "environment": _environment(cell.setup),
-        "peak_memory_mb": peak_memory(cell.setup.device),
-        "command": _writable_text(request.command), "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "task": cell.task, "task_version": cell.task_version, "primary": task.leading(setup.protocol),
+        "protocol": _protocol_record(setup.protocol), "engine": work.engine, "engine_version": engine_version,
+        "seed": cell.seed, "limited": setup.limit, "demo": setup.demo,
+        "trusted": cell.request.trust if report is None else report.trusted,
+        "partial": report is not None and report.matched < NEEDED, "environment": _environment(setup),
+        "peak_memory_mb": peak_memory(setup.device),
+        "command": _writable_text(cell.request.command), "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from evalsuite.features import Cache, Preprocess, cache
 from evalsuite.files import is_aside, write_text
 from evalsuite.progress import Progress
 from evalsuite.results import arrays, read_all
-from evalsuite.task import Metric, Outcome, Task
+from evalsuite.task import Metric, Outcome, Protocol, Task
 from evalsuite.training import Fit, fit, launched
 from pretrain.methods.simclr import SimCLR
 from pretrain.plugin import Training
@@ -168,6 +168,7 @@ class Trains(Task):
     """Three steps, each saved."""
 
     name, primary, needs = "trains", "loss", frozenset({"pooled"})
+    protocols: ClassVar = (Protocol(id="steps", version=1),)
     metrics: ClassVar = (Metric("loss", higher_is_better=False, high=100.0),)
 
     def fingerprint(self, setup: Any) -> str:
@@ -203,7 +204,7 @@ def drawn(index: int, seed: int) -> torch.Tensor:
     return torch.randn(3, generator=torch.Generator().manual_seed(seed)) + index
 
 
-def classifying(folder: Path, registry: hooks.Registry) -> runner.Cell:
+def classifying(folder: Path) -> runner.Request:
     """Ridge regression on cached features of 24 images."""
     rng = np.random.default_rng(0)
     labels = rng.integers(2, size=24)
@@ -212,25 +213,23 @@ def classifying(folder: Path, registry: hooks.Registry) -> runner.Cell:
         folder / "data.npz", train_images=images[:16], train_labels=labels[:16], test_images=images[16:],
         test_labels=labels[16:],
     )  # fmt: skip
-    request = runner.Request(
-        backbones=["random:small:resnet10"], tasks=["classify"], data=f"npz:{folder / 'data.npz'}", protocol="ridge",
-        out=folder / "out", backbone_options={"width": 4}, device="cpu", workers=0,
-    )  # fmt: skip
-    (cell,) = runner.plan(request, registry, QUIET)
-    backbone = tiny_backbone()
-    return replace(cell, loaded=replace(cell.loaded, backbone=backbone), identity=backbone.identity)
+    data = f"npz:{folder / 'data.npz'}"
+    return runner.Request(backbones=["tiny"], tasks=["classify"], data=data, protocol="ridge", device="cpu", workers=0)
 
 
-def settle(cell: runner.Cell, root: Path, progress: Progress) -> None:
+def planned(request: runner.Request, folder: Path, backbones: runner.Backbones) -> runner.Cell:
+    """The only cell of a request; the backbone is kept for those who are forked."""
+    (cell,) = runner.plan(replace(request, out=folder / "out"), backbones.registry, QUIET, backbones)
+    return cell
+
+
+def settle(cell: runner.Cell, backbones: runner.Backbones, root: Path, progress: Progress) -> None:
     os.environ["EVALSUITE_CACHE"] = str(root / "cache")
     out = root / "out"
     cell = replace(
-        cell,
-        path=out / "results" / "backbone" / "task" / "seed-0.json",
-        setup=replace(cell.setup, work=out / "work" / "backbone" / "task" / "seed-0", progress=progress),
+        cell, request=replace(cell.request, out=out), path=out / "results" / "backbone" / "task" / "seed-0.json"
     )
-    request = runner.Request(backbones=[], tasks=[], out=out, device="cpu", workers=0)
-    result = runner._settle(cell, request, progress)
+    result = runner.settle(cell, backbones.registry, progress, backbones)
     assert result.status == "ok", result.error
 
 
@@ -380,11 +379,14 @@ def tried(kind: Kind, root: Path, trial: dict[str, Any]) -> dict[str, Any]:
 
 def kinds_of(folder: Path) -> dict[str, Kind]:
     registry = hooks.load(environ={"EVALSUITE_PLUGINS": ""}).registry
-    cell = classifying(folder, registry)
-    trains = replace(cell, task=Trains(), fingerprint="of nothing")
+    registry.backbone("tiny", "pretrain.testing:tiny_backbone")
+    registry.task("trains", f"{__name__}:Trains")
+    backbones = runner.Backbones(registry)
+    classify = planned(classifying(folder), folder, backbones)
+    trains = planned(runner.Request(backbones=["tiny"], tasks=["trains"], device="cpu", workers=0), folder, backbones)
     kinds = {
-        "classify": Kind(partial(settle, cell), cell_numbers, cell_readable, cell_litter),
-        "trains": Kind(partial(settle, trains), cell_numbers, cell_readable, cell_litter),
+        "classify": Kind(partial(settle, classify, backbones), cell_numbers, cell_readable, cell_litter),
+        "trains": Kind(partial(settle, trains, backbones), cell_numbers, cell_readable, cell_litter),
         "encode": Kind(encode, all_features, partial(right_features, lambda: kinds["encode"].whole), partials),
         "pretrain": Kind(partial(pretraining, registry), pretrained_numbers, pretrained_readable, pretrained_litter),
     }

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evalsuite.errors import DataError
-from evalsuite.results import GREATEST, BackboneRecord, ProtocolRecord, Result, Score, cell_path, read, read_all
+from evalsuite.results import (
+    GREATEST,
+    BackboneRecord,
+    ProtocolRecord,
+    Result,
+    Score,
+    cell_path,
+    read,
+    read_all,
+    validated,
+)
+
+
+def nested(levels: int) -> list:
+    inner: list = []
+    for _ in range(levels - 1):
+        inner = [inner]
+    return inner
 
 
 def result(**changes) -> Result:
@@ -50,6 +69,39 @@ def test_a_later_minor_version_is_read_and_a_later_major_is_not(tmp_path):
     path.write_text(json.dumps({**content, "schema_version": "2.0"}))
     with pytest.raises(DataError, match="not a result"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"details": {"a": [1, 2.5, None, True, "\u00e9", {"b": -(2**63) + 1}]}},
+        {"details": {"a": 2**63}},
+        {"details": {"a": math.inf}},
+        {"details": {"a": "\ud800"}},
+        {"details": {"\udfff": 1}},
+        {"details": {"a": nested(28)}},
+        {"details": {"a": nested(29)}},
+        {"details": {"a": "x" * 1_000_001}},
+        {"schema_version": "2.0"},
+        {"schema_version": 1},
+        {"seed": 2**63},
+        {"unknown": nested(500)},
+        {"unknown": nested(900)},
+    ],
+)
+def test_a_file_is_read_as_what_its_json_holds(tmp_path, changes):
+    content = result().model_dump(mode="json") | changes
+    path = tmp_path / "seed-0.json"
+    path.write_text(json.dumps(content))
+    assert outcome(lambda: read(path)) == outcome(lambda: validated(json.loads(path.read_text())))
+
+
+def outcome(reading: Callable[[], Result]) -> Result | None:
+    """A result; None where it is refused."""
+    try:
+        return reading()
+    except (DataError, ValueError, RecursionError):
+        return None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"schema_version": "1.0"}', "\x00"])
