@@ -1,8 +1,8 @@
 """Whether a folder of results from a stranger can be taken into a leaderboard: every fault on a line of its own.
 
 Nothing in it is trusted. Files are looked at before they are opened, opened before they are believed, and what they
-say of themselves is held to what the suite knows: tasks, protocols and their hashes, promised metrics, the place a
-cell belongs, and the per-sample scores from which its numbers must follow.
+say of themselves is checked against what the suite knows: tasks, protocols and their hashes, promised metrics, the
+path of a cell, and the per-sample scores from which its numbers must follow.
 """
 
 from __future__ import annotations

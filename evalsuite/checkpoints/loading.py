@@ -106,8 +106,8 @@ def load_backbone(
     file = folders.read(path, trust=trust)
     if HEADER in file.header:
         return _own(file.path, file, registry, inputs, arch, overrides)
-    found = _find(file, registry, arch, overrides, seed, network)
-    return _finish(file, found, inputs, overrides, allow_partial, seed)
+    best = _find(file, registry, arch, overrides, seed, network)
+    return _finish(file, best, inputs, overrides, allow_partial, seed)
 
 
 def _neither(text: str, registry: Registry) -> BackboneError:

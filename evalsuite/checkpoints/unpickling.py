@@ -106,7 +106,7 @@ def _count(stream: Any) -> None:
             memo[len(memo)] = stack[-1]
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
             if argument > count:
-                raise pickle.UnpicklingError(f"place {argument} of its memory after {count} instructions")
+                raise pickle.UnpicklingError(f"index {argument} of its memory after {count} instructions")
             memo[argument] = stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
