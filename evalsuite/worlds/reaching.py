@@ -105,7 +105,7 @@ def reaching_rules(variant: str = "default", **changes: Any) -> ReachingRules:
     rules = vary("object-reaching", VARIANTS, variant, changes)
     colours = {*rules.colours, rules.target} if rules.kind == "goal" else set(rules.colours)
     faults = {
-        f"mode easy has four positions, not {rules.objects}": rules.mode == "easy" and rules.objects > len(EASY),
+        f"mode easy has four places, not {rules.objects}": rules.mode == "easy" and rules.objects > len(EASY),
         f"there are {rules.objects} cubes, not 1 to 6": not 1 <= rules.objects <= 6,
         f"unknown colours in {rules.colours}": not colours <= set(COLOURS),
         "no second colour is left": rules.kind != "random" and len(colours) < 2,
