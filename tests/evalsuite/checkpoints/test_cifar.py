@@ -17,7 +17,7 @@ from evalsuite.backbone import Backbone, build
 from evalsuite.checkpoints import Loaded, load_backbone
 from evalsuite.errors import BackboneError
 from evalsuite.hooks import Registry
-from evalsuite.probes import NearestNeighbours, Test, Train, evaluate
+from evalsuite.probes import NearestNeighbours, Train, evaluate
 
 State = dict[str, Tensor]
 PIXELS = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
@@ -366,5 +366,5 @@ def test_a_real_cifar_resnet_of_a_stranger_reaches_its_known_accuracies(realdata
     assert float((guesses == labels).mean()) == pytest.approx(0.8040, abs=0.003)
     bank, known = pixels(realdata / "cls_cifar10_jpeg" / "train")
     train = Train({"pooled": encoded(loaded.backbone, bank).numpy()}, known)
-    probed = evaluate(NearestNeighbours(ks=(20,)), train, Test({"pooled": rows.numpy()}, labels))
+    probed = evaluate(NearestNeighbours(ks=(20,)), train, {"pooled": rows.numpy()})
     assert float((probed.scores.argmax(1) == labels).mean()) == pytest.approx(0.8320, abs=0.003)
