@@ -165,7 +165,7 @@ class LrFactor(LRSchedulerMixin, _ParamScheduler):  # type: ignore[misc]
         return [base * self.lr_factor(self.last_step) for base in self.base_values]
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in super().state_dict().items() if name != "rate"}
+        return {name: value for name, value in super().state_dict().items() if name != "lr_factor"}
 
 
 class Mixed(OptimWrapper):  # type: ignore[misc]
