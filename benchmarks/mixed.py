@@ -347,7 +347,7 @@ def _images(split: str, count: int, several: bool) -> ClassificationSet:
 
 
 def _encode(registry: Registry, way: Way, folder: Path) -> Numbers:
-    names = ("pooled", "tokens", "map16/max2", "layer:conv1")
+    names = ("pooled", "tokens/avg", "map16/max2", "layer:conv1")
     found = Cache().features(
         _small_net(), _images("test", 9, False), names, precision=way.precision, workers=way.workers,
         channels_last=way.channels_last, pin_memory=way.pin_memory,

@@ -210,7 +210,7 @@ def trained(folder: Path, demand: Demand | None, iterations: int = 4) -> dict[st
     model = Net()
     model([sample(0, 0), sample(1, 1)])
     run = Fit(
-        model=model, optimizer=torch.optim.AdamW(model.parameters(), 0.01), rate=lambda step: 1.0,
+        model=model, optimizer=torch.optim.AdamW(model.parameters(), 0.01), lr_factor=lambda step: 1.0,
         iterations=iterations, sample=sample, length=10, batch_size=4, seed=3, key="k", state=folder / "state.pt",
         demand=demand,
     )  # fmt: skip
