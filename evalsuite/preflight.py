@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch._C import _error_if_any_worker_fails
 
 from evalsuite.errors import ResourceError
 from evalsuite.progress import Progress
@@ -278,12 +279,36 @@ def let_go(error: BaseException | None) -> None:
 WORKER_ENDED = ("DataLoader worker (pid", "Pin memory thread exited")  # how torch begins to say it
 
 
+def _is_handing_over(error: BaseException) -> bool:
+    """Whether an error is of receiving a tensor's memory from another process, which is not there any more."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") == "multiprocessing.resource_sharer" for frame, _ in frames)
+
+
+def _hear_of_workers(patience: float) -> None:
+    """Wait for torch to say that a worker has ended, which it raises: a process closes its sockets before it counts as
+    ended."""
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        _error_if_any_worker_fails()
+        time.sleep(0.01)
+
+
 @contextmanager
-def killed_workers() -> Iterator[None]:
+def killed_workers(patience: float = 2.0) -> Iterator[None]:
     """Where a process that reads images was killed, which torch says at whatever line it hears of it, say it as a
-    :class:`ResourceError`."""
+    :class:`ResourceError`.
+
+    Where a batch was just being handed over, its reader hears of a broken connection first: then torch is waited for,
+    ``patience`` seconds.
+    """
     try:
-        yield
+        try:
+            yield
+        except (OSError, EOFError) as error:
+            if _is_handing_over(error):
+                _hear_of_workers(patience)
+            raise
     except RuntimeError as error:
         if not str(error).startswith(WORKER_ENDED):
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from functools import partial
+from multiprocessing import resource_sharer
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from evalsuite.preflight import (
     afford,
     estimating,
     free_memory,
+    killed_workers,
     measure,
     out_of_memory,
 )
@@ -284,3 +286,38 @@ def test_where_the_system_does_not_say_nothing_is_refused(tmp_path, monkeypatch)
 def test_this_machine_says():
     assert 1e6 < free_memory() < 1e14
     assert np.isfinite(free_memory())
+
+
+# --- workers
+
+
+def handing_over():
+    """Receive a tensor's memory from a process that is gone."""
+    handle = resource_sharer.DupFd(1)
+    handle._id = ("/nowhere/socket", 1)
+    handle.detach()
+
+
+def test_a_worker_that_is_killed_while_it_hands_over_a_batch_is_told(monkeypatch):
+    answers = iter([None, RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")])
+
+    def ask():
+        if (answer := next(answers)) is not None:
+            raise answer
+
+    monkeypatch.setattr(preflight, "_error_if_any_worker_fails", ask)
+    with pytest.raises(ResourceError, match="a process that reads images was killed") as refusal, killed_workers():
+        handing_over()
+    assert "DataLoader worker (pid 7)" in refusal.value.cause
+
+
+def test_a_connection_that_breaks_while_all_workers_live_is_no_killed_worker():
+    with pytest.raises(FileNotFoundError), killed_workers(patience=0.05):
+        handing_over()
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("of a server"), FileNotFoundError("x.jpg"), RuntimeError("x")])
+def test_other_errors_are_no_killed_worker(error):
+    with pytest.raises(type(error)) as raised, killed_workers():
+        raise error
+    assert raised.value is error
