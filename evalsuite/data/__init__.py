@@ -143,6 +143,10 @@ def _role(word: str) -> str | None:
     return next((role for role, words in _ROLES.items() if word in words or word.removesuffix("set") in words), None)
 
 
+class MissingData(DataError):
+    """A folder does not hold a layout at all; other refusals say what is wrong in one that does."""
+
+
 class Source(ABC, Generic[Data]):
     """A layout on disk, and the data set that made it known. Instances hold nothing that was read.
 
@@ -295,11 +299,11 @@ class Source(ABC, Generic[Data]):
         anything that is no demo world.
         """
 
-    def missing(self, root: Path | None) -> DataError:
+    def missing(self, root: Path | None) -> MissingData:
         """The refusal of a data root that does not hold this data set."""
         own = [f"data of your own: --task {task} --data {self.name}:PATH" for task in self.serves[:1]]
         if self.layout_only:
-            return DataError(
+            return MissingData(
                 f"{root} is not in the layout {self.name}",
                 cause=f"{root} does not hold its tree" if root and root.is_dir() else f"{root} is not a folder",
                 fix="; ".join([f"give the folder that holds {', '.join(self.tree.split())}", *own]),
@@ -311,7 +315,7 @@ class Source(ABC, Generic[Data]):
         else:
             cause = f"{root} does not hold its layout"
         paths = ", ".join(self.tree.split())
-        return DataError(
+        return MissingData(
             f"data set {self.name!r} was not found",
             cause=cause,
             fix="; ".join([f"point --data-root or EVALSUITE_DATA to a folder that holds {paths}; or try --demo", *own]),
@@ -390,8 +394,7 @@ def _elsewhere(error: DataError, layout: Source[Any], scheme: str, path: Path) -
     fitting = [place for place in below if _holds(layout, place)]
     fitting = [place for place in fitting if not any(other in place.parents for other in fitting)]
     if not fitting:
-        missing = layout.missing(path)
-        if (error.problem, error.cause) != (missing.problem, missing.cause):
+        if not isinstance(error, MissingData):
             return error
         tree = (layout.own_tree or layout.tree).split()
         return DataError(

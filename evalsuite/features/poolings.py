@@ -7,7 +7,6 @@ commit 01d0bd56. A single vector is a set of one.
 from __future__ import annotations
 
 import math
-import warnings
 from copy import deepcopy
 from itertools import pairwise, permutations
 from typing import Any, Literal, get_args
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from evalsuite.backbone import Backbone, Features
 from evalsuite.errors import BackboneError, UsageError
 from evalsuite.features.encoder import autocast
+from evalsuite.lazy import moved
 
 __all__ = ["NatureCNN", "ObservationEncoder", "PoolingName", "RelationNetwork", "TransformerPooling", "pooling"]
 
@@ -280,10 +280,4 @@ def _sinusoids(places: int, width: int) -> Tensor:
     return buffer
 
 
-def __getattr__(name: str) -> object:
-    """The older name of the encoder, with a warning."""
-    if name != "Encoder":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    message = f"{__name__}.Encoder is {__name__}.ObservationEncoder now; the old name goes with the next version"
-    warnings.warn(message, DeprecationWarning, stacklevel=2)
-    return ObservationEncoder
+__getattr__ = moved(__name__, renamed={"Encoder": f"{__name__}.ObservationEncoder"})

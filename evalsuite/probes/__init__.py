@@ -7,17 +7,12 @@ scores the features of a test set. Nothing here is given the labels of one.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
-
-import numpy as np
-
-from evalsuite.metrics.ranking import macro, per_label
+from evalsuite.lazy import moved
 from evalsuite.probes.draws import draw_fraction, draw_low_shot, draw_shots, fold, hold_out
 from evalsuite.probes.linear import LinearHeads, Ridge, SgdHeads
 from evalsuite.probes.logistic import COSTS, Logistic, minimise
 from evalsuite.probes.neighbours import NearestNeighbours, Prototypes, neighbours
-from evalsuite.probes.rows import Array, Normalise, Part, Predictions, Probe, Rows, Runtime, Train
+from evalsuite.probes.rows import Normalise, Part, Predictions, Probe, Rows, Runtime, Train
 from evalsuite.probes.selection import (
     Choice,
     Probed,
@@ -70,30 +65,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Older names, with a warning."""
-    if name not in _OLDER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    now, value = _OLDER[name]
-    message = f"evalsuite.probes.{name} is {now} now; the old name goes with the next version"
-    warnings.warn(message, DeprecationWarning, stacklevel=2)
-    return value
-
-
-def _mean_average_precision(scores: Array, labels: Array) -> float:
-    return float(np.asarray(macro(per_label("envelope", scores, labels))))
-
-
-def _test(features: Mapping[str, Array], labels: object = None) -> dict[str, Array]:
-    return dict(features)
-
-
-_OLDER: dict[str, tuple[str, object]] = {
-    "Fitted": ("evalsuite.probes.Predictions", Predictions),
-    "Site": ("evalsuite.probes.Runtime", Runtime),
-    "Test": ("a mapping of the test set's features, whose labels stay with the caller,", _test),
-    "mean_average_precision": (
-        "evalsuite.metrics.ranking.per_label('envelope', ...), averaged,",
-        _mean_average_precision,
-    ),
-}
+__getattr__ = moved(__name__, renamed={"Fitted": "evalsuite.probes.Predictions", "Site": "evalsuite.probes.Runtime"})

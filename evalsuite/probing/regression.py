@@ -24,6 +24,7 @@ import numpy.typing as npt
 from evalsuite import probes
 from evalsuite.backbone import PIXELS, Backbone
 from evalsuite.data.digests import fingerprint, joined
+from evalsuite.data.draws import evenly
 from evalsuite.errors import DataError
 from evalsuite.features import ImageSet, Output, Preprocess
 from evalsuite.metrics.regression import METRICS
@@ -117,9 +118,8 @@ class Numbers:
 
     def limit(self, count: int | None) -> Numbers:
         """At most ``count`` rows, evenly spaced."""
-        if count is None or len(self) <= count:
-            return self
-        return self.take(np.linspace(0, len(self) - 1, count).round().astype(np.int64))
+        rows = evenly(len(self), count)
+        return self if rows is None else self.take(rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ class RegressionProtocol(Protocol):
         return len(self.outputs) * len(self.alphas) > 1
 
 
-class Regression(Task):
+class Regression(Task[RegressionProtocol]):
     """Numbers told from frozen features: progress, saliency, similarity, depth.
 
     Subclasses say where the rows are (:meth:`sets`); of several targets a row, metrics are means over them.
@@ -179,27 +179,30 @@ class Regression(Task):
     protocols: ClassVar[tuple[Protocol, ...]] = (RegressionProtocol(id="ridge", version=1),)
 
     @abstractmethod
-    def sets(self, setup: Setup) -> tuple[Numbers, Numbers]:
+    def sets(self, setup: Setup[RegressionProtocol]) -> tuple[Numbers, Numbers]:
         """What to learn from and what to score on."""
 
-    def requires(self, protocol: Protocol) -> frozenset[str]:
-        return _recipe(protocol).needs
+    def requires(self, protocol: RegressionProtocol) -> frozenset[str]:
+        return protocol.needs
 
-    def fingerprint(self, setup: Setup) -> str:
+    def fingerprint(self, setup: Setup[RegressionProtocol]) -> str:
         train, test = self._limited(setup)
         refuse_known(setup, train, test)
         return fingerprint(train.digest, test.digest)
 
-    def run(self, backbone: Backbone, setup: Setup) -> Outcome:
+    def run(self, backbone: Backbone, setup: Setup[RegressionProtocol]) -> Outcome:
         train, test = self._limited(setup)
-        return on_readable(lambda known, asked: self._run(backbone, known, asked, setup), setup, train, test)
+        mark = fingerprint(train.digest, test.digest)
+        return on_readable(lambda known, points: self._run(backbone, known, points, mark, setup), setup, train, test)
 
-    def _limited(self, setup: Setup) -> tuple[Numbers, Numbers]:
+    def _limited(self, setup: Setup[RegressionProtocol]) -> tuple[Numbers, Numbers]:
         train, test = self.sets(setup)
         return train.limit(setup.limit), test.limit(setup.limit)
 
-    def _run(self, backbone: Backbone, train: Numbers, test: Numbers, setup: Setup) -> Outcome:
-        recipe, began = _recipe(setup.protocol), monotonic()
+    def _run(
+        self, backbone: Backbone, train: Numbers, test: Numbers, mark: str, setup: Setup[RegressionProtocol]
+    ) -> Outcome:
+        recipe, began = setup.protocol, monotonic()
         shown = _shown(recipe, backbone, train)
         known, points = (
             setup.cache.features(
@@ -229,7 +232,7 @@ class Regression(Task):
             warnings=(*(f"{p.split}: {note}" for p in (train, test) for note in p.notes), *probed.warnings),
             timings={"encode": encoded - began, "fit": monotonic() - encoded},
             data={
-                "fingerprint": self.fingerprint(setup), "train_rows": len(train), "test_rows": len(test),
+                "fingerprint": mark, "train_rows": len(train), "test_rows": len(test),
                 **{f"test_{why}": count for why, count in test.left_out.items()},
             },
             details={
@@ -251,11 +254,6 @@ class Regression(Task):
             for name, value in scores.items()
             if value is not None
         }
-
-
-def _recipe(protocol: Protocol) -> RegressionProtocol:
-    assert isinstance(protocol, RegressionProtocol)
-    return protocol
 
 
 def _shown(recipe: RegressionProtocol, backbone: Backbone, train: Numbers) -> Preprocess | None:

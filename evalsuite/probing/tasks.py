@@ -49,7 +49,7 @@ Scored = tuple[dict[str, float | None], dict[str, Floats], dict[str, Floats]]
 # --- tasks ------------------------------------------------------------------------------------------------------
 
 
-class Probing(Task):
+class Probing(Task[ImageProtocol]):
     """A task on labelled images.
 
     Subclasses say where the data are, which labels they have and how scores are measured.
@@ -59,7 +59,7 @@ class Probing(Task):
     protocols: ClassVar[tuple[ImageProtocol, ...]]
 
     @abstractmethod
-    def place(self, setup: Setup) -> tuple[ClassificationSource, Path]:
+    def place(self, setup: Setup[ImageProtocol]) -> tuple[ClassificationSource, Path]:
         """The layout of the data, and where they lie."""
 
     @abstractmethod
@@ -92,20 +92,20 @@ class Probing(Task):
         """
         return scores, test
 
-    def requires(self, protocol: Protocol) -> frozenset[str]:
-        return protocol.needs if isinstance(protocol, ImageProtocol) else self.needs
+    def requires(self, protocol: ImageProtocol) -> frozenset[str]:
+        return protocol.needs
 
-    def promises(self, protocol: Protocol) -> tuple[Metric, ...]:
+    def promises(self, protocol: ImageProtocol) -> tuple[Metric, ...]:
         if not isinstance(protocol, FewShotProtocol):
             return self.metrics
         (primary,) = (metric for metric in self.metrics if metric.name == self.primary)
         few = dataclasses.replace(primary, undefined="some class has fewer images than that to learn from")
         return primary, *(dataclasses.replace(few, name=f"{primary.name}_k{k}") for k in protocol.shots)
 
-    def sets(self, setup: Setup) -> tuple[ClassificationSet, ClassificationSet]:
+    def sets(self, setup: Setup[ImageProtocol]) -> tuple[ClassificationSet, ClassificationSet]:
         """What to learn from and what to score on, rows without a label left out."""
         layout, path = self.place(setup)
-        protocol = _protocol(setup)
+        protocol = setup.protocol
         found = _load(layout, path, protocol.train_split, protocol.test_split)
         for part in found:
             self.check(part)
@@ -116,19 +116,21 @@ class Probing(Task):
             refuse_single_class(first)
         return first, second
 
-    def fingerprint(self, setup: Setup) -> str:
+    def fingerprint(self, setup: Setup[ImageProtocol]) -> str:
         train, test = self.sets(setup)
         refuse_known(setup, train, test)
         return fingerprint(train.digest, test.digest)
 
-    def run(self, backbone: Backbone, setup: Setup) -> Outcome:
+    def run(self, backbone: Backbone, setup: Setup[ImageProtocol]) -> Outcome:
         train, test = self.sets(setup)
         outcome = on_readable(lambda known, asked: self._run(backbone, known, asked, setup), setup, train, test)
         return dataclasses.replace(outcome, warnings=(*outcome.warnings, *_copied(train, test)))
 
-    def _run(self, backbone: Backbone, train: ClassificationSet, test: ClassificationSet, setup: Setup) -> Outcome:
-        learnt = _drawn(train, _protocol(setup).fraction, setup.seed)
-        found = _protocol(setup).fit(backbone, learnt, _hidden(test), self.criterion, setup)
+    def _run(
+        self, backbone: Backbone, train: ClassificationSet, test: ClassificationSet, setup: Setup[ImageProtocol]
+    ) -> Outcome:
+        learnt = _drawn(train, setup.protocol.fraction, setup.seed)
+        found = setup.protocol.fit(backbone, learnt, _hidden(test), self.criterion, setup)
         began = monotonic()
         told = self._few(found, test, setup) if isinstance(found.scores, Iterator) else self._all(found, test, setup)
         return dataclasses.replace(
@@ -150,7 +152,7 @@ class Probing(Task):
         value = float(found[self.primary][0]) if self.primary in found else float("nan")
         return value if primary.higher_is_better else -value
 
-    def _all(self, found: Fitted, test: ClassificationSet, setup: Setup) -> Outcome:
+    def _all(self, found: Fitted, test: ClassificationSet, setup: Setup[ImageProtocol]) -> Outcome:
         """Every metric, with what is kept of each sample."""
         assert isinstance(found.scores, np.ndarray)
         scores, units = self.units(found.scores, found.scale, test)
@@ -178,7 +180,7 @@ class Probing(Task):
         found = {kind: value for kind, value in values.items() if np.isfinite(value)}
         return {f"{self.primary}_by_tag": found} if len(kinds) > 1 and found else {}
 
-    def _few(self, found: Fitted, test: ClassificationSet, setup: Setup) -> Outcome:
+    def _few(self, found: Fitted, test: ClassificationSet, setup: Setup[ImageProtocol]) -> Outcome:
         """The primary metric of every draw: for each k the mean over draws, and the mean over all k."""
         table: dict[str, list[tuple[float, Floats]]] = {}
         assert isinstance(found.scores, Iterator)
@@ -297,11 +299,6 @@ class Named(Probing):
 
 
 # --- data -------------------------------------------------------------------------------------------------------
-
-
-def _protocol(setup: Setup) -> ImageProtocol:
-    assert isinstance(setup.protocol, ImageProtocol)
-    return setup.protocol
 
 
 def _hidden(test: ClassificationSet) -> ClassificationSet:

@@ -50,7 +50,7 @@ class RetrievalProtocol(Protocol):
         return False  # nothing is drawn
 
 
-class Retrieval(Task):
+class Retrieval(Task[RetrievalProtocol]):
     """Queries, images or texts, that ask for candidates; how many of the first k are relevant.
 
     Subclasses say where both are (:meth:`sets`) and which candidates are relevant to which queries
@@ -68,19 +68,19 @@ class Retrieval(Task):
     protocols: ClassVar[tuple[Protocol, ...]] = (RetrievalProtocol(id="image", version=1, query="image"),)
 
     @abstractmethod
-    def sets(self, setup: Setup) -> tuple[ClassificationSet, Queries]:
+    def sets(self, setup: Setup[RetrievalProtocol]) -> tuple[ClassificationSet, Queries]:
         """Candidates, and queries by image or by text, as the protocol has them."""
 
     @abstractmethod
     def relevance(self, queries: Queries, candidates: ClassificationSet) -> Bools:
         """(Q, N): which candidates answer which query."""
 
-    def left_out(self, queries: Queries, candidates: ClassificationSet, protocol: Protocol) -> Bools | None:
+    def left_out(self, queries: Queries, candidates: ClassificationSet, protocol: RetrievalProtocol) -> Bools | None:
         """(Q, N): candidates that a query may not retrieve, itself or those of its patient (:func:`same`); None: all
         may."""
         return None
 
-    def notes(self, queries: Queries, candidates: ClassificationSet, protocol: Protocol) -> tuple[str, ...]:
+    def notes(self, queries: Queries, candidates: ClassificationSet, protocol: RetrievalProtocol) -> tuple[str, ...]:
         """Warnings of what the sets have in common."""
         return ()
 
@@ -88,31 +88,33 @@ class Retrieval(Task):
         """What to tell beside the metrics."""
         return {}
 
-    def requires(self, protocol: Protocol) -> frozenset[str]:
-        recipe = _recipe(protocol)
-        return Output.parse(recipe.output).needs | ({"text"} if recipe.query == "text" else set())
+    def requires(self, protocol: RetrievalProtocol) -> frozenset[str]:
+        return Output.parse(protocol.output).needs | ({"text"} if protocol.query == "text" else set())
 
-    def fingerprint(self, setup: Setup) -> str:
+    def fingerprint(self, setup: Setup[RetrievalProtocol]) -> str:
         candidates, queries = self.sets(setup)
         refuse_known(setup, candidates, *([] if isinstance(queries, Texts) else [queries]))
         return fingerprint(candidates.digest, queries.digest)
 
-    def run(self, backbone: Backbone, setup: Setup) -> Outcome:
+    def run(self, backbone: Backbone, setup: Setup[RetrievalProtocol]) -> Outcome:
         candidates, queries = self.sets(setup)
         if isinstance(queries, Texts):
             return on_readable(lambda bank: self._search(backbone, queries, bank, setup), setup, candidates)
         return on_readable(lambda bank, asked: self._search(backbone, asked, bank, setup), setup, candidates, queries)
 
-    def _search(self, backbone: Backbone, queries: Queries, candidates: ClassificationSet, setup: Setup) -> Outcome:
+    def _search(
+        self, backbone: Backbone, queries: Queries, candidates: ClassificationSet, setup: Setup[RetrievalProtocol]
+    ) -> Outcome:
         protocol, began = setup.protocol, monotonic()
-        output = _recipe(protocol).output
+        output = protocol.output
         bank, points = (_encode(backbone, part, setup) for part in (candidates, queries))
         encoded = monotonic()
         retrieved = rank(
             points.arrays[output], bank.arrays[output], self.relevance(queries, candidates), self.ks,
             excluded=self.left_out(queries, candidates, protocol), device=setup.device,
         )  # fmt: skip
-        table = {metric.name: retrieved.table()[metric.name] for metric in self.metrics}
+        measured = retrieved.table()
+        table = {metric.name: measured[metric.name] for metric in self.metrics}
         samples: dict[str, npt.NDArray[Any]] = {
             name: values.astype(np.float32) for name, values in table.items() if np.isfinite(values).all()
         }
@@ -166,12 +168,12 @@ class ChexpertRetrieval(Retrieval):
         ChexpertProtocol(id="text", version=1, query="text", output="joint"),
     )
 
-    def sets(self, setup: Setup) -> tuple[ClassificationSet, Queries]:
+    def sets(self, setup: Setup[RetrievalProtocol]) -> tuple[ClassificationSet, Queries]:
         layout = source(setup.registry, self.name)
         assert isinstance(layout, Chexpert8x200)
         path = layout.locate(setup.data_root)
         candidates = layout.load(path, "candidates").limit(setup.limit)
-        if _recipe(setup.protocol).query == "image":
+        if setup.protocol.query == "image":
             return candidates, layout.load(path, "queries").limit(setup.limit)
         findings, sentences = layout.sentences(path)
         return candidates, Texts(sentences, findings, "queries")
@@ -180,14 +182,14 @@ class ChexpertRetrieval(Retrieval):
         assert queries.labels is not None
         return relevance(queries.labels, candidates.labels)
 
-    def left_out(self, queries: Queries, candidates: ClassificationSet, protocol: Protocol) -> Bools | None:
+    def left_out(self, queries: Queries, candidates: ClassificationSet, protocol: RetrievalProtocol) -> Bools | None:
         assert isinstance(protocol, ChexpertProtocol)
         of_queries, of_candidates = queries.groups, candidates.groups
         if not protocol.exclude_patients or of_queries is None or of_candidates is None:
             return None  # a sentence is of no patient
         return same(of_queries, of_candidates)
 
-    def notes(self, queries: Queries, candidates: ClassificationSet, protocol: Protocol) -> tuple[str, ...]:
+    def notes(self, queries: Queries, candidates: ClassificationSet, protocol: RetrievalProtocol) -> tuple[str, ...]:
         assert isinstance(protocol, ChexpertProtocol)
         patients = [set() if part.groups is None else set(part.groups.tolist()) for part in (queries, candidates)]
         shared = len(patients[0] & patients[1])
@@ -205,13 +207,8 @@ class ChexpertRetrieval(Retrieval):
         return {"precision@10_by_finding": by_finding}
 
 
-def _recipe(protocol: Protocol) -> RetrievalProtocol:
-    assert isinstance(protocol, RetrievalProtocol)
-    return protocol
-
-
-def _encode(backbone: Backbone, data: Queries, setup: Setup) -> Encoded:
-    recipe = _recipe(setup.protocol)
+def _encode(backbone: Backbone, data: Queries, setup: Setup[RetrievalProtocol]) -> Encoded:
+    recipe = setup.protocol
     height, width = backbone.spec.image_size
     return setup.cache.features(
         backbone, data, (recipe.output,), device=setup.device, precision=setup.precision, workers=setup.encode_workers,
